@@ -1,0 +1,85 @@
+# `make` lists the targets. `demo`, `test` and `lint` set everything up on their first call, in .venv.
+#
+# Variables, on the command line:
+#   PYTHON=python3.11   the interpreter .venv is made from
+#   CORES=2             cores of the demo; JOBS=2: processes of the unit tests
+#   EXTRAS=...          what is installed with the package; `EXTRAS=gpu,demo,test` searches on a CUDA GPU
+#   TORCH_ARGS=...      further arguments of `pip install torch==...`, e.g. the index of a build for this machine
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON     ?= python3.11
+CORES      ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+JOBS       ?= 2
+EXTRAS     ?= cpu,demo,test
+TORCH_ARGS ?=
+DEMO_RUNS  ?= bm25 student student_more rd_cb teacher_de teacher_cb lead_de lead_cb
+
+# The environment is as old as what it was made from: the stamp's name holds the checksum of that.
+# Every path is relative and no prerequisite holds a blank, so the checkout may stand in a folder with blanks in its name.
+VENV  := .venv
+BIN   := $(VENV)/bin
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.lead-$(shell cat pyproject.toml constraints.txt - <<< '$(EXTRAS) $(TORCH_ARGS)' | cksum | cut -d' ' -f1)
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# Rules call `lead`, tests call `snakemake`: both from .venv.
+IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
+
+# Runs a set-up step: $(call step,what it does,the command). One line, with the seconds it took.
+step = printf '%s ... ' '$(1)'; SECONDS=0; $(2); printf '%d s\n' "$$SECONDS"
+
+.PHONY: help demo test lint clean constraints setup
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+demo: $(STAMP) ## distil on the built-in collection, end to end, and print the table
+	@$(IN_VENV) snakemake --cores $(CORES) -- $(DEMO_RUNS:%=results/demo/%.json)
+	@$(IN_VENV) lead table $(DEMO_RUNS:%=results/demo/%.json)
+
+test: export HF_HUB_OFFLINE = 1
+test: $(STAMP) ## all tests: first the quick ones side by side, then those that run Snakemake, one by one
+	@$(IN_VENV) python -m pytest -n $(JOBS) -m 'not dag'
+	@dag=$$(grep -rlE --include='test_*.py' '^(@|pytestmark.*)pytest\.mark\.dag' tests || true); \
+	if [ -n "$$dag" ]; then $(IN_VENV) python -m pytest -m dag $$dag; fi
+
+lint: $(STAMP) ## style, types and workflow; the findings of `snakemake --lint` are shown, but do not fail it
+	@failed=; check() { echo "> $$*"; $(IN_VENV) "$$@" || failed+=" '$$*'"; }; \
+	check ruff check; check ruff format --check; check mypy; check snakefmt --check workflow; \
+	echo '> snakemake --lint'; $(IN_VENV) snakemake --lint || echo 'docs/decisions.md says which of these findings we accept, and why'; \
+	if [ -n "$$failed" ]; then echo "lint failed:$$failed" >&2; exit 1; fi
+
+clean: ## remove the demo's results, logs, caches and build files; keep .venv and all other results
+	@rm -rf results/demo logs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
+	@find . -name $(VENV) -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+setup: $(STAMP) ## only make .venv
+	@:
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || \
+	{ echo 'error: $(PYTHON) is not a working Python 3.11 or 3.12; install Python 3.11, or say make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@rm -f $(VENV)/.lead-*
+	@$(call step,Making $(VENV) with $(PYTHON),[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV))
+	@# exactly one faiss package may be there
+	@$(PIP) uninstall -qq --yes $(if $(findstring gpu,$(EXTRAS)),faiss-cpu,faiss-gpu) 2>/dev/null || true
+	@# alone and before all else: a CPU build that pip was told of is taken, before another package asks for a torch
+	@$(call step,Installing $(TORCH),$(PIP) install -qq -c constraints.txt pip setuptools $(TORCH) $(TORCH_ARGS))
+	@$(call step,Installing lead[$(EXTRAS)] and what it needs,$(PIP) install -qq --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]')
+	@touch $@
+
+# All extras but `gpu`, newest versions, in an environment of its own. CUDA's packages are torch's to choose.
+constraints: ## write constraints.txt anew: the newest versions of everything but torch (TORCH=torch==X to move it)
+	@new=$$(mktemp -d); trap 'rm -rf "$$new"' EXIT; \
+	$(PYTHON) -m venv "$$new/venv"; \
+	"$$new/venv/bin/python" -m pip install -qq --upgrade pip setuptools $(TORCH) $(TORCH_ARGS); \
+	"$$new/venv/bin/python" -m pip install -qq --no-build-isolation -e '.[cpu,demo,slurm,test]'; \
+	sed -n '/^#/p' constraints.txt > "$$new/constraints.txt"; \
+	"$$new/venv/bin/python" -m pip freeze --all --exclude-editable \
+	| sed -E 's/\+[a-z0-9.]+$$//; /^(nvidia-|cuda-|triton)/d' | LC_ALL=C sort -f >> "$$new/constraints.txt"; \
+	if grep -nE '@|://' "$$new/constraints.txt" | grep -v ':#'; then echo 'error: not from a package index (above)' >&2; exit 1; fi; \
+	cp "$$new/constraints.txt" constraints.txt; git --no-pager diff --stat -- constraints.txt || true

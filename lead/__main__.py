@@ -1,0 +1,5 @@
+"""`python -m lead`."""
+
+from lead.cli import main
+
+raise SystemExit(main())

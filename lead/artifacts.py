@@ -1,0 +1,168 @@
+"""Reading and writing artifacts: outputs appear whole or not at all, damage is noticed on reading.
+
+Tables are Parquet with page checksums (a flipped bit raises when the page is read), models are
+folders with a manifest of SHA-256 sums, results are JSON. Every file is written beside its final place, flushed to
+disk, and renamed. The schema of each table is in `SCHEMAS` and, in words, in docs/artifacts.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lead.errors import LeadError
+
+SCHEMAS: dict[str, pa.Schema] = {
+    # pid is unique; text is what encoders and BM25 see (fields already joined)
+    "corpus": pa.schema([("pid", pa.string()), ("text", pa.string())]),
+    # qid is unique within a split
+    "queries": pa.schema([("qid", pa.string()), ("text", pa.string())]),
+    # graded relevance; what counts as relevant is the dataset's `relevance` threshold
+    "qrels": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rel", pa.int32())]),
+    # rank counts from 1; sorted by query (in the order of the queries file), then rank
+    "ranked": pa.schema(
+        [("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]
+    ),
+    "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
+}
+
+MANIFEST = "manifest.json"
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, which takes its place (fsync, rename) when the block succeeds."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as e:
+        raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
+    os.close(fd)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        _fsync(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as e:
+        raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that replaces it, with a manifest of checksums, when the block succeeds."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as e:
+        raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
+    try:
+        yield temporary
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        manifest = {str(p.relative_to(temporary)): sha256(p) for p in files}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for p in [*files, temporary / MANIFEST, temporary]:
+            _fsync(p)
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as e:
+        raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(path: str | Path) -> Path:
+    """`path`, once every file in its manifest is found there with the right checksum. Raises LeadError."""
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise LeadError(f"{path} is not a folder written by lead (no {MANIFEST}); rerun the stage that makes it") from None
+    except (OSError, ValueError) as e:
+        raise LeadError(f"{path / MANIFEST} cannot be read ({e}); delete {path} and rerun its stage") from e
+    for name, expected in manifest.items():
+        file = path / name
+        if not file.is_file() or sha256(file) != expected:
+            raise LeadError(f"{file} is missing or damaged (checksum); delete {path} and rerun its stage")
+    return path
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, or of a folder's manifest (which holds its files' sums), in hex."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / MANIFEST
+    try:
+        with path.open("rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    except OSError as e:
+        raise LeadError(f"cannot read {path}: {e.strerror or e}") from e
+
+
+def write_table(table: pa.Table, path: str | Path, schema: str | None = None, **options: Any) -> None:
+    """Write a Parquet table atomically; `schema` names an entry of `SCHEMAS` that it is cast to."""
+    if schema is not None:
+        table = table.select(SCHEMAS[schema].names).cast(SCHEMAS[schema])
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, **options)
+
+
+def read_table(path: str | Path, schema: str | None = None, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet table, verifying page checksums and, if given, that it has the named schema."""
+    path = Path(path)
+    try:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise LeadError(f"{path} does not exist; run the stage that makes it") from None
+    except (OSError, pa.ArrowException) as e:
+        reason = str(e).splitlines()[0]
+        raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
+    if schema is not None and columns is None and not table.schema.equals(SCHEMAS[schema]):
+        want = ", ".join(f"{f.name}: {f.type}" for f in SCHEMAS[schema])
+        have = ", ".join(f"{f.name}: {f.type}" for f in table.schema)
+        raise LeadError(f"{path} is not a {schema} table: it has ({have}), expected ({want})")
+    return table
+
+
+def write_json(value: Any, path: str | Path) -> None:
+    """Write JSON atomically: sorted keys, so that the same value is the same bytes."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file. Raises LeadError naming the file when it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LeadError(f"{path} does not exist; run the stage that makes it") from None
+    except (OSError, ValueError) as e:
+        raise LeadError(f"{path} cannot be read as JSON ({e}); delete it and rerun its stage") from e

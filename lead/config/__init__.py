@@ -1,0 +1,1 @@
+"""Configuration: schema, loading with one-line errors, and the slice each stage reads."""

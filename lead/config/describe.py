@@ -1,0 +1,37 @@
+"""The keys of a stage's settings as text for `--help`."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+
+def describe(cls_name: str) -> str:
+    """One line for each key of a class in lead.config.stages: path, type, default, meaning."""
+    from lead.config import stages
+
+    lines = list(_lines(getattr(stages, cls_name), ""))
+    width = min(34, max(len(name) for name, _ in lines)) if lines else 0
+    return "settings (keys of --settings, with their defaults):\n" + "\n".join(f"  {n:<{width}}  {about}" for n, about in lines)
+
+
+def _lines(cls: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:
+    for name, field in cls.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from _lines(annotation, f"{prefix}{name}.")
+            continue
+        about = field.description or ""
+        if field.default is not PydanticUndefined:
+            about = f"{about} [{_default(field.default)}]".strip()
+        choices = typing.get_args(annotation)
+        if typing.get_origin(annotation) is typing.Literal:
+            about = f"{' | '.join(map(str, choices))}. {about}"
+        yield f"{prefix}{name}", about
+
+
+def _default(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

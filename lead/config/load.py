@@ -1,0 +1,236 @@
+"""Loading and checking configuration files. Every mistake is one line: file, line, key, what is wrong, the remedy."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lead.config.schema import Config, Dataset, Experiments, FilesSource, Settings, Train
+from lead.errors import LeadError, nearest
+
+T = TypeVar("T", bound=BaseModel)
+Tree = dict[str, Any]
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads 5e-5 as a number (YAML 1.2; plain PyYAML reads text)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for n, (key, value) in enumerate(zip(keys, node.value, strict=True)):
+            if key in keys[:n]:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", value[0].start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML (or JSON) text. Raises LeadError with the line of a syntax error."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise LeadError(f"{place}: not valid YAML: {getattr(e, 'problem', None) or str(e).splitlines()[0]}") from e
+
+
+def read_yaml(path: Path) -> tuple[Any, str]:
+    """The value and the text of a YAML file. Raises LeadError when it cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+    return parse_yaml(text, str(path)), text
+
+
+def _line(text: str, location: tuple[Any, ...]) -> int | None:
+    """Line, from 1, of the deepest node of `location` that the YAML text has."""
+    try:
+        node = yaml.compose(text, _Loader)
+    except yaml.YAMLError:
+        return None
+    line = None
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    node, line = value, key.start_mark.line + 1
+                    break
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+    return line
+
+
+# --- checking --------------------------------------------------------------------------------------------------------
+def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefix: tuple[str, ...] = ()) -> T:
+    """`data` as a checked `cls`. Raises LeadError for the first mistake, naming the key, the file and the nearest valid name.
+
+    `prefix`: where in the file `data` stands.
+    """
+    try:
+        return cls.model_validate(data)
+    except ValidationError as e:
+        error = e.errors(include_url=False)[0]
+    location = tuple(error["loc"])
+    line = _line(text, (*prefix, *location)) if text else None
+    place = f"{where}:{line}" if line else where
+    key = ".".join(str(p) for p in (*prefix, *_without_tags(cls, location)))
+    kind, message = error["type"], error["msg"]
+    if kind == "extra_forbidden":
+        raise LeadError(f"{place}: unknown key '{key}'; {nearest(str(location[-1]), _fields(cls, location[:-1]))}")
+    if kind == "missing":
+        raise LeadError(f"{place}: key '{key}' is missing; add it")
+    message = message.removeprefix("Value error, ").removeprefix("Input ")
+    given = error.get("input")
+    if isinstance(given, dict | list):
+        given = "a mapping" if isinstance(given, dict) else "a list"
+    shown = f", not {given!r}" if kind != "value_error" else ""
+    raise LeadError(f"{place}: {f'key {key!r}: ' if key else ''}{message}{shown}")
+
+
+def _options(annotation: Any) -> list[type[BaseModel]]:
+    """The models inside an annotation such as `A | B`, `list[A]`, `dict[str, A]`, `Annotated[A, ..]`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [m for a in typing.get_args(annotation) for m in _options(a)]
+
+
+def _fields(cls: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """The valid keys at a location inside `cls`."""
+    models: list[type[BaseModel]] = [cls]
+    for part in location:
+        inner = [o for m in models if part in m.model_fields for o in _options(m.model_fields[part].annotation)]
+        tagged = [m for m in models if part in typing.get_args(getattr(m.model_fields.get("kind"), "annotation", None))]
+        models = inner or tagged or models
+    return [name for m in models for name in m.model_fields]
+
+
+def _without_tags(cls: type[BaseModel], location: tuple[Any, ...]) -> list[Any]:
+    """The location without the discriminator tags (`source.pydocs.packages` is `source.packages` in the file)."""
+    return [p for n, p in enumerate(location) if not (n and location[n - 1] == "source" and p in ("pydocs", "files"))]
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Part:
+    """Some keys of `Settings` as one file gives them."""
+
+    tree: Tree
+    where: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """All configuration files, each checked on its own."""
+
+    path: Path
+    config: Config
+    presets: dict[str, Part]
+    datasets: dict[str, tuple[Dataset, Path]]
+    experiments: Experiments
+    experiments_path: Path
+
+    def parts(self, dataset: str, run: str | None) -> list[Part]:
+        """What is laid over the defaults: preset < dataset < config < experiment row."""
+        data, path = self.datasets[dataset]
+        parts = [
+            self.presets[data.preset],
+            Part(data.settings, str(path)),
+            Part(self.config.settings, str(self.path)),
+        ]
+        if run is not None:
+            parts.append(Part(self.experiments.runs[run].settings, f"{self.experiments_path}, run {run}"))
+        return parts
+
+
+def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
+    """Read config.yaml and every file it names. `overrides`: keys of config.yaml given elsewhere (snakemake --config).
+
+    Raises LeadError for the first mistake found.
+    """
+    path = Path(path)
+    tree, text = read_yaml(path)
+    config = validate(Config, merge(tree or {}, overrides or {}), str(path), text)
+    _check_settings(config.settings, str(path), text, ("settings",))
+    base = path.parent
+    presets = {p.stem: _preset(p) for p in _files(base / config.presets, "presets", path)}
+    datasets = {p.stem: (_dataset(p, presets), p) for p in _files(base / config.datasets, "datasets", path)}
+    rows_path = base / config.experiments
+    rows, rows_text = read_yaml(rows_path)
+    experiments = validate(Experiments, rows, str(rows_path), rows_text)
+    for name, row in experiments.runs.items():
+        _check_settings(row.settings, str(rows_path), rows_text, ("runs", name, "settings"))
+        for dataset in row.datasets or []:
+            if dataset not in datasets:
+                raise LeadError(f"{rows_path}: run '{name}': no dataset '{dataset}'; {nearest(dataset, datasets)}")
+    return Loaded(path, config, presets, datasets, experiments, rows_path)
+
+
+def _files(folder: Path, key: str, config: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise LeadError(f"{config}: key '{key}': {folder} is not a folder; create it or mend the key")
+    return sorted(folder.glob("*.yaml"))
+
+
+def _preset(path: Path) -> Part:
+    tree, text = read_yaml(path)
+    _check_settings(tree or {}, str(path), text, ())
+    return Part(tree or {}, str(path))
+
+
+def _dataset(path: Path, presets: dict[str, Part]) -> Dataset:
+    tree, text = read_yaml(path)
+    dataset = validate(Dataset, tree, str(path), text)
+    if dataset.preset not in presets:
+        raise LeadError(f"{path}: key 'preset': no preset '{dataset.preset}'; {nearest(dataset.preset, presets)}")
+    _check_settings(dataset.settings, str(path), text, ("settings",))
+    return dataset
+
+
+def _check_settings(tree: Any, where: str, text: str, prefix: tuple[str, ...]) -> None:
+    """Check the keys that one file gives, on their own, so that the message can name the file and the line."""
+    if not isinstance(tree, dict):
+        raise LeadError(f"{where}: expected keys and values, not {tree!r}")
+    complete = {"models": {"teacher": {"reference": "path:."}, "student": {"reference": "path:."}}}
+    validate(Settings, merge(complete, tree), where, text, prefix)
+    for phase, keys in (tree.get("phases") or {}).items():
+        validate(Train, keys, where, text, (*prefix, "phases", phase))
+
+
+def merge(base: Tree, over: Tree) -> Tree:
+    """`over` laid over `base`, mapping by mapping. Lists and scalars are replaced.
+
+    >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
+    {'a': {'b': 1, 'c': 3}}
+    """
+    out = dict(base)
+    for key, value in over.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def source_paths(source: FilesSource, dataset_file: Path) -> FilesSource:
+    """The source with its paths made absolute: relative ones count from the dataset file."""
+    base = dataset_file.resolve().parent
+
+    def absolute(tree: Any, key: str = "") -> Any:
+        if isinstance(tree, dict):
+            return {k: absolute(v, k) for k, v in tree.items()}
+        return str(base / Path(tree).expanduser()) if key in ("corpus", "queries", "qrels") else tree
+
+    return FilesSource.model_validate(absolute(source.model_dump()))

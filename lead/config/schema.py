@@ -1,0 +1,288 @@
+"""Every key of the configuration: its type, default, bounds and meaning. The one source of truth.
+
+`lead schema` prints the JSON Schema generated from these models; `lead <stage> --help` prints the keys of a stage.
+Defaults are the paper's (section 4.3, Table 10) wherever the paper gives a value.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class Strict(BaseModel):
+    """Unknown keys and wrong types are errors; values do not change once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+class ModelRef(Strict):
+    """A pretrained encoder."""
+
+    reference: str = Field(
+        pattern=r"^(hub|path|package):.+",
+        description="hub:<name>, path:<folder>, or package:<import name>/<folder inside it>",
+    )
+    layers: list[PositiveInt] | None = Field(None, description="keep only these transformer layers (1..N), in order")
+
+
+class Scoring(Strict):
+    """How token vectors become a score, at the last layer and at the layers before it (eqs. 1, 2, 4, 5)."""
+
+    pooling: Literal["cls", "mean"] = Field("cls", description="DE: the vector that stands for a text")
+    normalise: Literal["none", "unit"] = Field("none", description="vectors of the last layer: raw, or of unit length")
+    scale: Positive = Field(1.0, description="factor on the last layer's scores")
+    layer_normalise: Literal["none", "unit", "standard"] = Field(
+        "none",
+        description="vectors of the layers before the last: raw, of unit length, or (standard) of unit length "
+        "and scores brought to zero mean and unit variance over each query's candidates",
+    )
+    layer_scale: Positive = Field(1.0, description="factor on the scores of the layers before the last")
+    markers: bool = Field(False, description="CB: [unused0] / [unused1] after [CLS] marks query / passage")
+    expand: bool = Field(False, description="CB: pad queries with [MASK] tokens that take part in MaxSim")
+    special_tokens: bool = Field(True, description="CB: [CLS] and [SEP] take part in MaxSim")
+
+
+class ScoringByKind(Strict):
+    """`Scoring` for each kind of model."""
+
+    de: Scoring = Scoring()
+    cb: Scoring = Scoring()
+
+
+class Lengths(Strict):
+    """Truncation, in tokens, special tokens included."""
+
+    query: Annotated[int, Field(ge=3)] = Field(32, description="max query length (Table 10)")
+    passage: Annotated[int, Field(ge=3)] = Field(144, description="max passage length (Table 10: 144 PAS, 480 DOC)")
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+class Train(Strict):
+    """Optimisation, the same for every run that trains (section 4.3, Table 10)."""
+
+    steps: PositiveInt = Field(50000, description="optimizer steps")
+    batch_size: PositiveInt = Field(80, description="queries in a step, over all ranks")
+    negatives: Annotated[int, Field(ge=0)] = Field(16, description="hard negatives drawn for each query and step")
+    negatives_depth: PositiveInt = Field(100, description="hard negatives are drawn from the top of the mined list")
+    lr: Positive = Field(5e-5, description="peak learning rate of the model being trained (the student's when distilling)")
+    teacher_lr: Positive | None = Field(None, description="peak learning rate of a jointly trained teacher; null: lr")
+    weight_decay: NonNegative = Field(0.01, description="AdamW weight decay (not on biases and LayerNorm)")
+    warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of steps with rising learning rate")
+    clip: Positive = Field(1.0, description="gradient norm above which gradients are scaled down, for each model")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast type of the encoders; scores are fp32")
+    micro_tokens: PositiveInt = Field(16384, description="padded tokens of one micro-batch of texts, sorted by length")
+    cache_above: PositiveInt = Field(
+        131072, description="padded tokens of a step above which gradients are cached instead of keeping the graph"
+    )
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
+    checkpoint_keep: PositiveInt = Field(2, description="checkpoints kept while training")
+    dev_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between evaluations on dev; 0: only the end")
+    dev_queries: Annotated[int, Field(ge=0)] = Field(200, description="dev queries used for it; 0: never evaluate on dev")
+    dev_negatives: Annotated[int, Field(ge=0)] = Field(10, description="mined negatives each dev query adds to the dev pool")
+    select: Literal["last", "best"] = Field("last", description="weights kept: the last, or the best on dev (MRR@10)")
+
+
+class Layers(Strict):
+    """Which K pairs of teacher and student layers are aligned (section 3.3, Layer Selection; section 4.5)."""
+
+    k: PositiveInt = Field(5, description="number of layer pairs, K; at most M (Table 4: 5 on MS-PAS, 6 on MS-DOC)")
+    strategy: Literal["random", "last", "skip", "pairs"] = Field(
+        "random",
+        description="random: K ordered layers of each, drawn anew every step; last: the last K; "
+        "skip: teacher {1, 1+s, ..}, student the last K; pairs: those given",
+    )
+    skip: PositiveInt = Field(2, description="s of strategy skip")
+    pairs: list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]] | None = Field(
+        None, description="[[teacher layer, student layer], ..] of strategy pairs"
+    )
+
+
+class LossWeights(Strict):
+    """Factors on the four parts of eq. 12 (all 1 in the paper)."""
+
+    lyr: NonNegative = 1.0
+    rep: NonNegative = 1.0
+    tch: NonNegative = 1.0
+    stu: NonNegative = 1.0
+
+
+class Distil(Strict):
+    """The losses of sections 3.3 and 3.4."""
+
+    tau: Positive = Field(1.0, description="temperature on both sides of eqs. 6 and 9 (Table 10)")
+    layers: Layers = Layers()
+    layer_weights: Literal["per_query", "batch", "uniform"] = Field(
+        "per_query", description="w of eq. 7: for each query; one for the batch (released code); 1/K (section 4.6)"
+    )
+    layer_weights_tau: Positive = Field(1.0, description="temperature of eq. 7")
+    joint: bool = Field(True, description="train the teacher too (section 3.4); false: frozen, L_tch and KL(s, t) removed")
+    detach_target: bool = Field(False, description="no gradient reaches the target side of each KL")
+    candidates: Literal["batch", "own"] = Field(
+        "batch", description="passages a distribution is over: the whole (cross-)batch, or the query's own list"
+    )
+    weights: LossWeights = LossWeights()
+
+
+class PhaseTrain(Strict):
+    """Overrides of `train` in one phase. Keys are those of `train`."""
+
+    miner: dict[str, Any] = Field({}, description="the 12DE that mines negatives")
+    warmup: dict[str, Any] = Field({}, description="teachers and student on mined negatives")
+    distil: dict[str, Any] = Field({}, description="distillation and its controls")
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+class PydocsSource(Strict):
+    """Docstrings of installed packages: query = summary line, passage = the rest."""
+
+    kind: Literal["pydocs"]
+    packages: list[str] = Field(min_length=1, description="import names; sources are parsed, never imported")
+    evaluation: PositiveInt = Field(1000, description="queries held out for evaluation (by hash)")
+    passages: PositiveInt | None = Field(None, description="keep only about this many passages (by hash); null: all")
+
+
+class SplitFiles(Strict):
+    """Queries and relevance judgements of one split."""
+
+    queries: str = Field(description="TSV (id, text), JSONL (_id, text) or Parquet (qid, text); .gz too")
+    qrels: str = Field(description="TREC (qid, any, pid, rel), BEIR TSV with header, or Parquet (qid, pid, rel); .gz too")
+
+
+class FilesSource(Strict):
+    """A collection on disk. Paths are relative to the dataset file."""
+
+    kind: Literal["files"]
+    corpus: str = Field(description="TSV (id, [title,] text), JSONL (_id, title, text) or Parquet (pid, [title,] text); .gz too")
+    fields: list[Literal["title", "text"]] = Field(
+        ["title", "text"], min_length=1, description="what a passage is made of, in this order; a missing title is skipped"
+    )
+    train: SplitFiles
+    test: SplitFiles = Field(description="the evaluation split")
+    dev: SplitFiles | None = Field(None, description="null: carved from train")
+
+
+class Checks(Strict):
+    """Shares above which prepared data makes no sense and the stage stops."""
+
+    duplicate_passages: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="passages whose text occurs before")
+    unjudged_queries: Annotated[float, Field(ge=0, le=1)] = Field(0.9, description="queries without a relevant passage")
+    unresolved_judgements: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="judgements of unknown qid or pid")
+    empty_passages: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="passages without text")
+
+
+class Bm25(Strict):
+    """BM25, for negatives and as a run of its own."""
+
+    k1: NonNegative = 0.9
+    b: Annotated[float, Field(ge=0, le=1)] = 0.4
+    stemmer: Literal["porter", "english", "none"] = "porter"
+    stop_words: bool = True
+
+
+class Retrieval(Strict):
+    """How deep each list goes (section 4.3)."""
+
+    depth: PositiveInt = Field(1000, description="passages in a ranked list")
+    mine_depth: PositiveInt = Field(100, description="hard negatives mined for a query")
+    rerank_depth: PositiveInt = Field(1000, description="passages reranked by CB (1000 PAS, 100 DOC)")
+    rerank_from: Name = Field("teacher_de", description="run whose list CB reranks")
+    fp16: bool = Field(False, description="store embeddings in half precision")
+    batch_tokens: PositiveInt = Field(16384, description="padded tokens encoded at a time")
+
+
+class Evaluation(Strict):
+    """What is measured, and how surely."""
+
+    measures: list[str] = Field(["RR@10", "AP@1000", "R@1000"], min_length=1, description="as ir_measures writes them")
+    relevance: PositiveInt = Field(1, description="grade from which a passage is relevant for binary measures and training")
+    resamples: PositiveInt = Field(1000, description="bootstrap resamples of the confidence intervals")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+class Settings(Strict):
+    """Everything a run reads, after defaults < preset < dataset < experiment row have been laid over each other."""
+
+    seed: int = Field(1, ge=0, description="of data order, draws, dropout and layer selection")
+    models: dict[Literal["teacher", "student"], ModelRef] = Field(description="pretrained encoders to start from")
+    lengths: Lengths = Lengths()
+    scoring: ScoringByKind = ScoringByKind()
+    train: Train = Train()
+    phases: PhaseTrain = PhaseTrain()
+    distil: Distil = Distil()
+    bm25: Bm25 = Bm25()
+    retrieval: Retrieval = Retrieval()
+    evaluation: Evaluation = Evaluation()
+    checks: Checks = Checks()
+    dev_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="share of train queries carved as dev (by hash)")
+
+    @model_validator(mode="after")
+    def _teacher_and_student(self) -> Settings:
+        if missing := {"teacher", "student"} - set(self.models):
+            raise ValueError(f"models.{sorted(missing)[0]} is missing")
+        return self
+
+
+class Dataset(Strict):
+    """A file of config/datasets/: where the data is, and settings that differ from the preset."""
+
+    about: str = Field("", description="one line for people")
+    source: Annotated[PydocsSource | FilesSource, Field(discriminator="kind")]
+    preset: Name = Field("paper", description="a file of config/presets/")
+    settings: dict[str, Any] = Field({}, description="any keys of Settings")
+
+
+class Row(Strict):
+    """A row of config/experiments.yaml: one run."""
+
+    about: str = Field("", description="one line for people")
+    method: Literal["bm25", "contrastive", "rd", "lead", "teacher_of"] = Field(
+        description="bm25; contrastive: hard labels only; rd: response-based distillation; lead; "
+        "teacher_of: evaluate the teacher a joint run leaves"
+    )
+    kind: Literal["de", "cb"] = Field("de", description="contrastive: dual encoder or ColBERT")
+    init: Literal["teacher", "student"] | None = Field(None, description="contrastive: the encoder of `models` to start from")
+    start: Name | None = Field(None, description="the run whose model goes on training, or is the student of rd and lead")
+    teacher: Name | None = Field(None, description="rd, lead: the run whose model teaches")
+    of: Name | None = Field(None, description="teacher_of: the joint run")
+    negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
+    phase: Literal["miner", "warmup", "distil"] = Field("distil", description="which overrides of `train` apply")
+    datasets: list[Name] | None = Field(None, description="only these datasets; null: all")
+    settings: dict[str, Any] = Field({}, description="any keys of Settings")
+
+    @model_validator(mode="after")
+    def _needs(self) -> Row:
+        needs = {"rd": {"start", "teacher"}, "lead": {"start", "teacher"}, "teacher_of": {"of"}}.get(self.method, set())
+        for key in ("init", "start", "teacher", "of"):
+            given = getattr(self, key) is not None
+            if self.method == "contrastive" and key in ("init", "start"):
+                continue
+            if given != (key in needs):
+                raise ValueError(f"method {self.method} {'does not read' if given else 'needs'} `{key}`")
+        if self.method == "contrastive" and (self.init is None) == (self.start is None):
+            raise ValueError("method contrastive needs one of `init` and `start`")
+        return self
+
+
+class Experiments(Strict):
+    """config/experiments.yaml."""
+
+    runs: dict[Name, Row]
+
+
+class Config(Strict):
+    """config/config.yaml."""
+
+    results: str = Field("results", min_length=1, description="folder of everything that is made")
+    datasets: str = Field("datasets", description="folder of dataset files, relative to this file")
+    presets: str = Field("presets", description="folder of presets, relative to this file")
+    experiments: str = Field("experiments.yaml", description="the runs, relative to this file")
+    settings: dict[str, Any] = Field({}, description="any keys of Settings, for every dataset and run")

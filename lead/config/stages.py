@@ -1,0 +1,101 @@
+"""The slice of the configuration that each stage reads: nothing else can change what the stage makes.
+
+The workflow passes a slice as JSON (`--settings`), so that Snakemake reruns a stage when, and only when, its slice changes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lead.config.schema import (
+    Bm25,
+    Checks,
+    Distil,
+    Evaluation,
+    FilesSource,
+    Lengths,
+    ModelRef,
+    PositiveInt,
+    PydocsSource,
+    Scoring,
+    Strict,
+    Train,
+)
+
+
+class PrepareSettings(Strict):
+    """Read by `lead prepare`."""
+
+    source: Annotated[PydocsSource | FilesSource, Field(discriminator="kind")]
+    dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    relevance: PositiveInt = 1
+    checks: Checks = Checks()
+
+
+class Bm25Settings(Strict):
+    """Read by `lead bm25`."""
+
+    bm25: Bm25 = Bm25()
+    depth: PositiveInt = 1000
+    mine_depth: PositiveInt = 100
+    relevance: PositiveInt = 1
+
+
+class TrainSettings(Strict):
+    """Read by `lead train`."""
+
+    seed: int = 1
+    model: ModelRef | None = Field(None, description="pretrained encoder to start from; null: the model given by --start")
+    kind: Literal["de", "cb"] = "de"
+    scoring: Scoring = Scoring()
+    lengths: Lengths = Lengths()
+    train: Train = Train()
+    relevance: PositiveInt = 1
+
+
+class DistilSettings(Strict):
+    """Read by `lead distil`."""
+
+    seed: int = 1
+    method: Literal["rd", "lead"] = "lead"
+    train: Train = Train()
+    distil: Distil = Distil()
+    relevance: PositiveInt = 1
+
+
+class EncodeSettings(Strict):
+    """Read by `lead encode`."""
+
+    fp16: bool = False
+    batch_tokens: PositiveInt = 16384
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class MineSettings(Strict):
+    """Read by `lead mine`."""
+
+    mine_depth: PositiveInt = 100
+    relevance: PositiveInt = 1
+
+
+class RetrieveSettings(Strict):
+    """Read by `lead retrieve`."""
+
+    depth: PositiveInt = 1000
+
+
+class RerankSettings(Strict):
+    """Read by `lead rerank`."""
+
+    rerank_depth: PositiveInt = 1000
+    batch_tokens: PositiveInt = 16384
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class EvaluateSettings(Strict):
+    """Read by `lead evaluate`."""
+
+    evaluation: Evaluation = Evaluation()
+    seed: int = 1

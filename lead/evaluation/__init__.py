@@ -1,0 +1,1 @@
+"""How good a ranked list is, how surely, and whether two differ."""

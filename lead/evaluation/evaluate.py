@@ -1,0 +1,146 @@
+"""Measures of a ranked list against relevance judgements, by `ir_measures` (section 4.2)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lead import __version__
+from lead.artifacts import atomic_file, read_json, read_table, write_json, write_table
+from lead.config.stages import EvaluateSettings
+from lead.errors import LeadError
+from lead.evaluation.measures import check_measures, parse_measures, provider
+from lead.evaluation.stats import bootstrap_interval
+from lead.retrieval.search import ranks
+
+if TYPE_CHECKING:
+    from ir_measures import Measure
+
+__all__ = ["check_measures", "evaluate", "query_values", "write_trec"]
+
+log = logging.getLogger("lead")
+
+QUERIES = 1000  # evaluated at a time: bounds the memory of the Python dicts that ir_measures wants
+DIGITS = 6
+PACKAGES = ("ir_measures", "pytrec_eval-terrier", "numpy")  # what a value depends on
+
+
+def evaluate(
+    *,
+    settings: EvaluateSettings,
+    ranked: Path,
+    qrels: Path,
+    provenance: Path | None,
+    out: Path,
+    per_query: Path,
+    trec: Path | None,
+) -> None:
+    """Write the result of a `ranked` list: means over judged queries with bootstrap intervals, and each query's values.
+
+    A query is judged if `qrels` has a row for it. A judged query without a list counts 0, a list of a query that is not
+    judged does not count. Raises LeadError when the files do not fit each other.
+    """
+    names, chosen = settings.evaluation.measures, settings.evaluation
+    measures = parse_measures(names, chosen.relevance)
+    lists = read_table(ranked, "ranked")
+    qids, values = query_values(lists, read_table(qrels, "qrels"), [measures[name] for name in names], ranked, qrels)
+
+    metrics = {}
+    for name, column in zip(names, values.T, strict=True):
+        low, high = bootstrap_interval(column, chosen.resamples, chosen.confidence, settings.seed)
+        numbers = {"mean": float(column.mean()), "low": low, "high": high}
+        metrics[name] = {key: round(number, DIGITS) for key, number in numbers.items()}
+    result: dict[str, Any] = {
+        "metrics": metrics,
+        "measures": names,  # in the order asked for: JSON keys are sorted
+        "relevance": chosen.relevance,
+        "queries": len(qids),
+        "confidence": chosen.confidence,
+        "resamples": chosen.resamples,
+        "seed": settings.seed,
+        "ranked_depth": pc.max(lists["rank"]).as_py() or 0,
+        "versions": {"lead": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+    }
+    if provenance is not None:
+        result["made_by"] = read_json(provenance)
+    columns = {"qid": np.repeat(qids, len(names)), "measure": np.tile(names, len(qids)), "value": values.ravel()}
+    table = pa.table(columns).sort_by([("qid", "ascending"), ("measure", "ascending")])
+    if trec is not None:
+        write_trec(lists, trec)
+    write_table(table, per_query, "per_query")
+    write_json(result, out)
+    log.info("%s", "  ".join(f"{name} {value['mean']:.4f}" for name, value in metrics.items()))
+
+
+def query_values(
+    ranked: pa.Table,
+    qrels: pa.Table,
+    measures: Sequence[Measure],
+    ranked_name: str | Path = "ranked",
+    qrels_name: str | Path = "qrels",
+) -> tuple[list[str], NDArray[np.float64]]:
+    """Return the judged queries, sorted, and the value of each measure for each of them: [queries, measures].
+
+    Lists are read by their `rank` column, whatever the scores: pytrec_eval orders equal scores by descending pid, so it
+    is given minus the rank. Raises LeadError when there is nothing to judge, or a list is not one (see `_lists`).
+    """
+    judgements: dict[str, dict[str, int]] = {}
+    for qid, pid, rel in zip(*(qrels[name].to_pylist() for name in ("qid", "pid", "rel")), strict=True):
+        judgements.setdefault(qid, {})[pid] = rel
+    qids = sorted(judgements)
+    if not qids:
+        raise LeadError(f"{qrels_name} holds no judgement")
+    if ranked.num_rows and not pc.any(pc.is_in(ranked["qid"], value_set=pa.array(qids, pa.string()))).as_py():
+        raise LeadError(f"no query of {ranked_name} is judged in {qrels_name}; are they of the same split?")
+    values = {}
+    lists = _lists(ranked, qids, ranked_name)
+    for start in range(0, len(qids), QUERIES):
+        part = {qid: judgements[qid] for qid in qids[start : start + QUERIES]}
+        run = {qid: ranking for qid, ranking in itertools.islice(lists, len(part)) if ranking}
+        for metric in provider().iter_calc(set(measures), part, run):
+            values[metric.query_id, metric.measure] = metric.value
+    return qids, np.array([[values[qid, measure] for measure in measures] for qid in qids], dtype=np.float64)
+
+
+def _lists(ranked: pa.Table, qids: list[str], name: str | Path) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield each of `qids` with its list: {pid: -rank}. LeadError unless ranks are 1, 2, .. and passages distinct."""
+    codes = pc.index_in(ranked["qid"], value_set=pa.array(qids, pa.string())).fill_null(-1).to_numpy()
+    rank = ranked["rank"].to_numpy()
+    order = np.lexsort((rank, codes))
+    bounds = np.searchsorted(codes[order], np.arange(len(qids) + 1))
+    pids = ranked["pid"].combine_chunks()
+    for qid, low, high in zip(qids, bounds[:-1], bounds[1:], strict=True):
+        rows = order[low:high]
+        ranking = {pid: -float(place) for place, pid in enumerate(pids.take(pa.array(rows)).to_pylist(), start=1)}
+        if len(ranking) != rows.size or not np.array_equal(rank[rows], ranks(codes[rows])):
+            raise LeadError(
+                f"{name}: query {qid!r} lists a passage twice, or its ranks are not 1, 2, ..; make it again"
+            )
+        yield qid, ranking
+
+
+def write_trec(ranked: pa.Table, path: Path) -> None:
+    """Write a `ranked` table as a TREC run: `qid Q0 pid rank score lead`.
+
+    trec_eval orders by score and, at equal scores, by descending pid, so it may report other values where scores tie.
+    Raises LeadError when an id holds white space, which the format cannot express.
+    """
+    for column in ("qid", "pid"):
+        spaced = ranked.filter(pc.match_substring_regex(ranked[column], r"\s"))
+        if spaced.num_rows:
+            name = spaced[column][0].as_py()
+            raise LeadError(f"cannot write {path}: {column} {name!r} holds white space; leave out --trec")
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as f:
+        for batch in ranked.to_batches(2**16):
+            rows = zip(*(batch[name].to_pylist() for name in ("qid", "pid", "rank", "score")), strict=True)
+            # nine digits tell all float32 numbers apart
+            f.writelines(f"{qid} Q0 {pid} {rank} {score:.9g} lead\n" for qid, pid, rank, score in rows)

@@ -1,0 +1,137 @@
+"""The losses of the paper: pure functions of scores. No architecture, tokenizer or device is seen here.
+
+Shapes: scores s [.., Q, C] of C candidates for each of Q queries; `keep` [Q, C] is false for candidates that do not take
+part; `positive` [Q, C] is true at the one positive of each query. Every loss is a mean over queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lead.config.schema import Distil
+from lead.models.features import Candidates, Scores
+
+
+def log_distribution(s: Tensor, keep: Tensor, tau: float = 1.0) -> Tensor:
+    """log t_i or log s_i, the layer feature (eqs. 4, 5): log-softmax of s/tau over the kept candidates, [.., Q, C].
+
+    0 where not kept, so that sums need no special case: multiply probabilities by `keep`.
+    """
+    return (s / tau).masked_fill(~keep, -torch.inf).log_softmax(-1).masked_fill(~keep, 0.0)
+
+
+def kl(log_target: Tensor, log_other: Tensor, keep: Tensor) -> Tensor:
+    """D_KL(target, other) of each query, [.., Q], from two results of `log_distribution`."""
+    return (log_target.exp() * keep * (log_target - log_other)).sum(-1)
+
+
+def entropy(log_p: Tensor, keep: Tensor) -> Tensor:
+    """Entropy in nats, [.., Q], of a `log_distribution`: near 0 saturated, near log C flat; neither teaches."""
+    return -(log_p.exp() * keep * log_p).sum(-1)
+
+
+def hard_loss(s: Tensor, candidates: Candidates) -> Tensor:
+    """L_tch and L_stu (eqs. 10, 11): -log of the probability given to the positive. s [Q, C] -> scalar."""
+    return -(log_distribution(s, candidates.keep) * candidates.positive).sum(-1).mean()
+
+
+def layer_weights(s: Tensor, candidates: Candidates, tau: float = 1.0, mode: str = "per_query") -> Tensor:
+    """w (eq. 7) of K teacher layers with scores s [K, Q, C] -> [K, Q], each column summing to 1, without gradient.
+
+    With a one-hot y, -D_KL(y, t) is log t at the positive: a layer weighs more the more it believes in the positive.
+    `per_query` is the equation; `batch` is the released code (D_KL averaged over the batch first); `uniform` is 1/K.
+    """
+    s = s.detach()
+    if mode == "uniform":
+        return torch.full(s.shape[:2], 1.0 / len(s), dtype=s.dtype, device=s.device)
+    minus_kl = (log_distribution(s, candidates.keep) * candidates.positive).sum(-1)  # [K, Q]
+    if mode == "batch":
+        minus_kl = minus_kl.mean(1, keepdim=True).expand_as(minus_kl)
+    return (minus_kl / tau).softmax(0)
+
+
+def layer_loss(teacher: Tensor, student: Tensor, w: Tensor, keep: Tensor, tau: float = 1.0, detach: bool = False) -> Tensor:
+    """L_lyr (eqs. 6, 8): sum over the K pairs of w_i D_KL(t_{a_i}/tau, s_{b_i}/tau). Scores [K, Q, C], w [K, Q] -> scalar."""
+    t = log_distribution(teacher.detach() if detach else teacher, keep, tau)
+    return (w * kl(t, log_distribution(student, keep, tau), keep)).sum(0).mean()
+
+
+def response_loss(
+    teacher: Tensor, student: Tensor, keep: Tensor, tau: float = 1.0, both: bool = True, detach: bool = False
+) -> Tensor:
+    """L_rep (eq. 9): D_KL(t_N/tau, s_M/tau), and D_KL(s_M/tau, t_N/tau) too if `both`. Scores [Q, C] -> scalar."""
+    t, s = log_distribution(teacher, keep, tau), log_distribution(student, keep, tau)
+    loss = kl(t.detach() if detach else t, s, keep)
+    if both:
+        loss = loss + kl(s.detach() if detach else s, t, keep)
+    return loss.mean()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A total to descend, its parts, and what to watch: names to scalars (or small vectors) for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    watch: dict[str, Tensor]
+
+
+def contrastive(student: Scores, candidates: Candidates) -> Loss:
+    """Hard labels only: warm-up, and the control `student_more`."""
+    loss = hard_loss(student.last, candidates)
+    return Loss(loss, {"stu": loss}, {"student_entropy": _entropies(student, candidates)})
+
+
+def rd(student: Scores, teacher: Scores, hard: Candidates, soft: Candidates, student_soft: Scores, distil: Distil) -> Loss:
+    """RD, response-based distillation (section 4.2): L_stu + D_KL(t_N/tau, s_M/tau) with a frozen teacher."""
+    parts = {
+        "stu": hard_loss(student.last, hard),
+        "rep": response_loss(teacher.last, student_soft.last, soft.keep, distil.tau, both=False),
+    }
+    return Loss(_weighted(parts, distil), parts, _watch(student_soft, teacher, soft))
+
+
+def lead(
+    student: Scores,
+    teacher: Scores,
+    hard: Candidates,
+    soft: Candidates,
+    student_soft: Scores,
+    teacher_soft: Scores,
+    pairs: Sequence[tuple[int, int]],
+    distil: Distil,
+) -> Loss:
+    """L_total (eq. 12) over K pairs (a_i, b_i) of teacher and student layers.
+
+    `student`, `teacher`: last-layer scores of the `hard` candidates; `.._soft`: scores at all aligned layers (and the
+    last) of the `soft` candidates. Without joint training, L_tch and D_KL(s_M, t_N) are removed (section 4.6); that the
+    teacher is frozen is the caller's business.
+    """
+    t = teacher_soft.at(*(a for a, _ in pairs))
+    s = student_soft.at(*(b for _, b in pairs))
+    w = layer_weights(t, soft, distil.layer_weights_tau, distil.layer_weights)
+    parts = {
+        "lyr": layer_loss(t, s, w, soft.keep, distil.tau, distil.detach_target),
+        "rep": response_loss(teacher_soft.last, student_soft.last, soft.keep, distil.tau, distil.joint, distil.detach_target),
+        "stu": hard_loss(student.last, hard),
+    }
+    if distil.joint:
+        parts["tch"] = hard_loss(teacher.last, hard)
+    return Loss(_weighted(parts, distil), parts, _watch(student_soft, teacher_soft, soft) | {"layer_weights": w.mean(1)})
+
+
+def _weighted(parts: dict[str, Tensor], distil: Distil) -> Tensor:
+    return torch.stack([getattr(distil.weights, name) * part for name, part in parts.items()]).sum()
+
+
+def _entropies(scores: Scores, candidates: Candidates) -> Tensor:
+    """Mean entropy [L] of each layer's distribution."""
+    return entropy(log_distribution(scores.s.detach(), candidates.keep), candidates.keep).mean(-1)
+
+
+def _watch(student: Scores, teacher: Scores, candidates: Candidates) -> dict[str, Tensor]:
+    return {"student_entropy": _entropies(student, candidates), "teacher_entropy": _entropies(teacher, candidates)}

@@ -1,0 +1,65 @@
+"""Loading a transformer encoder by reference, keeping some of its layers, and reading every layer's output."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lead.errors import LeadError
+
+
+def load_encoder(name: str, reference: str) -> nn.Module:
+    """The transformer in `name`, in fp32, without a pooler. Every weight must be found in the checkpoint: LeadError if not."""
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, info = AutoModel.from_pretrained(
+            name, output_loading_info=True, use_safetensors=True, dtype=torch.float32, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, RuntimeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        offline = "; the hub cannot be asked (HF_HUB_OFFLINE=1)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise LeadError(f"models: cannot load '{reference}': {reason}{offline}") from e
+    finally:
+        transformers_logging.set_verbosity(level)
+    missing = [k for k in info["missing_keys"] if not k.startswith("pooler.")]
+    if missing or info["mismatched_keys"]:
+        what = [str(k) for k in [*missing, *info["mismatched_keys"]]][:3]
+        raise LeadError(f"models: '{reference}' lacks weights of its architecture ({', '.join(what)}, ..); wrong checkpoint?")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # never used: scores come from hidden states
+    return model
+
+
+def layer_list(encoder: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the pile of transformer layers, and the attribute's name, whatever the architecture."""
+    n = encoder.config.num_hidden_layers
+    for module in encoder.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == n:
+                return module, name
+    raise LeadError(f"models: {type(encoder).__name__} has no list of {n} layers; its architecture is not supported")
+
+
+def keep_layers(encoder: nn.Module, layers: list[int], reference: str) -> None:
+    """Keep only these transformer layers (1..N), in this order: a small student made of a larger model."""
+    owner, name = layer_list(encoder)
+    pile = getattr(owner, name)
+    for i in layers:
+        if i > len(pile):
+            raise LeadError(f"models: layers has {i}, but '{reference}' has only layers 1..{len(pile)}")
+    setattr(owner, name, nn.ModuleList(pile[i - 1] for i in layers))
+    encoder.config.num_hidden_layers = len(layers)
+
+
+def hidden_states(encoder: nn.Module, ids: Tensor, mask: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
+    """Outputs [n, T, d] of these layers (1..N; the embedding output is not a layer). ids, mask: [n, T]."""
+    out: Any = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    return [out.hidden_states[i] for i in layers]

@@ -1,0 +1,69 @@
+"""What passes between the models and the losses: features of texts, candidates of queries, scores of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Features:
+    """What some layers make of n texts.
+
+    x: DE [L, n, d], one vector a text; CB [L, n, T, d], one a token. mask: CB [n, T], true where a token takes part in
+    MaxSim. layers: the L layer numbers, 1..N, ascending.
+    """
+
+    x: Tensor
+    layers: tuple[int, ...]
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The passages a query's distribution is over: P+ and P- of eqs. 4, 5, 10 and 11.
+
+    index [Q, C]: column in the passages of the (global) batch. keep [Q, C]: false for passages that must not take part
+    (another positive of the same query). positive [Q, C]: true at the one drawn positive.
+    """
+
+    index: Tensor
+    keep: Tensor
+    positive: Tensor
+
+    def to(self, device: torch.device) -> Candidates:
+        """The same on another device."""
+        return Candidates(self.index.to(device), self.keep.to(device), self.positive.to(device))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores [L, Q, C] in fp32 of every query's candidates at each of L layers: all that a loss ever sees."""
+
+    s: Tensor
+    layers: tuple[int, ...]
+
+    def at(self, *layers: int) -> Tensor:
+        """Scores [len(layers), Q, C] of these layer numbers. Raises ValueError for a layer that was not scored."""
+        return self.s[[self.layers.index(i) for i in layers]]
+
+    @property
+    def last(self) -> Tensor:
+        """Scores [Q, C] of the last layer: f or g of the whole model."""
+        return self.s[-1]
+
+
+def mask_columns(index: Tensor, relevant: Tensor, positive_column: Tensor) -> Candidates:
+    """Candidates from the columns a query sees and which of them are relevant to it.
+
+    index [Q, C] columns; relevant [Q, P] true where a passage of the batch is known to be relevant to the query, by id;
+    positive_column [Q] the column of the drawn positive. Every other relevant passage is masked out: it is neither the
+    answer of this step nor wrong (section 3 of the design; the released code counts it as wrong).
+    """
+    positive = index == positive_column[:, None]
+    # a passage that occurs twice in the batch is positive at its first column only; `relevant` masks the other
+    positive &= positive.cumsum(1) == 1
+    keep = ~torch.gather(relevant, 1, index) | positive
+    return Candidates(index, keep, positive)

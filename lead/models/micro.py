@@ -1,0 +1,98 @@
+"""Encoding many texts in length-sorted micro-batches, with the graph or with cached gradients (GradCache).
+
+Both ways run the same micro-batches with the same seeds, so dropout draws the same masks and the gradients are equal.
+Memory: with the graph, activations of all texts; cached, those of one micro-batch (`micro_tokens` padded tokens).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lead.models.features import Features
+from lead.models.retriever import Retriever
+
+
+def micro_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """Indices of texts grouped by length so that no group's padded size exceeds `max_tokens` (a long text stands alone).
+
+    >>> micro_batches([5, 2, 9, 2], 10)
+    [[1, 3], [0], [2]]
+    """
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if not groups or (len(groups[-1]) + 1) * lengths[i] > max_tokens:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def padded_tokens(lengths: list[int], max_tokens: int) -> int:
+    """Tokens that encoding these texts computes, padding included."""
+    return sum(len(g) * lengths[g[-1]] for g in micro_batches(lengths, max_tokens))
+
+
+def _seed(*parts: object) -> int:
+    """A 63-bit seed from anything printable, the same in every process."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
+
+
+@dataclass(frozen=True)
+class MicroEncoder:
+    """How the texts of a step are encoded: device-independent numbers, and the key that seeds dropout."""
+
+    micro_tokens: int
+    precision: str = "bf16"
+    key: tuple[object, ...] = ()
+
+    def __call__(self, model: Retriever, ids: list[list[int]], layers: tuple[int, ...], part: str) -> Features:
+        """Features of all texts, in their order, with the graph if gradients are enabled."""
+        groups = micro_batches([len(i) for i in ids], self.micro_tokens)
+        pieces = [self._encode(model, ids, layers, part, n, group) for n, group in enumerate(groups)]
+        return join(pieces, groups)
+
+    def cached(
+        self, model: Retriever, ids: list[list[int]], layers: tuple[int, ...], part: str
+    ) -> tuple[Features, Callable[[], None]]:
+        """Features whose x is a leaf, and what to call after backward: it encodes again and passes the gradients on."""
+        with torch.no_grad():
+            features = self(model, ids, layers, part)
+        features.x.requires_grad_()
+
+        def replay() -> None:
+            assert features.x.grad is not None
+            for n, group in enumerate(micro_batches([len(i) for i in ids], self.micro_tokens)):
+                piece = self._encode(model, ids, layers, part, n, group).x
+                grad = features.x.grad[:, group]
+                torch.autograd.backward(piece, grad[:, :, : piece.shape[2]] if piece.dim() == 4 else grad)
+
+        return features, replay
+
+    def _encode(
+        self, model: Retriever, ids: list[list[int]], layers: tuple[int, ...], part: str, n: int, group: list[int]
+    ) -> Features:
+        if model.training:
+            torch.manual_seed(_seed(self.key, part, n))
+        device = next(model.parameters()).device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            return model.encode([ids[i] for i in group], layers)
+
+
+def join(pieces: list[Features], groups: list[list[int]]) -> Features:
+    """Features of micro-batches put back into the order of the texts, token axes padded to the longest."""
+    order = torch.tensor([i for group in groups for i in group])
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order))
+    back = back.to(pieces[0].x.device)
+    if pieces[0].mask is None:
+        return Features(torch.cat([p.x for p in pieces], 1)[:, back], pieces[0].layers)
+    masks = [p.mask for p in pieces if p.mask is not None]
+    longest = max(m.shape[1] for m in masks)
+    x = torch.cat([pad(p.x, (0, 0, 0, longest - p.x.shape[2])) for p in pieces], 1)[:, back]
+    mask: Tensor = torch.cat([pad(m, (0, longest - m.shape[1])) for m in masks])[back]
+    return Features(x, pieces[0].layers, mask)

@@ -1,0 +1,146 @@
+"""A retriever: an encoder, a tokenizer, and the way its token vectors become scores at every layer (section 3.2)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from lead.artifacts import atomic_folder, check_folder
+from lead.config.schema import Lengths, ModelRef, Scoring
+from lead.errors import LeadError
+from lead.models.encoder import hidden_states, keep_layers, load_encoder
+from lead.models.features import Candidates, Features, Scores
+from lead.models.reference import resolve
+from lead.models.scores import inner_product, max_sim, standardise
+
+Side = Literal["query", "passage"]
+Kind = Literal["de", "cb"]
+DESCRIPTION = "lead.json"
+
+
+class Retriever(nn.Module):
+    """Dual encoder (DE) or ColBERT (CB) with tied query and passage encoders, E_Q = E_P."""
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any, kind: Kind, scoring: Scoring, lengths: Lengths) -> None:
+        """`encoder`: a transformers encoder; `tokenizer`: its fast tokenizer."""
+        super().__init__()
+        self.encoder, self.tokenizer, self.kind = encoder, tokenizer, kind
+        self.scoring, self.lengths = scoring, lengths
+        self.n_layers: int = encoder.config.num_hidden_layers
+        self.markers: dict[Side, int] = {}
+        if kind == "cb" and scoring.markers:
+            vocabulary = tokenizer.get_vocab()
+            for side, token in (("query", "[unused0]"), ("passage", "[unused1]")):
+                if token not in vocabulary:
+                    raise LeadError(f"scoring.cb.markers: the tokenizer has no {token}; set markers: false")
+                self.markers[side] = vocabulary[token]  # type: ignore[index]
+
+    # --- texts to tokens ---------------------------------------------------------------------------------------------
+    def tokenize(self, side: Side, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, with special tokens, cut to this side's length (both special tokens survive the cut)."""
+        limit = getattr(self.lengths, side) - (side in self.markers)
+        ids: list[list[int]] = self.tokenizer(
+            texts, truncation=True, max_length=limit, padding=False, return_attention_mask=False, return_token_type_ids=False
+        )["input_ids"]
+        if side in self.markers:
+            ids = [[i[0], self.markers[side], *i[1:]] for i in ids]
+        if side == "query" and self.kind == "cb" and self.scoring.expand:
+            ids = [i + [self.tokenizer.mask_token_id] * (self.lengths.query - len(i)) for i in ids]
+        return ids
+
+    # --- tokens to features ------------------------------------------------------------------------------------------
+    def encode(self, ids: list[list[int]], layers: tuple[int, ...]) -> Features:
+        """Features of one padded micro-batch of texts at these layers (1..N), in fp32."""
+        device = next(self.encoder.parameters()).device
+        length = max(map(len, ids))
+        padded = torch.full((len(ids), length), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros((len(ids), length), dtype=torch.bool)
+        for row, i in enumerate(ids):
+            padded[row, : len(i)] = torch.tensor(i)
+            mask[row, : len(i)] = True
+        padded, mask = padded.to(device), mask.to(device)
+        states = hidden_states(self.encoder, padded, mask.long(), layers)
+        if self.kind == "cb":
+            if not self.scoring.special_tokens:
+                special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=device)
+                mask = mask & ~torch.isin(padded, special)
+            return Features(torch.stack([h.float() for h in states]), layers, mask)
+        if self.scoring.pooling == "cls":
+            return Features(torch.stack([h[:, 0].float() for h in states]), layers)
+        share = mask.float() / mask.sum(1, keepdim=True)
+        return Features(torch.stack([torch.einsum("ntd,nt->nd", h.float(), share) for h in states]), layers)
+
+    # --- features to scores ------------------------------------------------------------------------------------------
+    def score(self, queries: Features, passages: Features, candidates: Candidates) -> Scores:
+        """Scores of each query's candidates at every encoded layer: f or g of eqs. 4 and 5."""
+        if queries.layers != passages.layers:
+            raise ValueError(f"queries have layers {queries.layers}, passages {passages.layers}")
+        every = []
+        for n, layer in enumerate(queries.layers):
+            last = layer == self.n_layers
+            how = self.scoring.normalise if last else self.scoring.layer_normalise
+            scale = self.scoring.scale if last else self.scoring.layer_scale
+            q, p = queries.x[n], passages.x[n]
+            if how != "none":
+                q, p = normalize(q, dim=-1), normalize(p, dim=-1)
+            if self.kind == "de":
+                s = inner_product(q, p)
+            else:
+                assert queries.mask is not None and passages.mask is not None
+                s = max_sim(q, queries.mask, p, passages.mask)
+            s = torch.gather(s, 1, candidates.index)
+            every.append(scale * (standardise(s, candidates.keep) if how == "standard" else s))
+        return Scores(torch.stack(every), queries.layers)
+
+    def vectors(self, features: Features) -> Tensor:
+        """Last-layer vectors whose plain inner products (MaxSim for CB) are the model's scores up to the factor `scale`."""
+        x = features.x[-1]
+        return normalize(x, dim=-1) if self.scoring.normalise == "unit" else x
+
+    # --- on disk -----------------------------------------------------------------------------------------------------
+    def save(self, folder: str | Path) -> None:
+        """Write a transformers folder (safetensors, tokenizer) plus lead.json and checksums, atomically."""
+        with atomic_folder(folder) as temporary:
+            self.encoder.save_pretrained(temporary)  # type: ignore[operator]
+            self.tokenizer.save_pretrained(temporary)
+            description = {"kind": self.kind, "scoring": self.scoring.model_dump(), "lengths": self.lengths.model_dump()}
+            (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Retriever:
+        """Read what `save` wrote, checksums verified. Raises LeadError for a damaged or foreign folder."""
+        folder = check_folder(folder)
+        try:
+            description = json.loads((folder / DESCRIPTION).read_text())
+            kind, scoring, lengths = description["kind"], Scoring(**description["scoring"]), Lengths(**description["lengths"])
+        except (OSError, ValueError, KeyError) as e:
+            raise LeadError(f"{folder / DESCRIPTION} is missing or not understood ({e}); rerun the stage that makes it") from e
+        return cls(load_encoder(str(folder), str(folder)), load_tokenizer(str(folder), str(folder)), kind, scoring, lengths)
+
+    @classmethod
+    def pretrained(cls, model: ModelRef, kind: Kind, scoring: Scoring, lengths: Lengths) -> Retriever:
+        """A retriever that has not been trained to retrieve: a pretrained encoder by reference. Raises LeadError."""
+        name = resolve(model.reference)
+        encoder = load_encoder(name, model.reference)
+        if model.layers is not None:
+            keep_layers(encoder, model.layers, model.reference)
+        positions = getattr(encoder.config, "max_position_embeddings", None)
+        for side, limit in lengths.model_dump().items():
+            if positions is not None and limit > positions:
+                raise LeadError(f"lengths.{side}: {limit} is more than the {positions} positions of '{model.reference}'")
+        return cls(encoder, load_tokenizer(name, model.reference), kind, scoring, lengths)
+
+
+def load_tokenizer(name: str, reference: str) -> Any:
+    """The tokenizer of a model. Raises LeadError in one line."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as e:
+        raise LeadError(f"models: cannot load the tokenizer of '{reference}': {str(e).strip().splitlines()[0]}") from e

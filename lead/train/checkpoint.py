@@ -1,0 +1,61 @@
+"""Checkpoints of a training run: weights, optimizer state and step; atomic, checksummed, no pickle.
+
+Data order, negatives, layer pairs and dropout are functions of (seed, step), so this is all that exact resume needs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lead.artifacts import atomic_folder, check_folder
+from lead.errors import LeadError
+
+log = logging.getLogger("lead")
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save(folder: Path, step: int, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer, extra: Any, keep: int) -> None:
+    """Write folder/step-N (weights by model name, optimizer state by parameter index), then delete all but the newest `keep`."""
+    with atomic_folder(folder / _name(step)) as temporary:
+        for name, model in models.items():
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / f"{name}.safetensors")
+        state = optimizer.state_dict()["state"]
+        flat = {f"{i}.{k}": v for i, entry in state.items() for k, v in entry.items() if isinstance(v, Tensor)}
+        save_file(flat, temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step, "extra": extra}) + "\n")
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def restore(folder: Path, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> tuple[int, Any] | None:
+    """Load the newest readable checkpoint into models and optimizer: (steps done, extra), or None if there is none.
+
+    A damaged checkpoint is named in a warning, and the one before it is used.
+    """
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            check_folder(path)
+        except LeadError as e:
+            log.warning("checkpoint skipped: %s", e)
+            continue
+        for name, model in models.items():
+            model.load_state_dict(load_file(path / f"{name}.safetensors"), strict=True)
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in load_file(path / "optimizer.safetensors").items():
+            index, _, what = key.partition(".")
+            entries.setdefault(int(index), {})[what] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": entries})
+        state = json.loads((path / "state.json").read_text())
+        return int(state["step"]), state["extra"]
+    return None

@@ -1,0 +1,128 @@
+"""Training data: which queries, positives and negatives a step sees is a function of (seed, step) alone."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from lead.artifacts import read_table
+from lead.errors import LeadError
+from lead.models.features import Candidates, mask_columns
+
+log = logging.getLogger("lead")
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's texts: Q queries and P = Q (1 + n) passages, each query's positive first, then its n negatives."""
+
+    queries: list[str]
+    passages: list[str]
+    relevant: torch.Tensor  # [Q, P] true where the passage is known to be relevant to the query, by id
+
+    def candidates(self, which: str) -> Candidates:
+        """`batch`: every passage of the batch (C = P); `own`: the query's positive and negatives (C = 1 + n)."""
+        n, width = len(self.queries), len(self.passages) // len(self.queries)
+        start = torch.arange(n) * width
+        own = start[:, None] + torch.arange(width)
+        index = own if which == "own" else torch.arange(len(self.passages)).expand(n, -1)
+        return mask_columns(index, self.relevant, start)
+
+
+class Queries:
+    """Judged queries of one split: texts, rows of relevant passages, rows of mined negatives.
+
+    Memory: row numbers (8 bytes) of all judgements and negatives; texts stay in Arrow.
+    """
+
+    def __init__(self, corpus_ids: pa.ChunkedArray, queries: Path, qrels: Path, negatives: Path | None, relevance: int, depth: int):
+        """Read the split's Parquet files. Raises LeadError when nothing in them can be trained on."""
+        table, judged = read_table(queries, "queries"), read_table(qrels, "qrels")
+        judged = judged.filter(pc.greater_equal(judged["rel"], relevance))
+        positives = _rows(table["qid"], corpus_ids, judged, f"qrels {qrels}")
+        usable = np.array([len(p) > 0 for p in positives], dtype=bool)
+        if not usable.any():
+            raise LeadError(f"{queries}: no query has a relevant passage in {qrels} (relevance >= {relevance})")
+        keep = np.flatnonzero(usable)
+        self.texts = table["text"].take(pa.array(keep))
+        self.positives = [positives[i] for i in keep]
+        self.negatives: list[Rows] = [np.empty(0, np.int64)] * len(keep)
+        if negatives is not None:
+            mined = read_table(negatives, "ranked")
+            mined = mined.filter(pc.less_equal(mined["rank"], depth))
+            rows = _rows(table["qid"], corpus_ids, mined, f"negatives {negatives}")
+            # by id, all positives: a stale list must not turn an answer into a negative
+            self.negatives = [rows[i][~np.isin(rows[i], positives[i])] for i in keep]
+            lacking = sum(len(n) == 0 for n in self.negatives)
+            if lacking:
+                log.info("%d of %d queries have no mined negative; theirs are drawn at random", lacking, len(keep))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def _rows(qids: pa.ChunkedArray, corpus_ids: pa.ChunkedArray, pairs: pa.Table, what: str) -> list[Rows]:
+    """For each query the corpus rows of its pairs (qid, pid), in the order of the file."""
+    query = pc.index_in(pairs["qid"], value_set=qids)
+    passage = pc.index_in(pairs["pid"], value_set=corpus_ids)
+    known = pc.and_(pc.is_valid(query), pc.is_valid(passage))
+    if len(pairs) and not pc.any(known).as_py():
+        raise LeadError(f"{what}: no id is found in the corpus and queries; these files do not belong together")
+    q = query.filter(known).to_numpy(zero_copy_only=False).astype(np.int64)
+    p = passage.filter(known).to_numpy(zero_copy_only=False).astype(np.int64)
+    order = np.argsort(q, kind="stable")
+    return np.split(p[order], np.cumsum(np.bincount(q, minlength=len(qids)))[:-1])
+
+
+class TrainingData:
+    """The stream of batches. Every epoch is a new permutation of the train queries, seeded by (seed, epoch)."""
+
+    def __init__(self, corpus: pa.Table, queries: Queries, batch_size: int, negatives: int, seed: int):
+        """`corpus`: Parquet schema `corpus`. Raises LeadError when a batch cannot be filled."""
+        if batch_size > len(queries):
+            raise LeadError(f"train.batch_size: {batch_size} is more than the {len(queries)} train queries; lower it")
+        if len(corpus) < 2 + negatives:
+            raise LeadError(f"train.negatives: {negatives} cannot be drawn from {len(corpus)} passages; lower it")
+        self.corpus, self.queries = corpus, queries
+        self.batch_size, self.n, self.seed = batch_size, negatives, seed
+        self._permutations: dict[int, Rows] = {}
+
+    def _query_rows(self, step: int) -> list[int]:
+        rows = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, offset = divmod(position, len(self.queries))
+            if epoch not in self._permutations:
+                rng = np.random.default_rng([self.seed, 0xE90C, epoch])
+                self._permutations = {e: p for e, p in self._permutations.items() if e >= epoch - 1}
+                self._permutations[epoch] = rng.permutation(len(self.queries))
+            rows.append(int(self._permutations[epoch][offset]))
+        return rows
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this step (0-based): one positive and n negatives drawn for each query."""
+        rng = np.random.default_rng([self.seed, 0xBA7C, step])
+        rows = self._query_rows(step)
+        passages: list[int] = []
+        for row in rows:
+            positives, mined = self.queries.positives[row], self.queries.negatives[row]
+            drawn = list(rng.choice(mined, min(self.n, len(mined)), replace=False)) if len(mined) else []
+            while len(drawn) < self.n:
+                other = int(rng.integers(len(self.corpus)))
+                if other not in positives and other not in drawn:
+                    drawn.append(other)
+            passages += [int(rng.choice(positives)), *map(int, drawn)]
+        column = np.array(passages)
+        relevant = np.stack([np.isin(column, self.queries.positives[row]) for row in rows])
+        return Batch(
+            self.queries.texts.take(pa.array(rows)).to_pylist(),
+            self.corpus["text"].take(pa.array(passages)).to_pylist(),
+            torch.from_numpy(relevant),
+        )

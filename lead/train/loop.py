@@ -1,0 +1,160 @@
+"""The training loop: AdamW, linear schedule with warm-up, clipping, log, dev, checkpoints, exact resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lead.artifacts import atomic_file
+from lead.config.schema import Train
+from lead.errors import LeadError
+from lead.losses import Loss
+from lead.models.micro import MicroEncoder
+from lead.models.retriever import Retriever
+from lead.train import checkpoint
+from lead.train.data import TrainingData
+from lead.train.dev import DevPool
+from lead.train.step import Step
+
+log = logging.getLogger("lead")
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Factor on the learning rate of this step (0-based): linear up over `warmup` x steps, then linear down to 0.
+
+    >>> [round(schedule(s, 10, 0.2), 3) for s in (0, 1, 2, 9)]
+    [0.5, 1.0, 1.0, 0.125]
+    """
+    rising = math.ceil(steps * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return (steps - step) / max(1, steps - rising)
+
+
+def make_optimizer(models: dict[str, Retriever], train: Train) -> torch.optim.AdamW:
+    """AdamW with a group for each model and for weights with and without decay (biases and LayerNorm have none)."""
+    groups: list[dict[str, Any]] = []
+    for name, model in models.items():
+        lr = train.teacher_lr if name == "teacher" and train.teacher_lr is not None else train.lr
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for decay, members in ((train.weight_decay, [p for p in parameters if p.dim() > 1]), (0.0, [p for p in parameters if p.dim() <= 1])):
+            groups.append({"params": members, "lr": lr, "peak": lr, "weight_decay": decay})
+    return torch.optim.AdamW(groups, fused=True)
+
+
+class Loop:
+    """Runs a `Step` for `train.steps` steps. Everything that a kill must not lose is in `state`."""
+
+    def __init__(self, step: Step, data: TrainingData, dev: DevPool | None, train: Train, state: Path):
+        """`state`: folder for checkpoints, created when needed, kept until the caller removes it."""
+        self.step, self.data, self.dev, self.train, self.state = step, data, dev, train, state
+        self.models = step.trained()
+        self.optimizer = make_optimizer(self.models, train)
+        self.encoder = MicroEncoder(train.micro_tokens, train.precision)
+        self.lines: list[dict[str, Any]] = []
+        self.best = -1.0
+
+    def run(self) -> None:
+        """Train to the last step, from the newest checkpoint if there is one; the models are left with the final weights."""
+        first = self._restore()
+        for name, model in self.models.items():
+            model.train()
+            log.info("training %s: %d layers, %.1f M parameters", name, model.n_layers, sum(p.numel() for p in model.parameters()) / 1e6)
+        if first == 0:
+            self._evaluate(0)
+        bar = tqdm(range(first, self.train.steps), initial=first, total=self.train.steps, disable=None, unit="step", mininterval=1)
+        started, next_note = time.monotonic(), time.monotonic() + 30
+        for s in bar:
+            begun = time.monotonic()
+            loss = self.step(self.data.batch(s), s)
+            norms = self._update(s)
+            line = self._line(s + 1, loss, norms) | {"seconds": round(time.monotonic() - begun, 3)}
+            self.lines.append(line)
+            bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in line["loss"].items()))
+            if bar.disable and time.monotonic() > next_note:  # not a terminal: a line now and then
+                left = (time.monotonic() - started) / (s + 1 - first) * (self.train.steps - s - 1)
+                log.info("step %d of %d, loss %.3f, about %.0f s left", s + 1, self.train.steps, line["loss"]["total"], left)
+                next_note = time.monotonic() + 30
+            done = s + 1 == self.train.steps
+            if done or (self.train.dev_every and (s + 1) % self.train.dev_every == 0):
+                self._evaluate(s + 1)
+            if not done and (s + 1) % self.train.checkpoint_every == 0:
+                self._checkpoint(s + 1)
+        if self.train.select == "best" and self.dev is not None:
+            for name, model in self.models.items():
+                model.encoder.load_state_dict(Retriever.load(self.state / "best" / name).encoder.state_dict())
+
+    def _update(self, s: int) -> dict[str, float]:
+        """Clip, step, clear. Raises LeadError when a gradient is not finite."""
+        norms = {}
+        for name, model in self.models.items():
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), self.train.clip))
+            if not math.isfinite(norm):
+                raise LeadError(
+                    f"step {s + 1}: the gradient of the {name} is not finite; lower train.lr, or set train.precision: fp32 "
+                    f"(last good checkpoint: {self.state})"
+                )
+            norms[name] = norm
+        factor = schedule(s, self.train.steps, self.train.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norms
+
+    def _line(self, step: int, loss: Loss, norms: dict[str, float]) -> dict[str, Any]:
+        parts = {"total": loss.total, **loss.parts}
+        values = torch.stack([v.detach() for v in parts.values()]).tolist()  # one synchronisation a step
+        for name, value in zip(parts, values, strict=True):
+            if not math.isfinite(value):
+                raise LeadError(f"step {step}: loss part `{name}` is {value}; lower train.lr (last good checkpoint: {self.state})")
+        return {
+            "step": step,
+            "loss": {k: round(v, 6) for k, v in zip(parts, values, strict=True)},
+            **{k: _rounded(v) for k, v in loss.watch.items()},
+            "gradient_norm": {k: round(v, 4) for k, v in norms.items()},
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def _evaluate(self, step: int) -> None:
+        if self.dev is None:
+            return
+        scores = {name: round(self.dev.mrr(model, self.encoder), 6) for name, model in self.models.items()}
+        log.info("step %d: MRR@10 on the dev pool: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+        self.lines.append({"step": step, "dev_mrr10": scores})
+        if self.train.select == "best" and scores["student"] > self.best:
+            self.best = scores["student"]
+            for name, model in self.models.items():
+                model.save(self.state / "best" / name)
+
+    def _checkpoint(self, step: int) -> None:
+        extra = {"lines": self.lines, "best": self.best}
+        checkpoint.save(self.state, step, dict(self.models), self.optimizer, extra, self.train.checkpoint_keep)
+
+    def _restore(self) -> int:
+        found = checkpoint.restore(self.state, dict(self.models), self.optimizer)
+        if found is None:
+            shutil.rmtree(self.state, ignore_errors=True)
+            return 0
+        step, extra = found
+        self.lines, self.best = extra["lines"], extra["best"]
+        log.info("going on from the checkpoint of step %d of %d", step, self.train.steps)
+        return step
+
+    def write_metrics(self, path: Path) -> None:
+        """JSON lines: one a step (loss parts, entropies, layer weights, gradient norms), one an evaluation on dev."""
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+
+
+def _rounded(value: Tensor) -> Any:
+    return [round(v, 4) for v in value.tolist()] if value.dim() else round(float(value), 4)

@@ -1,0 +1,121 @@
+"""The stages `lead train` (warm-up, hard labels) and `lead distil` (RD, LEAD)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lead
+from lead.artifacts import read_table, sha256
+from lead.config.stages import DistilSettings, TrainSettings
+from lead.device import device
+from lead.errors import LeadError
+from lead.layers import check_layers
+from lead.models.retriever import Retriever
+from lead.train.data import Queries, TrainingData
+from lead.train.dev import DevPool
+from lead.train.loop import Loop
+from lead.train.step import DistilStep, LeadStep, Step
+
+log = logging.getLogger("lead")
+
+
+def train(
+    *,
+    settings: TrainSettings,
+    gpu: int,
+    corpus: Path,
+    queries: Path,
+    qrels: Path,
+    dev_queries: Path,
+    dev_qrels: Path,
+    negatives: Path | None,
+    start: Path | None,
+    out: Path,
+    state: Path,
+    metrics: Path,
+) -> None:
+    """Train DE or CB with L_stu alone (eq. 11), from a pretrained encoder or from a model folder."""
+    if (settings.model is None) == (start is None):
+        raise LeadError("lead train needs one of settings.model (a pretrained encoder) and --start (a model folder)")
+    on = device(gpu)
+    if start is not None:
+        model = Retriever.load(start)
+    else:
+        assert settings.model is not None
+        torch.manual_seed(settings.seed)
+        model = Retriever.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
+    files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start]
+    loop = _loop(Step(model.to(on), settings.train, settings.seed), settings, files, state)
+    loop.run()
+    model.save(out)
+    loop.write_metrics(metrics)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def distil(
+    *,
+    settings: DistilSettings,
+    gpu: int,
+    corpus: Path,
+    queries: Path,
+    qrels: Path,
+    dev_queries: Path,
+    dev_qrels: Path,
+    negatives: Path | None,
+    start: Path,
+    teacher: Path,
+    out: Path,
+    teacher_out: Path | None,
+    state: Path,
+    metrics: Path,
+) -> None:
+    """Distil the model in `teacher` into the one in `start`; a jointly trained teacher is written to `teacher_out`."""
+    joint = settings.method == "lead" and settings.distil.joint
+    if joint != (teacher_out is not None):
+        raise LeadError("lead distil: --teacher-out is for joint training (method lead, distil.joint: true), and only for it")
+    on = device(gpu)
+    student, master = Retriever.load(start).to(on), Retriever.load(teacher).to(on)
+    if settings.method == "lead":
+        check_layers(settings.distil.layers, master.n_layers, student.n_layers)
+    cls = LeadStep if settings.method == "lead" else DistilStep
+    step = cls(student, master, settings.train, settings.distil, settings.seed, joint)
+    files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start, teacher]
+    loop = _loop(step, settings, files, state)
+    loop.run()
+    student.save(out)
+    if teacher_out is not None:
+        master.save(teacher_out)
+    loop.write_metrics(metrics)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def _loop(step: Step, settings: TrainSettings | DistilSettings, files: list[Path | None], state: Path) -> Loop:
+    """The loop over the data in `files` (corpus, queries, qrels, dev queries, dev qrels, negatives, ..)."""
+    corpus, queries, qrels, dev_queries, dev_qrels, negatives = files[:6]
+    assert corpus and queries and qrels and dev_queries and dev_qrels
+    train, relevance = settings.train, settings.relevance
+    passages = read_table(corpus, "corpus")
+    judged = Queries(passages["pid"], queries, qrels, negatives, relevance, train.negatives_depth)
+    data = TrainingData(passages, judged, train.batch_size, train.negatives, settings.seed)
+    dev = None
+    if train.dev_queries:
+        dev_judged = Queries(passages["pid"], dev_queries, dev_qrels, negatives, relevance, train.negatives_depth)
+        dev = DevPool(passages, dev_judged, train.dev_queries, train.dev_negatives)
+    log.info("%d train queries, %.2f epochs", len(judged), train.steps * train.batch_size / len(judged))
+    return Loop(step, data, dev, train, state / fingerprint(settings.model_dump(), files))
+
+
+def fingerprint(settings: dict[str, Any], files: list[Path | None]) -> str:
+    """Key of a training state: settings, contents of the inputs, code. A state is resumed only where all are the same."""
+    code = hashlib.sha256()
+    for source in sorted(Path(lead.__file__).parent.rglob("*.py")):
+        code.update(source.read_bytes())
+    key = {"settings": settings, "inputs": [sha256(f) if f else None for f in files], "code": code.hexdigest()}
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

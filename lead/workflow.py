@@ -1,0 +1,71 @@
+"""What the Snakefile needs from the package: the plan, checked before any job, and helpers that keep rules free of logic."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lead.config.load import load, parse_yaml
+from lead.errors import LeadError
+from lead.plan import Plan
+
+R = TypeVar("R")
+DEFAULT_CONFIG = Path("config/config.yaml")
+
+
+def load_plan(workflow: Any) -> Plan:
+    """The plan of the configuration that Snakemake was called with, every target checked.
+
+    `--configfile` replaces config/config.yaml (the last one counts), `--config key=value` its keys. A mistake ends
+    Snakemake with one line.
+    """
+    given = workflow.config_settings
+    path = Path(given.configfiles[-1]) if given.configfiles else DEFAULT_CONFIG
+    try:
+        plan = Plan(load(path, _typed(dict(given.config))))
+        for argument in sys.argv[1:]:  # Snakemake parses its targets only after it has read the rules
+            plan.check_target(argument)
+    except LeadError as e:
+        _stop(e)
+    return plan
+
+
+def one_line(function: Callable[..., R]) -> Callable[[Any], R]:
+    """An input or params function of wildcards whose LeadError ends Snakemake with one line."""
+
+    def checked(wildcards: Any) -> R:
+        try:
+            return function(wildcards)
+        except LeadError as e:
+            _stop(e)
+
+    return checked
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A wildcard constraint: exactly one of these names (or nothing at all, if there are none)."""
+    return "|".join(map(re.escape, sorted(names))) or "(?!)"
+
+
+def option(name: str, value: Any) -> str:
+    """`--name value`, quoted for the shell, or nothing when there is no value."""
+    return f"--{name} {shlex.quote(str(value))}" if value else ""
+
+
+def _typed(value: Any) -> Any:
+    """Values of `--config`, whose nested numbers Snakemake leaves as text, as YAML would read them."""
+    if isinstance(value, dict):
+        return {k: _typed(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_typed(v) for v in value]
+    return parse_yaml(value, "--config") if isinstance(value, str) else value
+
+
+def _stop(error: LeadError) -> Any:
+    print(f"lead: error: {error}", file=sys.stderr, flush=True)
+    os._exit(1)  # an exception would make Snakemake print its own traceback around it

@@ -1,0 +1,27 @@
+# BM25: a run of its own, and the negatives of the miner.
+rule bm25:
+    message:
+        "{wildcards.dataset}: BM25 lists and negatives"
+    input:
+        corpus=rules.prepare.output.corpus,
+        queries=expand(f"{DATA}/queries.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
+        qrels=expand(f"{DATA}/qrels.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
+        test_queries=f"{DATA}/queries.test.parquet",
+    output:
+        negatives=f"{RESULTS}/{{dataset}}/negatives/bm25.parquet",
+        ranked=f"{RESULTS}/{{dataset}}/runs/bm25.parquet",
+    params:
+        settings=settings("bm25"),
+    log:
+        f"{RESULTS}/{{dataset}}/logs/bm25.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/benchmarks/bm25.tsv"
+    threads: 2
+    resources:
+        mem_mb=lambda w, attempt: 8000 * attempt,
+        runtime=lambda w, attempt: 240 * attempt,
+        gpu=0,
+    shell:
+        "{LEAD} bm25 --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        " --test-queries {input.test_queries:q} --negatives {output.negatives:q} --ranked {output.ranked:q}"
+        " --settings {params.settings:q} --threads {threads} --log {log:q}"

@@ -1,0 +1,25 @@
+# Raw text to Parquet: corpus, queries and judgements of train, dev and test.
+rule prepare:
+    message:
+        "{wildcards.dataset}: preparing corpus, queries and judgements"
+    input:
+        one_line(lambda w: plan.source_files(w.dataset)),
+    output:
+        corpus=f"{DATA}/corpus.parquet",
+        queries=expand(f"{DATA}/queries.{{split}}.parquet", split=["train", "dev", "test"], allow_missing=True),
+        qrels=expand(f"{DATA}/qrels.{{split}}.parquet", split=["train", "dev", "test"], allow_missing=True),
+        report=f"{DATA}/report.json",
+    params:
+        settings=settings("prepare"),
+        folder=f"{DATA}",
+    log:
+        f"{RESULTS}/{{dataset}}/logs/prepare.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/benchmarks/prepare.tsv"
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        runtime=lambda w, attempt: 120 * attempt,
+        gpu=0,
+    shell:
+        "{LEAD} prepare --out {params.folder:q} --settings {params.settings:q} --threads {threads} --log {log:q}"

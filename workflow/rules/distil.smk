@@ -1,0 +1,49 @@
+# Distillation (section 3). With a frozen teacher one model comes out, with joint training the teacher's too.
+rule distil:
+    message:
+        "{wildcards.dataset}: distilling {wildcards.run} from a frozen teacher"
+    input:
+        corpus=rules.prepare.output.corpus,
+        queries=f"{DATA}/queries.train.parquet",
+        qrels=f"{DATA}/qrels.train.parquet",
+        dev_queries=f"{DATA}/queries.dev.parquet",
+        dev_qrels=f"{DATA}/qrels.dev.parquet",
+        negatives=one_line(lambda w: plan.negatives(w.dataset, w.run)),
+        start=one_line(lambda w: plan.start(w.dataset, w.run)),
+        teacher=one_line(lambda w: plan.teacher(w.dataset, w.run)),
+    output:
+        model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
+        metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
+    wildcard_constraints:
+        run=one_of(plan.frozen()),
+    params:
+        settings=settings("distil"),
+        teacher_out=lambda w, output: option("teacher-out", output.get("teacher")),
+        state=f"{RESULTS}/{{dataset}}/state/{{run}}",
+    log:
+        f"{RESULTS}/{{dataset}}/logs/distil.{{run}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/benchmarks/distil.{{run}}.tsv"
+    threads: 8
+    retries: 1
+    resources:
+        mem_mb=lambda w, attempt: 16000 * attempt,
+        runtime=lambda w, attempt: 1440 * attempt,
+        gpu=1,
+    shell:
+        "{LEAD} distil --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q}"
+        " --start {input.start:q} --teacher {input.teacher:q}"
+        " --out {output.model:q} {params.teacher_out} --state {params.state:q} --metrics {output.metrics:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+
+
+use rule distil as distil_joint with:
+    message:
+        "{wildcards.dataset}: distilling {wildcards.run}, teacher and student trained jointly"
+    output:
+        model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
+        teacher=directory(f"{RESULTS}/{{dataset}}/models/{{run}}_teacher"),
+        metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
+    wildcard_constraints:
+        run=one_of(plan.joint()),
