@@ -72,8 +72,9 @@ class Retriever(nn.Module):
             return Features(torch.stack([h.float() for h in states]), layers, mask)
         if self.scoring.pooling == "cls":
             return Features(torch.stack([h[:, 0].float() for h in states]), layers)
-        share = mask.float() / mask.sum(1, keepdim=True)
-        return Features(torch.stack([torch.einsum("ntd,nt->nd", h.float(), share) for h in states]), layers)
+        share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
+        # a product and a sum, not a matrix product, which autocast would do in bf16
+        return Features(torch.stack([(h.float() * share).sum(1) for h in states]), layers)
 
     # --- features to scores ------------------------------------------------------------------------------------------
     def score(self, queries: Features, passages: Features, candidates: Candidates) -> Scores:
