@@ -30,9 +30,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     # graded relevance; what counts as relevant is the dataset's `relevance` threshold
     "qrels": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rel", pa.int32())]),
     # rank counts from 1; sorted by query (in the order of the queries file), then rank
-    "ranked": pa.schema(
-        [("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]
-    ),
+    "ranked": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]),
     "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
 }
 
@@ -105,7 +103,9 @@ def check_folder(path: str | Path) -> Path:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
-        raise LeadError(f"{path} is not a folder written by lead (no {MANIFEST}); rerun the stage that makes it") from None
+        raise LeadError(
+            f"{path} is not a folder written by lead (no {MANIFEST}); rerun the stage that makes it"
+        ) from None
     except (OSError, ValueError) as e:
         raise LeadError(f"{path / MANIFEST} cannot be read ({e}); delete {path} and rerun its stage") from e
     for name, expected in manifest.items():

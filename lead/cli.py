@@ -24,7 +24,7 @@ from lead.errors import LeadError
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. Inputs and outputs map an option's name to its help; a name that ends in `?` is optional, in `+` repeatable."""
+    """One command. Inputs and outputs map an option's name to its help; `?` at its end: optional; `+`: many paths."""
 
     about: str
     function: str  # "module:name", called with one keyword a path, `settings`, and `gpu` if `gpu` is true
@@ -50,63 +50,99 @@ TRAINING_INPUTS = {
 STAGES: dict[str, Stage] = {
     "prepare": Stage(
         "Bring a collection into Parquet: corpus, queries and judgements of train, dev and test.",
-        "lead.data.prepare:prepare", "PrepareSettings",
+        "lead.data.prepare:prepare",
+        "PrepareSettings",
         outputs={"out": "folder for corpus.parquet, queries.SPLIT.parquet, qrels.SPLIT.parquet, report.json"},
     ),
     "bm25": Stage(
         "Rank with BM25: the test queries as a run, the train and dev queries for hard negatives.",
-        "lead.retrieval.bm25:bm25", "Bm25Settings",
-        inputs={"corpus": CORPUS, "queries+": QUERIES + ": train and dev, for negatives", "qrels+": QRELS + " of these queries",
-                "test-queries": QUERIES + ": those to rank as a run"},
-        outputs={"negatives": "hard negatives of train and dev queries, no known positive among them",
-                 "ranked": RANKED + " of the test queries"},
+        "lead.retrieval.bm25:bm25",
+        "Bm25Settings",
+        inputs={
+            "corpus": CORPUS,
+            "queries+": QUERIES + ": train and dev, for negatives",
+            "qrels+": QRELS + " of these queries",
+            "test-queries": QUERIES + ": those to rank as a run",
+        },
+        outputs={
+            "negatives": "hard negatives of train and dev queries, no known positive among them",
+            "ranked": RANKED + " of the test queries",
+        },
     ),
     "train": Stage(
         "Train a dual encoder or ColBERT with cross-entropy over in-batch and hard negatives (eqs. 10, 11).",
-        "lead.train.stages:train", "TrainSettings",
+        "lead.train.stages:train",
+        "TrainSettings",
         inputs=TRAINING_INPUTS | {"start?": "model folder to go on from (instead of settings.model)"},
-        outputs={"out": "model folder", "state": "folder for checkpoints while training", "metrics": "JSON lines of training"},
+        outputs={
+            "out": "model folder",
+            "state": "folder for checkpoints while training",
+            "metrics": "JSON lines of training",
+        },
         gpu=True,
     ),
     "distil": Stage(
         "Distil a teacher into a student: LEAD (eqs. 4 to 12) or RD (response loss, frozen teacher).",
-        "lead.train.stages:distil", "DistilSettings",
+        "lead.train.stages:distil",
+        "DistilSettings",
         inputs=TRAINING_INPUTS | {"start": "student's model folder", "teacher": "teacher's model folder"},
-        outputs={"out": "student's model folder", "teacher-out?": "model folder of the jointly trained teacher",
-                 "state": "folder for checkpoints while training", "metrics": "JSON lines of training"},
+        outputs={
+            "out": "student's model folder",
+            "teacher-out?": "model folder of the jointly trained teacher",
+            "state": "folder for checkpoints while training",
+            "metrics": "JSON lines of training",
+        },
         gpu=True,
     ),
     "encode": Stage(
         "Encode passages or queries with a dual encoder.",
-        "lead.retrieval.encode:encode", "EncodeSettings",
+        "lead.retrieval.encode:encode",
+        "EncodeSettings",
         inputs={"model": "dual encoder's model folder", "texts": "Parquet: pid, text or qid, text"},
         outputs={"out": "vectors (Parquet: id, vector)"},
         gpu=True,
     ),
     "mine": Stage(
         "Mine hard negatives: the top of each train and dev query's list, without any known positive.",
-        "lead.retrieval.mine:mine", "MineSettings",
-        inputs={"passages": "vectors of the corpus", "queries+": "vectors of train and dev queries", "qrels+": QRELS + " of these queries"},
+        "lead.retrieval.mine:mine",
+        "MineSettings",
+        inputs={
+            "passages": "vectors of the corpus",
+            "queries+": "vectors of train and dev queries",
+            "qrels+": QRELS + " of these queries",
+        },
         outputs={"out": RANKED},
     ),
     "retrieve": Stage(
         "Search exactly (faiss IndexFlatIP, inner product, eq. 1).",
-        "lead.retrieval.search:retrieve", "RetrieveSettings",
+        "lead.retrieval.search:retrieve",
+        "RetrieveSettings",
         inputs={"passages": "vectors of the corpus", "queries": "vectors of the queries"},
         outputs={"out": RANKED},
     ),
     "rerank": Stage(
         "Rerank the top of a ranked list with ColBERT (eq. 2).",
-        "lead.retrieval.rerank:rerank", "RerankSettings",
-        inputs={"model": "ColBERT's model folder", "corpus": CORPUS, "queries": QUERIES, "ranked": RANKED + " to rerank"},
+        "lead.retrieval.rerank:rerank",
+        "RerankSettings",
+        inputs={
+            "model": "ColBERT's model folder",
+            "corpus": CORPUS,
+            "queries": QUERIES,
+            "ranked": RANKED + " to rerank",
+        },
         outputs={"out": RANKED},
         gpu=True,
     ),
     "evaluate": Stage(
         "Measure a ranked list against judgements, with values for each query and bootstrap intervals.",
-        "lead.evaluation.evaluate:evaluate", "EvaluateSettings",
-        inputs={"ranked": RANKED, "qrels": QRELS, "provenance?": "JSON of what made the list, copied into the result"},
-        outputs={"out": "result (JSON)", "per-query": "Parquet: qid, measure, value", "trec?": "also write the list as a TREC run file"},
+        "lead.evaluation.evaluate:evaluate",
+        "EvaluateSettings",
+        inputs={"ranked": RANKED, "qrels": QRELS},
+        outputs={
+            "out": "result (JSON)",
+            "per-query": "Parquet: qid, measure, value",
+            "trec?": "also write the list as a TREC run file",
+        },
     ),
 }
 
@@ -159,7 +195,12 @@ def _show(args: argparse.Namespace) -> None:
         return
     dataset, _, run = args.target.partition("/")
     for stage in [args.stage] if args.stage else plan.stages(dataset, run):
-        print(json.dumps({stage: plan.settings(stage, dataset, run)} if not args.stage else plan.settings(stage, dataset, run), indent=2))
+        print(
+            json.dumps(
+                {stage: plan.settings(stage, dataset, run)} if not args.stage else plan.settings(stage, dataset, run),
+                indent=2,
+            )
+        )
 
 
 def _schema(args: argparse.Namespace) -> None:
@@ -182,7 +223,9 @@ def _setup_logging(log: Path | None) -> None:
             handlers.append(logging.FileHandler(log, mode="w", encoding="utf-8"))
         except OSError as e:
             raise LeadError(f"cannot write --log {log}: {e.strerror or e}") from e
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
+    )
     logging.getLogger("lead").setLevel(logging.INFO)
 
 
@@ -191,28 +234,40 @@ def parser() -> argparse.ArgumentParser:
     from lead.config.describe import describe
 
     top = argparse.ArgumentParser(
-        prog="lead", description="Distil a strong retriever into a small dual encoder by aligning layer-wise score distributions.",
+        prog="lead",
+        description="Distil a strong retriever into a small dual encoder by aligning layer-wise score distributions.",
         epilog="The workflow runs these stages for you: snakemake --cores 2 -- results/demo/lead_cb.json",
     )
     top.add_argument("--version", action="version", version=f"lead {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, stage in STAGES.items():
         sub = commands.add_parser(
-            name, help=stage.about, description=stage.about, formatter_class=argparse.RawDescriptionHelpFormatter,
+            name,
+            help=stage.about,
+            description=stage.about,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog=describe(stage.settings) if "--help" in sys.argv or "-h" in sys.argv else None,
         )
         for group, options in (("inputs", stage.inputs), ("outputs", stage.outputs)):
             arguments = sub.add_argument_group(group)
             for option, about in options.items():
                 arguments.add_argument(
-                    f"--{option.rstrip('?+')}", type=Path, metavar="PATH", help=about, required=not option.endswith("?"),
+                    f"--{option.rstrip('?+')}",
+                    type=Path,
+                    metavar="PATH",
+                    help=about,
+                    required=not option.endswith("?"),
                     nargs="+" if option.endswith("+") else None,
                 )
-        sub.add_argument("--settings", default="{}", metavar="JSON", help="this stage's settings: JSON text, or a JSON or YAML file")
+        sub.add_argument(
+            "--settings", default="{}", metavar="JSON", help="this stage's settings: JSON text, or a JSON or YAML file"
+        )
         sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
         sub.add_argument("--log", type=Path, metavar="PATH", help="write the log there too")
         if stage.gpu:
-            sub.add_argument("--gpu", type=int, default=0, metavar="N", help="GPUs granted; 0 (default): run on the CPU")
+            sub.add_argument(
+                "--gpu", type=int, default=0, metavar="N", help="GPUs granted; 0 (default): run on the CPU"
+            )
         sub.set_defaults(call=lambda args, stage=stage: _run_stage(stage, args))
     show = commands.add_parser("show", help="List datasets and runs, or print what a run resolves to.")
     show.add_argument("target", nargs="?", metavar="DATASET/RUN")
@@ -224,7 +279,9 @@ def parser() -> argparse.ArgumentParser:
     schema.set_defaults(call=_schema)
     table = commands.add_parser("table", help="Compare results on the terminal, with intervals and paired tests.")
     table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
-    table.add_argument("--baseline", nargs="*", default=["rd_cb", "student_more"], metavar="RUN", help="runs to test against")
+    table.add_argument(
+        "--baseline", nargs="*", default=["rd_cb", "student_more"], metavar="RUN", help="runs to test against"
+    )
     table.set_defaults(call=_table)
     return top
 
@@ -238,7 +295,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except LeadError as e:
         # in the log file too, if there is one
-        logging.getLogger("lead").error("lead: error: %s", e) if logging.getLogger().handlers else print(f"lead: error: {e}", file=sys.stderr)
+        logging.getLogger("lead").error("lead: error: %s", e) if logging.getLogger().handlers else print(
+            f"lead: error: {e}", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
         return 130

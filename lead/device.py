@@ -1,16 +1,48 @@
-"""Which device a stage runs on: what it was granted, never more."""
+"""Which device a stage runs on: what it was granted, never more, and never one that another stage here is using."""
 
 from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
 
 import torch
 
 from lead.errors import LeadError
 
+_leases: list[IO[str]] = []  # open for the life of the process: closing a file gives its lease back
+
 
 def device(gpu: int) -> torch.device:
-    """`cpu` for 0 GPUs granted, else the first visible GPU. Raises LeadError when a GPU is granted but absent."""
+    """`cpu` for 0 GPUs granted, else a free visible GPU. Raises LeadError when a GPU is granted but absent."""
     if gpu == 0:
         return torch.device("cpu")
+    if gpu < 0:
+        raise LeadError(f"--gpu {gpu}: give the number of GPUs granted, 0 for none")
     if not torch.cuda.is_available():
-        raise LeadError(f"--gpu {gpu}: no GPU is visible to PyTorch here; use --gpu 0 (Snakemake: --resources gpu=0) or a CUDA build")
-    return torch.device("cuda", 0)
+        raise LeadError(
+            f"--gpu {gpu}: PyTorch sees no GPU here; use --gpu 0 (Snakemake: --resources gpu=0) or a CUDA build of torch"
+        )
+    names = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
+    return torch.device("cuda", lease([str(name) for name in names]))
+
+
+def lease(names: list[str], folder: Path | None = None) -> int:
+    """Position of the first of these devices that no other process has leased; it is held until this process ends.
+
+    Snakemake's local executor counts GPUs but does not say which: two jobs with one GPU each would both take the first.
+    If all are taken (somebody granted more than there are), the first is shared.
+    """
+    for position, name in enumerate(names):
+        path = (folder or Path(tempfile.gettempdir())) / f"lead-gpu-{os.getuid()}-{name}.lock"
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            continue
+        _leases.append(file)
+        return position
+    return 0

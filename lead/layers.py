@@ -14,7 +14,9 @@ def check_layers(layers: Layers, n: int, m: int) -> None:
         raise LeadError(f"models: the student has {m} layers, the teacher only {n}; LEAD needs N >= M")
     if layers.strategy == "pairs":
         if not layers.pairs:
-            raise LeadError("distil.layers.pairs is empty; give [[teacher layer, student layer], ..] or another strategy")
+            raise LeadError(
+                "distil.layers.pairs is empty; give [[teacher layer, student layer], ..] or another strategy"
+            )
         for a, b in layers.pairs:
             if a > n or b > m:
                 raise LeadError(f"distil.layers.pairs: [{a}, {b}] is outside teacher 1..{n}, student 1..{m}")
@@ -23,7 +25,9 @@ def check_layers(layers: Layers, n: int, m: int) -> None:
         raise LeadError(f"distil.layers.k: {layers.k} is more than the student's {m} layers; set k to at most {m}")
     if layers.strategy == "skip" and 1 + layers.skip * (layers.k - 1) > n:
         top = 1 + layers.skip * (layers.k - 1)
-        raise LeadError(f"distil.layers.skip: {layers.skip} with k {layers.k} needs teacher layer {top}, but N is {n}; lower either")
+        raise LeadError(
+            f"distil.layers.skip: {layers.skip} with k {layers.k} needs teacher layer {top}, but N is {n}; lower either"
+        )
 
 
 def select(layers: Layers, n: int, m: int, seed: int, step: int) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """The losses of the paper: pure functions of scores. No architecture, tokenizer or device is seen here.
 
-Shapes: scores s [.., Q, C] of C candidates for each of Q queries; `keep` [Q, C] is false for candidates that do not take
-part; `positive` [Q, C] is true at the one positive of each query. Every loss is a mean over queries.
+Shapes: scores s [.., Q, C] of C candidates for each of Q queries; `keep` [Q, C] is false for candidates that do not
+take part; `positive` [Q, C] is true at the one positive of each query. Every loss is a mean over queries.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def layer_weights(s: Tensor, candidates: Candidates, tau: float = 1.0, mode: str
     return (minus_kl / tau).softmax(0)
 
 
-def layer_loss(teacher: Tensor, student: Tensor, w: Tensor, keep: Tensor, tau: float = 1.0, detach: bool = False) -> Tensor:
-    """L_lyr (eqs. 6, 8): sum over the K pairs of w_i D_KL(t_{a_i}/tau, s_{b_i}/tau). Scores [K, Q, C], w [K, Q] -> scalar."""
+def layer_loss(
+    teacher: Tensor, student: Tensor, w: Tensor, keep: Tensor, tau: float = 1.0, detach: bool = False
+) -> Tensor:
+    """L_lyr (eqs. 6, 8): sum over K pairs of w_i D_KL(t_{a_i}/tau, s_{b_i}/tau). Scores [K, Q, C], w [K, Q]."""
     t = log_distribution(teacher.detach() if detach else teacher, keep, tau)
     return (w * kl(t, log_distribution(student, keep, tau), keep)).sum(0).mean()
 
@@ -86,7 +88,9 @@ def contrastive(student: Scores, candidates: Candidates) -> Loss:
     return Loss(loss, {"stu": loss}, {"student_entropy": _entropies(student, candidates)})
 
 
-def rd(student: Scores, teacher: Scores, hard: Candidates, soft: Candidates, student_soft: Scores, distil: Distil) -> Loss:
+def rd(
+    student: Scores, teacher: Scores, hard: Candidates, soft: Candidates, student_soft: Scores, distil: Distil
+) -> Loss:
     """RD, response-based distillation (section 4.2): L_stu + D_KL(t_N/tau, s_M/tau) with a frozen teacher."""
     parts = {
         "stu": hard_loss(student.last, hard),
@@ -116,12 +120,16 @@ def lead(
     w = layer_weights(t, soft, distil.layer_weights_tau, distil.layer_weights)
     parts = {
         "lyr": layer_loss(t, s, w, soft.keep, distil.tau, distil.detach_target),
-        "rep": response_loss(teacher_soft.last, student_soft.last, soft.keep, distil.tau, distil.joint, distil.detach_target),
+        "rep": response_loss(
+            teacher_soft.last, student_soft.last, soft.keep, distil.tau, distil.joint, distil.detach_target
+        ),
         "stu": hard_loss(student.last, hard),
     }
     if distil.joint:
         parts["tch"] = hard_loss(teacher.last, hard)
-    return Loss(_weighted(parts, distil), parts, _watch(student_soft, teacher_soft, soft) | {"layer_weights": w.mean(1)})
+    return Loss(
+        _weighted(parts, distil), parts, _watch(student_soft, teacher_soft, soft) | {"layer_weights": w.mean(1)}
+    )
 
 
 def _weighted(parts: dict[str, Tensor], distil: Distil) -> Tensor:

@@ -1,6 +1,6 @@
 """What each run of the experiments is made of, for each dataset: models, lists, settings, and what makes sense at all.
 
-The workflow asks it for the inputs that depend on a run and for the slice of settings of each job; it decides nothing itself.
+The workflow asks it for the inputs that depend on a run and for each job's settings; it decides nothing itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TRAINING = ("contrastive", "rd", "lead")
 
 
 class Plan:
-    """Answers about runs and datasets. Every public method raises LeadError for a run or dataset that does not exist."""
+    """Answers about runs and datasets."""
 
     def __init__(self, loaded: Loaded) -> None:
         """`loaded`: all configuration files. The experiments are checked against each other here."""
@@ -34,12 +34,15 @@ class Plan:
         """Names of the runs with one of these methods (all, if none is given), and of this kind of model."""
         return [
             name for name, row in self.rows.items()
-            if (not methods or row.method in methods) and (kind is None or (row.method != "bm25" and self.kind(name) == kind))
+            if (not methods or row.method in methods)
+            and (kind is None or (row.method != "bm25" and self.kind(name) == kind))
         ]  # fmt: skip
 
     def joint(self) -> list[str]:
         """Runs that train the teacher too, and so leave a model `<run>_teacher`, on every dataset."""
-        return [n for n, r in self.rows.items() if r.method == "lead" and r.settings.get("distil", {}).get("joint", True)]
+        return [
+            n for n, r in self.rows.items() if r.method == "lead" and r.settings.get("distil", {}).get("joint", True)
+        ]
 
     def frozen(self) -> list[str]:
         """Runs that distil from a teacher that stays as it is."""
@@ -48,12 +51,16 @@ class Plan:
     def check(self, dataset: str, run: str) -> None:
         """Refuse a dataset or run that does not exist, or a pair that does not make sense, with what exists."""
         if dataset not in self.loaded.datasets:
-            raise LeadError(f"no dataset '{dataset}' in {self._datasets_folder()}; {nearest(dataset, self.loaded.datasets)}")
+            raise LeadError(
+                f"no dataset '{dataset}' in {self._datasets_folder()}; {nearest(dataset, self.loaded.datasets)}"
+            )
         if run not in self.rows:
             raise LeadError(f"no run '{run}' in {self.loaded.experiments_path}; {nearest(run, self.rows)}")
         only = self.rows[run].datasets
         if only is not None and dataset not in only:
-            raise LeadError(f"{self.loaded.experiments_path}: run '{run}' is for {', '.join(only)} only, not for '{dataset}'")
+            raise LeadError(
+                f"{self.loaded.experiments_path}: run '{run}' is for {', '.join(only)} only, not for '{dataset}'"
+            )
         self._check_run(dataset, run)
 
     def check_target(self, target: str) -> None:
@@ -64,7 +71,11 @@ class Plan:
 
     def targets(self, dataset: str) -> list[str]:
         """Result files of every run that makes sense on this dataset."""
-        return [f"{self.results}/{dataset}/{n}.json" for n, r in self.rows.items() if r.datasets is None or dataset in r.datasets]
+        return [
+            f"{self.results}/{dataset}/{n}.json"
+            for n, r in self.rows.items()
+            if r.datasets is None or dataset in r.datasets
+        ]
 
     # --- what a run is made of ---------------------------------------------------------------------------------------
     def kind(self, run: str) -> str:
@@ -123,7 +134,9 @@ class Plan:
         for name in ("teacher", "student"):
             if name not in tree.get("models", {}):
                 path = self.loaded.datasets[dataset][1]
-                raise LeadError(f"{path}: key 'settings.models.{name}' is missing, and preset and config do not give it; add it")
+                raise LeadError(
+                    f"{path}: key 'settings.models.{name}' is missing, and preset and config do not give it; add it"
+                )
         return Settings.model_validate(tree)
 
     def settings(self, stage: str, dataset: str, run: str | None = None) -> dict[str, Any]:
@@ -151,13 +164,25 @@ class Plan:
             base = s.models[row.init] if row.init else None
             scoring = getattr(s.scoring, self.kind(run))
             return _json(
-                seed=s.seed, model=base, kind=self.kind(run), scoring=scoring, lengths=s.lengths, train=s.train, relevance=relevance
+                seed=s.seed,
+                model=base,
+                kind=self.kind(run),
+                scoring=scoring,
+                lengths=s.lengths,
+                train=s.train,
+                relevance=relevance,
             )
         if stage == "distil":
             return _json(seed=s.seed, method=row.method, train=s.train, distil=s.distil, relevance=relevance)
         if stage == "evaluate":
-            made_by = {f"{r}.{t}": self.settings(t, dataset, r) for r in self._ancestors(run) for t in self.stages(dataset, r)[:1]}
-            return _json(evaluation=s.evaluation, seed=s.seed) | {"made_by": {"dataset": dataset, "run": run, "settings": made_by}}
+            made_by = {
+                f"{r}.{t}": self.settings(t, dataset, r)
+                for r in self._ancestors(run)
+                for t in self.stages(dataset, r)[:1]
+            }
+            return _json(evaluation=s.evaluation, seed=s.seed) | {
+                "made_by": {"dataset": dataset, "run": run, "settings": made_by}
+            }
         raise ValueError(f"no stage {stage}")
 
     def settings_json(self, stage: str, dataset: str, run: str | None = None) -> str:
@@ -218,7 +243,9 @@ class Plan:
         if row.method == "teacher_of" and row.of not in self.joint():
             raise LeadError(f"{where}: key 'of': '{row.of}' does not train its teacher (distil.joint: false)")
         if row.method in TRAINING and row.negatives != "bm25" and self.kind(row.negatives) != "de":
-            raise LeadError(f"{where}: key 'negatives': '{row.negatives}' is a ColBERT; negatives are mined with a dual encoder")
+            raise LeadError(
+                f"{where}: key 'negatives': '{row.negatives}' is a ColBERT; negatives are mined with a dual encoder"
+            )
 
     def _check_run(self, dataset: str, run: str) -> None:
         """What can be known before any work: K, M and N, the rerank source, source files, precision of combinations."""
@@ -230,7 +257,9 @@ class Plan:
             s, row = self.resolve(dataset, name), self.rows[name]
             where = f"{self.loaded.experiments_path}: run '{name}' on '{dataset}'"
             if s.retrieval.rerank_from not in self.rows or self.kind(s.retrieval.rerank_from) != "de":
-                raise LeadError(f"{path}: key 'settings.retrieval.rerank_from': '{s.retrieval.rerank_from}' is no run of a dual encoder")
+                raise LeadError(
+                    f"{path}: key 'settings.retrieval.rerank_from': '{s.retrieval.rerank_from}' is not a dual encoder's run"
+                )
             if row.method == "lead":
                 n, m = self._layers(dataset, str(row.teacher)), self._layers(dataset, str(row.start))
                 if n is not None and m is not None:

@@ -1,4 +1,4 @@
-"""What the Snakefile needs from the package: the plan, checked before any job, and helpers that keep rules free of logic."""
+"""What the Snakefile needs from the package: the checked plan, and helpers that keep rules free of logic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from lead.config.load import load, parse_yaml
 from lead.errors import LeadError
@@ -66,6 +66,6 @@ def _typed(value: Any) -> Any:
     return parse_yaml(value, "--config") if isinstance(value, str) else value
 
 
-def _stop(error: LeadError) -> Any:
+def _stop(error: LeadError) -> NoReturn:
     print(f"lead: error: {error}", file=sys.stderr, flush=True)
     os._exit(1)  # an exception would make Snakemake print its own traceback around it

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lead.artifacts import SCHEMAS, read_table, write_json, write_table
+from lead.artifacts import SCHEMAS, read_table, write_table
 from lead.config.stages import EvaluateSettings
 from lead.errors import LeadError
 from lead.evaluation import evaluate as module
@@ -137,13 +137,13 @@ def test_many_queries_against_plain_python(seed: int) -> None:
 def run(folder: Path, ranked: pa.Table, qrels: pa.Table, trec: bool = False, **evaluation: Any) -> dict[str, Any]:
     write_table(ranked, folder / "ranked.parquet", "ranked")
     write_table(qrels, folder / "qrels.parquet", "qrels")
-    write_json({"model": "x"}, folder / "provenance.json")
-    settings = EvaluateSettings.model_validate({"evaluation": {"measures": NAMES, **evaluation}, "seed": 3})
+    settings = EvaluateSettings.model_validate(
+        {"evaluation": {"measures": NAMES, **evaluation}, "seed": 3, "made_by": {"model": "x"}}
+    )
     evaluate(
         settings=settings,
         ranked=folder / "ranked.parquet",
         qrels=folder / "qrels.parquet",
-        provenance=folder / "provenance.json",
         out=folder / "run.json",
         per_query=folder / "per_query.parquet",
         trec=folder / "run.trec" if trec else None,

@@ -28,7 +28,13 @@ PYTHON_LINES = 350  # one idea a file
 NOT_PINNED = {"faiss-gpu"}
 CONDA_NAMES = {"pytorch-gpu": "torch"}
 # Distributions by the module they provide, where the names differ.
-DISTRIBUTIONS = {"Stemmer": "pystemmer", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "Stemmer": "pystemmer",
+    "faiss": "faiss-cpu",
+    "pydantic_core": "pydantic",  # released together
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 
 
 def git(*args: str) -> list[str]:
@@ -147,6 +153,9 @@ def literal(call: ast.Call, keyword: str) -> object:
 def unsafe(source: str) -> list[str]:
     """What a source does that could run code out of data."""
     tree = ast.parse(source)
+    safe_loaders = {"yaml.SafeLoader", "yaml.CSafeLoader"}
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    safe_loaders |= {node.name for node in classes if {dotted(base) for base in node.bases} & safe_loaders}
     found = [
         f"imports {name}" for name in imported(tree) & {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
     ]
@@ -161,9 +170,8 @@ def unsafe(source: str) -> list[str]:
             found.append(f"line {node.lineno}: {name}")
         if name == "torch.load" and literal(node, "weights_only") is not True:
             found.append(f"line {node.lineno}: torch.load without weights_only=True")
-        if name == "yaml.load" and not any(
-            "Safe" in dotted(k.value) or "Strict" in dotted(k.value) for k in node.keywords
-        ):
+        loaders = {dotted(value) for value in [*node.args, *(keyword.value for keyword in node.keywords)]}
+        if name == "yaml.load" and not loaders & safe_loaders:
             found.append(f"line {node.lineno}: yaml.load without a safe loader")
     return found
 
@@ -183,6 +191,7 @@ def test_sources_run_no_code_out_of_data(path: Path) -> None:
         "torch.load(path, weights_only=False)",
         "AutoModel.from_pretrained(name, trust_remote_code=trust)",
         "yaml.load(text, Loader=yaml.Loader)",
+        "class Own(yaml.Loader): pass\nyaml.load(text, Own)",
         "np.load(path, allow_pickle=True)",
         "subprocess.run(command, shell=True)",
     ],
@@ -193,6 +202,7 @@ def test_unsafe_code_is_seen(source: str) -> None:
 
 def test_safe_code_passes() -> None:
     assert unsafe("model.eval(); torch.load(path, weights_only=True); yaml.safe_load(text); re.compile('a')") == []
+    assert unsafe("class Strict(yaml.SafeLoader): pass\nyaml.load(text, Strict)") == []
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -15,7 +15,9 @@ def describe(cls_name: str) -> str:
 
     lines = list(_lines(getattr(stages, cls_name), ""))
     width = min(34, max(len(name) for name, _ in lines)) if lines else 0
-    return "settings (keys of --settings, with their defaults):\n" + "\n".join(f"  {n:<{width}}  {about}" for n, about in lines)
+    return "settings (keys of --settings, with their defaults):\n" + "\n".join(
+        f"  {n:<{width}}  {about}" for n, about in lines
+    )
 
 
 def _lines(cls: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:

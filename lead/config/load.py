@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice and reads 5e-5 as a number (YAML 1.2; plain PyYAML reads text)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for n, (key, value) in enumerate(zip(keys, node.value, strict=True)):
             if key in keys[:n]:
                 raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", value[0].start_mark)
@@ -78,7 +78,7 @@ def _line(text: str, location: tuple[Any, ...]) -> int | None:
 
 # --- checking --------------------------------------------------------------------------------------------------------
 def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefix: tuple[str, ...] = ()) -> T:
-    """`data` as a checked `cls`. Raises LeadError for the first mistake, naming the key, the file and the nearest valid name.
+    """`data` as a checked `cls`. Raises LeadError for the first mistake: key, file, nearest valid name.
 
     `prefix`: where in the file `data` stands.
     """
@@ -105,7 +105,7 @@ def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefi
 
 def _options(annotation: Any) -> list[type[BaseModel]]:
     """The models inside an annotation such as `A | B`, `list[A]`, `dict[str, A]`, `Annotated[A, ..]`."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if inspect.isclass(annotation) and typing.get_origin(annotation) is None:
         return [annotation] if issubclass(annotation, BaseModel) else []
     return [m for a in typing.get_args(annotation) for m in _options(a)]
 

@@ -72,11 +72,16 @@ class Train(Strict):
     batch_size: PositiveInt = Field(80, description="queries in a step, over all ranks")
     negatives: Annotated[int, Field(ge=0)] = Field(16, description="hard negatives drawn for each query and step")
     negatives_depth: PositiveInt = Field(100, description="hard negatives are drawn from the top of the mined list")
-    lr: Positive = Field(5e-5, description="peak learning rate of the model being trained (the student's when distilling)")
+    lr: Positive = Field(
+        5e-5, description="peak learning rate of the model being trained (the student's when distilling)"
+    )
     teacher_lr: Positive | None = Field(None, description="peak learning rate of a jointly trained teacher; null: lr")
     weight_decay: NonNegative = Field(0.01, description="AdamW weight decay (not on biases and LayerNorm)")
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of steps with rising learning rate")
     clip: Positive = Field(1.0, description="gradient norm above which gradients are scaled down, for each model")
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="dropout while training; null: the model's own"
+    )
     precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast type of the encoders; scores are fp32")
     micro_tokens: PositiveInt = Field(16384, description="padded tokens of one micro-batch of texts, sorted by length")
     cache_above: PositiveInt = Field(
@@ -85,8 +90,12 @@ class Train(Strict):
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     checkpoint_keep: PositiveInt = Field(2, description="checkpoints kept while training")
     dev_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between evaluations on dev; 0: only the end")
-    dev_queries: Annotated[int, Field(ge=0)] = Field(200, description="dev queries used for it; 0: never evaluate on dev")
-    dev_negatives: Annotated[int, Field(ge=0)] = Field(10, description="mined negatives each dev query adds to the dev pool")
+    dev_queries: Annotated[int, Field(ge=0)] = Field(
+        200, description="dev queries used for it; 0: never evaluate on dev"
+    )
+    dev_negatives: Annotated[int, Field(ge=0)] = Field(
+        10, description="mined negatives each dev query adds to the dev pool"
+    )
     select: Literal["last", "best"] = Field("last", description="weights kept: the last, or the best on dev (MRR@10)")
 
 
@@ -123,7 +132,9 @@ class Distil(Strict):
         "per_query", description="w of eq. 7: for each query; one for the batch (released code); 1/K (section 4.6)"
     )
     layer_weights_tau: Positive = Field(1.0, description="temperature of eq. 7")
-    joint: bool = Field(True, description="train the teacher too (section 3.4); false: frozen, L_tch and KL(s, t) removed")
+    joint: bool = Field(
+        True, description="train the teacher too (section 3.4); false: frozen, L_tch and KL(s, t) removed"
+    )
     detach_target: bool = Field(False, description="no gradient reaches the target side of each KL")
     candidates: Literal["batch", "own"] = Field(
         "batch", description="passages a distribution is over: the whole (cross-)batch, or the query's own list"
@@ -135,7 +146,8 @@ class PhaseTrain(Strict):
     """Overrides of `train` in one phase. Keys are those of `train`."""
 
     miner: dict[str, Any] = Field({}, description="the 12DE that mines negatives")
-    warmup: dict[str, Any] = Field({}, description="teachers and student on mined negatives")
+    teacher: dict[str, Any] = Field({}, description="warm-up of the teachers on mined negatives")
+    student: dict[str, Any] = Field({}, description="warm-up of the student on mined negatives")
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
 
 
@@ -153,16 +165,22 @@ class SplitFiles(Strict):
     """Queries and relevance judgements of one split."""
 
     queries: str = Field(description="TSV (id, text), JSONL (_id, text) or Parquet (qid, text); .gz too")
-    qrels: str = Field(description="TREC (qid, any, pid, rel), BEIR TSV with header, or Parquet (qid, pid, rel); .gz too")
+    qrels: str = Field(
+        description="TREC (qid, any, pid, rel), BEIR TSV with header, or Parquet (qid, pid, rel); .gz too"
+    )
 
 
 class FilesSource(Strict):
     """A collection on disk. Paths are relative to the dataset file."""
 
     kind: Literal["files"]
-    corpus: str = Field(description="TSV (id, [title,] text), JSONL (_id, title, text) or Parquet (pid, [title,] text); .gz too")
+    corpus: str = Field(
+        description="TSV (id, [title,] text), JSONL (_id, title, text) or Parquet (pid, [title,] text); .gz too"
+    )
     fields: list[Literal["title", "text"]] = Field(
-        ["title", "text"], min_length=1, description="what a passage is made of, in this order; a missing title is skipped"
+        ["title", "text"],
+        min_length=1,
+        description="what a passage is made of, in this order; a missing title is skipped",
     )
     train: SplitFiles
     test: SplitFiles = Field(description="the evaluation split")
@@ -172,9 +190,13 @@ class FilesSource(Strict):
 class Checks(Strict):
     """Shares above which prepared data makes no sense and the stage stops."""
 
-    duplicate_passages: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="passages whose text occurs before")
+    duplicate_passages: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="passages whose text occurs before"
+    )
     unjudged_queries: Annotated[float, Field(ge=0, le=1)] = Field(0.9, description="queries without a relevant passage")
-    unresolved_judgements: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="judgements of unknown qid or pid")
+    unresolved_judgements: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="judgements of unknown qid or pid"
+    )
     empty_passages: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="passages without text")
 
 
@@ -202,7 +224,9 @@ class Evaluation(Strict):
     """What is measured, and how surely."""
 
     measures: list[str] = Field(["RR@10", "AP@1000", "R@1000"], min_length=1, description="as ir_measures writes them")
-    relevance: PositiveInt = Field(1, description="grade from which a passage is relevant for binary measures and training")
+    relevance: PositiveInt = Field(
+        1, description="grade from which a passage is relevant for binary measures and training"
+    )
     resamples: PositiveInt = Field(1000, description="bootstrap resamples of the confidence intervals")
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
@@ -222,7 +246,9 @@ class Settings(Strict):
     retrieval: Retrieval = Retrieval()
     evaluation: Evaluation = Evaluation()
     checks: Checks = Checks()
-    dev_share: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="share of train queries carved as dev (by hash)")
+    dev_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="share of train queries carved as dev (by hash)"
+    )
 
     @model_validator(mode="after")
     def _teacher_and_student(self) -> Settings:
@@ -249,12 +275,18 @@ class Row(Strict):
         "teacher_of: evaluate the teacher a joint run leaves"
     )
     kind: Literal["de", "cb"] = Field("de", description="contrastive: dual encoder or ColBERT")
-    init: Literal["teacher", "student"] | None = Field(None, description="contrastive: the encoder of `models` to start from")
-    start: Name | None = Field(None, description="the run whose model goes on training, or is the student of rd and lead")
+    init: Literal["teacher", "student"] | None = Field(
+        None, description="contrastive: the encoder of `models` to start from"
+    )
+    start: Name | None = Field(
+        None, description="the run whose model goes on training, or is the student of rd and lead"
+    )
     teacher: Name | None = Field(None, description="rd, lead: the run whose model teaches")
     of: Name | None = Field(None, description="teacher_of: the joint run")
     negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
-    phase: Literal["miner", "warmup", "distil"] = Field("distil", description="which overrides of `train` apply")
+    phase: Literal["miner", "teacher", "student", "distil"] = Field(
+        "distil", description="which overrides of `train` apply"
+    )
     datasets: list[Name] | None = Field(None, description="only these datasets; null: all")
     settings: dict[str, Any] = Field({}, description="any keys of Settings")
 

@@ -1,11 +1,11 @@
 """The slice of the configuration that each stage reads: nothing else can change what the stage makes.
 
-The workflow passes a slice as JSON (`--settings`), so that Snakemake reruns a stage when, and only when, its slice changes.
+The workflow passes a slice as JSON (`--settings`), so Snakemake reruns a stage when, and only when, its slice changes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -47,7 +47,9 @@ class TrainSettings(Strict):
     """Read by `lead train`."""
 
     seed: int = 1
-    model: ModelRef | None = Field(None, description="pretrained encoder to start from; null: the model given by --start")
+    model: ModelRef | None = Field(
+        None, description="pretrained encoder to start from; null: the model given by --start"
+    )
     kind: Literal["de", "cb"] = "de"
     scoring: Scoring = Scoring()
     lengths: Lengths = Lengths()
@@ -99,3 +101,6 @@ class EvaluateSettings(Strict):
 
     evaluation: Evaluation = Evaluation()
     seed: int = 1
+    made_by: dict[str, Any] = Field(
+        {}, description="dataset, run and settings of what made the list, copied into the result"
+    )

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lead import __version__
-from lead.artifacts import atomic_file, read_json, read_table, write_json, write_table
+from lead.artifacts import atomic_file, read_table, write_json, write_table
 from lead.config.stages import EvaluateSettings
 from lead.errors import LeadError
 from lead.evaluation.measures import check_measures, parse_measures, provider
@@ -31,7 +31,15 @@ log = logging.getLogger("lead")
 
 QUERIES = 1000  # evaluated at a time: bounds the memory of the Python dicts that ir_measures wants
 DIGITS = 6
-PACKAGES = ("ir_measures", "pytrec_eval-terrier", "numpy")  # what a value depends on
+PACKAGES = (
+    "ir_measures",
+    "pytrec_eval-terrier",
+    "numpy",
+    "torch",
+    "transformers",
+    "faiss-cpu",
+    "bm25s",
+)  # what a value depends on
 
 
 def evaluate(
@@ -39,7 +47,6 @@ def evaluate(
     settings: EvaluateSettings,
     ranked: Path,
     qrels: Path,
-    provenance: Path | None,
     out: Path,
     per_query: Path,
     trec: Path | None,
@@ -67,11 +74,10 @@ def evaluate(
         "confidence": chosen.confidence,
         "resamples": chosen.resamples,
         "seed": settings.seed,
+        "made_by": settings.made_by,
         "ranked_depth": pc.max(lists["rank"]).as_py() or 0,
-        "versions": {"lead": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "versions": {"lead": __version__, **_versions()},
     }
-    if provenance is not None:
-        result["made_by"] = read_json(provenance)
     columns = {"qid": np.repeat(qids, len(names)), "measure": np.tile(names, len(qids)), "value": values.ravel()}
     table = pa.table(columns).sort_by([("qid", "ascending"), ("measure", "ascending")])
     if trec is not None:
@@ -79,6 +85,17 @@ def evaluate(
     write_table(table, per_query, "per_query")
     write_json(result, out)
     log.info("%s", "  ".join(f"{name} {value['mean']:.4f}" for name, value in metrics.items()))
+
+
+def _versions() -> dict[str, str]:
+    """Versions of the packages that a value depends on; those that are not installed are left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def query_values(

@@ -21,7 +21,7 @@ def provider() -> Any:
     """
     import ir_measures
 
-    return ir_measures.providers.FallbackProvider([ir_measures.pytrec_eval, ir_measures.msmarco])  # type: ignore[no-untyped-call]
+    return ir_measures.providers.FallbackProvider([ir_measures.pytrec_eval, ir_measures.msmarco])
 
 
 def parse_measures(names: Sequence[str], relevance: int = 1) -> dict[str, Measure]:

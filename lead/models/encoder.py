@@ -12,7 +12,7 @@ from lead.errors import LeadError
 
 
 def load_encoder(name: str, reference: str) -> nn.Module:
-    """The transformer in `name`, in fp32, without a pooler. Every weight must be found in the checkpoint: LeadError if not."""
+    """The transformer in `name`, in fp32, without a pooler. LeadError if a weight is not found in the checkpoint."""
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
@@ -32,15 +32,22 @@ def load_encoder(name: str, reference: str) -> nn.Module:
     missing = [k for k in info["missing_keys"] if not k.startswith("pooler.")]
     if missing or info["mismatched_keys"]:
         what = [str(k) for k in [*missing, *info["mismatched_keys"]]][:3]
-        raise LeadError(f"models: '{reference}' lacks weights of its architecture ({', '.join(what)}, ..); wrong checkpoint?")
+        raise LeadError(
+            f"models: '{reference}' lacks weights of its architecture ({', '.join(what)}, ..); wrong checkpoint?"
+        )
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # never used: scores come from hidden states
     return model
 
 
+def depth(encoder: nn.Module) -> int:
+    """Number of transformer layers: N or M."""
+    return int(encoder.config.num_hidden_layers)  # type: ignore[union-attr,arg-type]
+
+
 def layer_list(encoder: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds the pile of transformer layers, and the attribute's name, whatever the architecture."""
-    n = encoder.config.num_hidden_layers
+    n = depth(encoder)
     for module in encoder.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == n:
@@ -56,10 +63,23 @@ def keep_layers(encoder: nn.Module, layers: list[int], reference: str) -> None:
         if i > len(pile):
             raise LeadError(f"models: layers has {i}, but '{reference}' has only layers 1..{len(pile)}")
     setattr(owner, name, nn.ModuleList(pile[i - 1] for i in layers))
-    encoder.config.num_hidden_layers = len(layers)
+    encoder.config.num_hidden_layers = len(layers)  # type: ignore[union-attr]
 
 
 def hidden_states(encoder: nn.Module, ids: Tensor, mask: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
     """Outputs [n, T, d] of these layers (1..N; the embedding output is not a layer). ids, mask: [n, T]."""
     out: Any = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     return [out.hidden_states[i] for i in layers]
+
+
+def prepare_for_training(encoder: nn.Module, dropout: float | None) -> None:
+    """Set dropout (None: as the model has it) and, on the CPU, the attention whose backward pass is fastest there."""
+    if dropout is not None:
+        for module in encoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = dropout  # type: ignore[assignment]
+    if next(encoder.parameters()).device.type == "cpu":
+        # the backward pass of the CPU's fused attention is several times slower than two matrix products
+        encoder.set_attn_implementation("eager")  # type: ignore[operator]

@@ -19,7 +19,7 @@ from lead.models.retriever import Retriever
 
 
 def micro_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Indices of texts grouped by length so that no group's padded size exceeds `max_tokens` (a long text stands alone).
+    """Indices of texts grouped by length; no group's padded size exceeds `max_tokens` (a long text stands alone).
 
     >>> micro_batches([5, 2, 9, 2], 10)
     [[1, 3], [0], [2]]

@@ -22,5 +22,7 @@ def resolve(reference: str) -> str:
             raise LeadError(f"models: package '{package}' of reference '{reference}' is not installed; pip install it")
         folder = Path(next(iter(spec.submodule_search_locations))) / inside
     if not (folder / "config.json").is_file():
-        raise LeadError(f"models: '{reference}' has no config.json in {folder}; give the folder of a transformers model")
+        raise LeadError(
+            f"models: '{reference}' has no config.json in {folder}; give the folder of a transformers model"
+        )
     return str(folder)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from lead.artifacts import atomic_folder, check_folder
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
-from lead.models.encoder import hidden_states, keep_layers, load_encoder
+from lead.models.encoder import depth, hidden_states, keep_layers, load_encoder
 from lead.models.features import Candidates, Features, Scores
 from lead.models.reference import resolve
 from lead.models.scores import inner_product, max_sim, standardise
@@ -31,7 +31,7 @@ class Retriever(nn.Module):
         super().__init__()
         self.encoder, self.tokenizer, self.kind = encoder, tokenizer, kind
         self.scoring, self.lengths = scoring, lengths
-        self.n_layers: int = encoder.config.num_hidden_layers
+        self.n_layers = depth(encoder)
         self.markers: dict[Side, int] = {}
         if kind == "cb" and scoring.markers:
             vocabulary = tokenizer.get_vocab()
@@ -42,10 +42,15 @@ class Retriever(nn.Module):
 
     # --- texts to tokens ---------------------------------------------------------------------------------------------
     def tokenize(self, side: Side, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, with special tokens, cut to this side's length (both special tokens survive the cut)."""
+        """Token ids of each text, cut to this side's length; both special tokens survive the cut."""
         limit = getattr(self.lengths, side) - (side in self.markers)
         ids: list[list[int]] = self.tokenizer(
-            texts, truncation=True, max_length=limit, padding=False, return_attention_mask=False, return_token_type_ids=False
+            texts,
+            truncation=True,
+            max_length=limit,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
         )["input_ids"]
         if side in self.markers:
             ids = [[i[0], self.markers[side], *i[1:]] for i in ids]
@@ -99,7 +104,7 @@ class Retriever(nn.Module):
         return Scores(torch.stack(every), queries.layers)
 
     def vectors(self, features: Features) -> Tensor:
-        """Last-layer vectors whose plain inner products (MaxSim for CB) are the model's scores up to the factor `scale`."""
+        """Last-layer vectors whose inner products (MaxSim for CB) are the model's scores up to the factor `scale`."""
         x = features.x[-1]
         return normalize(x, dim=-1) if self.scoring.normalise == "unit" else x
 
@@ -109,7 +114,11 @@ class Retriever(nn.Module):
         with atomic_folder(folder) as temporary:
             self.encoder.save_pretrained(temporary)  # type: ignore[operator]
             self.tokenizer.save_pretrained(temporary)
-            description = {"kind": self.kind, "scoring": self.scoring.model_dump(), "lengths": self.lengths.model_dump()}
+            description = {
+                "kind": self.kind,
+                "scoring": self.scoring.model_dump(),
+                "lengths": self.lengths.model_dump(),
+            }
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
     @classmethod
@@ -118,10 +127,18 @@ class Retriever(nn.Module):
         folder = check_folder(folder)
         try:
             description = json.loads((folder / DESCRIPTION).read_text())
-            kind, scoring, lengths = description["kind"], Scoring(**description["scoring"]), Lengths(**description["lengths"])
+            kind, scoring, lengths = (
+                description["kind"],
+                Scoring(**description["scoring"]),
+                Lengths(**description["lengths"]),
+            )
         except (OSError, ValueError, KeyError) as e:
-            raise LeadError(f"{folder / DESCRIPTION} is missing or not understood ({e}); rerun the stage that makes it") from e
-        return cls(load_encoder(str(folder), str(folder)), load_tokenizer(str(folder), str(folder)), kind, scoring, lengths)
+            raise LeadError(
+                f"{folder / DESCRIPTION} is missing or not understood ({e}); rerun the stage that makes it"
+            ) from e
+        return cls(
+            load_encoder(str(folder), str(folder)), load_tokenizer(str(folder), str(folder)), kind, scoring, lengths
+        )
 
     @classmethod
     def pretrained(cls, model: ModelRef, kind: Kind, scoring: Scoring, lengths: Lengths) -> Retriever:
@@ -133,7 +150,9 @@ class Retriever(nn.Module):
         positions = getattr(encoder.config, "max_position_embeddings", None)
         for side, limit in lengths.model_dump().items():
             if positions is not None and limit > positions:
-                raise LeadError(f"lengths.{side}: {limit} is more than the {positions} positions of '{model.reference}'")
+                raise LeadError(
+                    f"lengths.{side}: {limit} is more than the {positions} positions of '{model.reference}'"
+                )
         return cls(encoder, load_tokenizer(name, model.reference), kind, scoring, lengths)
 
 

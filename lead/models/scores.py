@@ -19,11 +19,11 @@ def inner_product(queries: Tensor, passages: Tensor) -> Tensor:
 def max_sim(queries: Tensor, query_mask: Tensor, passages: Tensor, passage_mask: Tensor) -> Tensor:
     """f_CB (eq. 2): for each query token its best passage token, summed over query tokens.
 
-    queries [Q, X, d], query_mask [Q, X], passages [P, Y, d], passage_mask [P, Y] (true: takes part) -> [Q, P]. A passage
-    without tokens scores 0. Memory: a block of queries at a time; for the gradient only the index of each maximum is
-    kept, [Q, X, P] integers.
+    queries [Q, X, d], query_mask [Q, X], passages [P, Y, d], passage_mask [P, Y] (true: takes part) -> [Q, P]. A
+    passage without tokens scores 0. Memory: a block of queries at a time; for the gradient only the index of each
+    maximum is kept, [Q, X, P] integers.
     """
-    return _MaxSim.apply(queries, query_mask, passages, passage_mask)  # type: ignore[no-any-return, no-untyped-call]
+    return _MaxSim.apply(queries, query_mask, passages, passage_mask)
 
 
 class _MaxSim(torch.autograd.Function):
@@ -46,8 +46,8 @@ class _MaxSim(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        # the gradient of max_y q.p_y is that of q.p_best: a sparse matrix W [Q X, P Y] with one entry a (token, passage).
-        # Two matrix products with it are faster than gathers and, unlike atomic additions, always sum in the same order.
+        # the gradient of max_y q.p_y is that of q.p_best: a sparse matrix W [Q X, P Y], one entry a (token, passage).
+        # Two products with it are faster than gathers and, unlike atomic additions, always sum in the same order.
         queries, query_mask, passages, empty, best = ctx.saved_tensors
         (n, x, d), (p, y, _) = queries.shape, passages.shape
         flat = passages.reshape(p * y, d)
@@ -55,7 +55,11 @@ class _MaxSim(torch.autograd.Function):
         for block in torch.arange(n).split(max(1, MAX_SIM_BLOCK // max(1, x * p * y))):
             i = slice(int(block[0]), int(block[-1]) + 1)
             weight = (grad[i].masked_fill(empty, 0.0)[:, None, :] * query_mask[i, :, None]).unsqueeze(-1)
-            w = queries.new_zeros(*weight.shape[:-1], y).scatter_(-1, best[i].long().unsqueeze(-1), weight).view(-1, p * y)
+            w = (
+                queries.new_zeros(*weight.shape[:-1], y)
+                .scatter_(-1, best[i].long().unsqueeze(-1), weight)
+                .view(-1, p * y)
+            )
             grad_queries[i] = (w @ flat).view(-1, x, d)
             grad_flat += w.T @ queries[i].reshape(-1, d)
         return grad_queries, None, grad_flat.view(p, y, d), None

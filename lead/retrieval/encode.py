@@ -19,8 +19,10 @@ from lead.retrieval.search import write_vectors
 
 
 @torch.inference_mode()
-def encode_texts(model: Retriever, side: Side, texts: list[str], batch_tokens: int, precision: str, what: str) -> list[Features]:
-    """Last-layer features (n = 1 each, on the CPU) of all texts, encoded in length-sorted batches; their order is kept."""
+def encode_texts(
+    model: Retriever, side: Side, texts: list[str], batch_tokens: int, precision: str, what: str
+) -> list[Features]:
+    """Last-layer features (n = 1 each, on the CPU) of all texts, in their order, encoded in length-sorted batches."""
     model.eval()
     ids = [i for start in range(0, len(texts), 4096) for i in model.tokenize(side, texts[start : start + 4096])]
     encode = MicroEncoder(batch_tokens, precision)
@@ -48,6 +50,8 @@ def encode(*, settings: EncodeSettings, gpu: int, model: Path, texts: Path, out:
     if encoder.kind != "de":
         raise LeadError(f"{model} is a ColBERT: it has no single vector a text; use lead rerank")
     encoder.to(device(gpu))
-    features = encode_texts(encoder, side, table["text"].to_pylist(), settings.batch_tokens, settings.precision, f"{side} vectors")
+    features = encode_texts(
+        encoder, side, table["text"].to_pylist(), settings.batch_tokens, settings.precision, f"{side} vectors"
+    )
     vectors = torch.cat([f.x[0] for f in features]).numpy() if features else np.zeros((0, 1), np.float32)
     write_vectors(table["pid" if side == "passage" else "qid"].to_pylist(), vectors, out, settings.fp16)

@@ -22,7 +22,9 @@ from lead.retrieval.encode import encode_texts
 
 
 @torch.inference_mode()
-def rerank(*, settings: RerankSettings, gpu: int, model: Path, corpus: Path, queries: Path, ranked: Path, out: Path) -> None:
+def rerank(
+    *, settings: RerankSettings, gpu: int, model: Path, corpus: Path, queries: Path, ranked: Path, out: Path
+) -> None:
     """Reorder the top `rerank_depth` of each list by MaxSim; passages below are dropped. Ties: smaller pid first.
 
     Every passage that occurs in a list is encoded once. Memory: its token vectors in half precision, 2 T d bytes each.
@@ -39,11 +41,15 @@ def rerank(*, settings: RerankSettings, gpu: int, model: Path, corpus: Path, que
     asked = read_table(queries, "queries")
     query = pc.index_in(lists["qid"], value_set=asked["qid"])
     if row.null_count or query.null_count:
-        raise LeadError(f"{ranked} names passages or queries that {corpus} and {queries} do not have; they do not belong together")
+        raise LeadError(
+            f"{ranked} names passages or queries that {corpus} and {queries} do not have; they do not belong together"
+        )
     rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False)
     needed, position = np.unique(rows, return_inverse=True)
     settings_ = (settings.batch_tokens, settings.precision)
-    texts = encode_texts(colbert, "passage", passages["text"].take(pa.array(needed)).to_pylist(), *settings_, "passages")
+    texts = encode_texts(
+        colbert, "passage", passages["text"].take(pa.array(needed)).to_pylist(), *settings_, "passages"
+    )
     # what a query's list holds is gathered and padded at a time; half precision keeps the store small
     store = [f.x[0, 0][f.mask[0]].half() for f in texts if f.mask is not None]
     del texts
@@ -63,7 +69,14 @@ def rerank(*, settings: RerankSettings, gpu: int, model: Path, corpus: Path, que
     ids = np.array(query_rows[order])
     starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]]) if len(ids) else np.empty(0, np.int64)
     rank = np.arange(len(ids)) - np.repeat(starts, np.diff(np.r_[starts, len(ids)])) + 1
-    table = pa.table({"qid": qids, "pid": lists["pid"].take(pa.array(order)), "rank": rank.astype(np.int32), "score": np.array(scores, np.float32)})
+    table = pa.table(
+        {
+            "qid": qids,
+            "pid": lists["pid"].take(pa.array(order)),
+            "rank": rank.astype(np.int32),
+            "score": np.array(scores, np.float32),
+        }
+    )
     write_table(table, out, "ranked")
 
 

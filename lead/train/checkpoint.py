@@ -25,8 +25,10 @@ def _name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def save(folder: Path, step: int, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer, extra: Any, keep: int) -> None:
-    """Write folder/step-N (weights by model name, optimizer state by parameter index), then delete all but the newest `keep`."""
+def save(
+    folder: Path, step: int, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer, extra: Any, keep: int
+) -> None:
+    """Write folder/step-N: weights by model name, optimizer state by parameter index. Only the newest `keep` stay."""
     with atomic_folder(folder / _name(step)) as temporary:
         for name, model in models.items():
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / f"{name}.safetensors")

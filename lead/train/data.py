@@ -43,7 +43,15 @@ class Queries:
     Memory: row numbers (8 bytes) of all judgements and negatives; texts stay in Arrow.
     """
 
-    def __init__(self, corpus_ids: pa.ChunkedArray, queries: Path, qrels: Path, negatives: Path | None, relevance: int, depth: int):
+    def __init__(
+        self,
+        corpus_ids: pa.ChunkedArray,
+        queries: Path,
+        qrels: Path,
+        negatives: Path | None,
+        relevance: int,
+        depth: int,
+    ):
         """Read the split's Parquet files. Raises LeadError when nothing in them can be trained on."""
         table, judged = read_table(queries, "queries"), read_table(qrels, "qrels")
         judged = judged.filter(pc.greater_equal(judged["rel"], relevance))

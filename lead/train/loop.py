@@ -46,7 +46,10 @@ def make_optimizer(models: dict[str, Retriever], train: Train) -> torch.optim.Ad
     for name, model in models.items():
         lr = train.teacher_lr if name == "teacher" and train.teacher_lr is not None else train.lr
         parameters = [p for p in model.parameters() if p.requires_grad]
-        for decay, members in ((train.weight_decay, [p for p in parameters if p.dim() > 1]), (0.0, [p for p in parameters if p.dim() <= 1])):
+        for decay, members in (
+            (train.weight_decay, [p for p in parameters if p.dim() > 1]),
+            (0.0, [p for p in parameters if p.dim() <= 1]),
+        ):
             groups.append({"params": members, "lr": lr, "peak": lr, "weight_decay": decay})
     return torch.optim.AdamW(groups, fused=True)
 
@@ -64,14 +67,26 @@ class Loop:
         self.best = -1.0
 
     def run(self) -> None:
-        """Train to the last step, from the newest checkpoint if there is one; the models are left with the final weights."""
+        """Train to the last step, from the newest checkpoint if there is one. The models keep the final weights."""
         first = self._restore()
         for name, model in self.models.items():
             model.train()
-            log.info("training %s: %d layers, %.1f M parameters", name, model.n_layers, sum(p.numel() for p in model.parameters()) / 1e6)
+            log.info(
+                "training %s: %d layers, %.1f M parameters",
+                name,
+                model.n_layers,
+                sum(p.numel() for p in model.parameters()) / 1e6,
+            )
         if first == 0:
             self._evaluate(0)
-        bar = tqdm(range(first, self.train.steps), initial=first, total=self.train.steps, disable=None, unit="step", mininterval=1)
+        bar = tqdm(
+            range(first, self.train.steps),
+            initial=first,
+            total=self.train.steps,
+            disable=None,
+            unit="step",
+            mininterval=1,
+        )
         started, next_note = time.monotonic(), time.monotonic() + 30
         for s in bar:
             begun = time.monotonic()
@@ -82,7 +97,9 @@ class Loop:
             bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in line["loss"].items()))
             if bar.disable and time.monotonic() > next_note:  # not a terminal: a line now and then
                 left = (time.monotonic() - started) / (s + 1 - first) * (self.train.steps - s - 1)
-                log.info("step %d of %d, loss %.3f, about %.0f s left", s + 1, self.train.steps, line["loss"]["total"], left)
+                log.info(
+                    "step %d of %d, loss %.3f, about %.0f s left", s + 1, self.train.steps, line["loss"]["total"], left
+                )
                 next_note = time.monotonic() + 30
             done = s + 1 == self.train.steps
             if done or (self.train.dev_every and (s + 1) % self.train.dev_every == 0):
@@ -100,7 +117,7 @@ class Loop:
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), self.train.clip))
             if not math.isfinite(norm):
                 raise LeadError(
-                    f"step {s + 1}: the gradient of the {name} is not finite; lower train.lr, or set train.precision: fp32 "
+                    f"step {s + 1}: the gradient of the {name} is not finite; lower train.lr, or set precision: fp32 "
                     f"(last good checkpoint: {self.state})"
                 )
             norms[name] = norm
@@ -116,7 +133,9 @@ class Loop:
         values = torch.stack([v.detach() for v in parts.values()]).tolist()  # one synchronisation a step
         for name, value in zip(parts, values, strict=True):
             if not math.isfinite(value):
-                raise LeadError(f"step {step}: loss part `{name}` is {value}; lower train.lr (last good checkpoint: {self.state})")
+                raise LeadError(
+                    f"step {step}: loss part `{name}` is {value}; lower train.lr (last good checkpoint: {self.state})"
+                )
         return {
             "step": step,
             "loss": {k: round(v, 6) for k, v in zip(parts, values, strict=True)},

@@ -79,7 +79,9 @@ def distil(
     """Distil the model in `teacher` into the one in `start`; a jointly trained teacher is written to `teacher_out`."""
     joint = settings.method == "lead" and settings.distil.joint
     if joint != (teacher_out is not None):
-        raise LeadError("lead distil: --teacher-out is for joint training (method lead, distil.joint: true), and only for it")
+        raise LeadError(
+            "lead distil: --teacher-out is for joint training (method lead, distil.joint: true), and only for it"
+        )
     on = device(gpu)
     student, master = Retriever.load(start).to(on), Retriever.load(teacher).to(on)
     if settings.method == "lead":
@@ -113,7 +115,7 @@ def _loop(step: Step, settings: TrainSettings | DistilSettings, files: list[Path
 
 
 def fingerprint(settings: dict[str, Any], files: list[Path | None]) -> str:
-    """Key of a training state: settings, contents of the inputs, code. A state is resumed only where all are the same."""
+    """Key of a training state: settings, contents of the inputs, code. Only where all agree is a state resumed."""
     code = hashlib.sha256()
     for source in sorted(Path(lead.__file__).parent.rglob("*.py")):
         code.update(source.read_bytes())

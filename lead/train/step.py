@@ -1,4 +1,4 @@
-"""One training step: encode both models, score candidates, compute the loss, send gradients back (sections 3.3, 3.4)."""
+"""One training step: encode, score candidates, compute the loss, send gradients back (sections 3.3, 3.4)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lead import losses
 from lead.config.schema import Distil, Train
 from lead.layers import select
 from lead.losses import Loss
+from lead.models.encoder import prepare_for_training
 from lead.models.features import Candidates, Features, Scores
 from lead.models.micro import MicroEncoder, padded_tokens
 from lead.models.retriever import Retriever
@@ -28,6 +29,7 @@ class Side:
     replays: tuple[Callable[[], None], ...] = ()
 
     def score(self, candidates: Candidates) -> Scores:
+        """Scores of the candidates at every encoded layer."""
         return self.model.score(self.queries, self.passages, candidates.to(self.queries.x.device))
 
 
@@ -38,6 +40,7 @@ class Step:
         """`train`: batch encoding settings; `seed`: seeds dropout with the step number."""
         self.student, self.train, self.seed = student, train, seed
         self.device = next(student.parameters()).device
+        prepare_for_training(student.encoder, train.dropout)
 
     def trained(self) -> dict[str, Retriever]:
         """The models that receive gradients, by name."""
@@ -52,7 +55,7 @@ class Step:
     def __call__(self, batch: Batch, step: int) -> Loss:
         """Forward and backward. Gradients are added to `.grad` of the trained models' parameters."""
         loss, sides = self.loss(batch, step)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         for side in sides:
             for replay in side.replays:
                 replay()
@@ -81,6 +84,8 @@ class DistilStep(Step):
         super().__init__(student, train, seed)
         self.teacher, self.distil, self.joint = teacher, distil, joint
         teacher.train(joint).requires_grad_(joint)
+        if joint:
+            prepare_for_training(teacher.encoder, train.dropout)
 
     def trained(self) -> dict[str, Retriever]:
         """Student, and the teacher under joint training."""

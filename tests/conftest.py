@@ -1,0 +1,137 @@
+"""Shared fixtures: a tiny random BERT on disk and a tiny collection as Parquet. Nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+
+# before NumPy or torch start their threads; tests are tiny, and may share the machine with an experiment
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pyarrow as pa  # noqa: E402
+import pytest  # noqa: E402
+
+from lead.artifacts import write_table  # noqa: E402
+
+TOPICS = {
+    "array": "array matrix shape axis reshape transpose stride broadcast",
+    "table": "table column row index merge group pivot join",
+    "signal": "signal filter frequency fourier window spectrum sample phase",
+    "model": "model layer gradient loss weight bias epoch batch",
+    "tree": "tree node leaf split depth prune forest branch",
+    "graph": "graph edge vertex path cycle degree clique walk",
+    "text": "text token vocabulary stem word sentence query passage",
+    "image": "image pixel kernel blur edge contour crop rotate",
+}
+COMMON = "the of a to compute return given with for each over and is from by".split()
+# [PAD] is not 0, so that a pad id taken for granted shows
+SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[unused0]", "[unused1]"]
+LAYERS = 4
+
+
+def vocabulary() -> list[str]:
+    words = sorted({w for topic in TOPICS.values() for w in topic.split()} | set(COMMON))
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + list("0123456789.,?!'\"-")
+    return SPECIAL + words + [c for c in letters if c not in words] + ["##" + c for c in letters]
+
+
+def make_tokenizer(folder: Path) -> Any:
+    """Writes a WordPiece tokenizer for BERT into `folder`."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    ids = {word: i for i, word in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[(t, ids[t]) for t in ("[CLS]", "[SEP]")]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 64,
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("unk", "cls", "sep", "pad", "mask")},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return tokenizer
+
+
+def make_bert(folder: Path, layers: int = LAYERS, hidden: int = 32, seed: int = 0, dropout: float = 0.1) -> Path:
+    """Writes a random BERT, its layers clearly different from each other, with a tokenizer; returns the folder."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    make_tokenizer(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * hidden,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=vocabulary().index("[PAD]"),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a 4-layer BERT with hidden size 32 and dropout 0.1: load it as `path:<folder>`."""
+    return make_bert(tmp_path_factory.mktemp("model") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with what `lead prepare` makes: 160 passages; 48 train, 10 dev and 12 test queries; and negatives.parquet.
+
+    Queries share words with their passages. Some have two relevant passages, one train query has no mined negative,
+    and one passage starts with a quote.
+    """
+    folder = tmp_path_factory.mktemp("collection")
+    rng = np.random.default_rng(7)
+    names = list(TOPICS)
+
+    def text(topic: str, n: int) -> str:
+        words = [*TOPICS[topic].split()] * 2 + COMMON
+        return " ".join(rng.choice(words, n))
+
+    topics = [names[i % len(names)] for i in range(160)]
+    texts = [text(t, int(rng.integers(4, 24))) for t in topics]
+    texts[3] = '"' + texts[3]
+    pids = [f"p{i}" for i in range(160)]
+    write_table(pa.table({"pid": pids, "text": texts}), folder / "corpus.parquet", "corpus")
+    mined: list[tuple[str, str, int, float]] = []
+    used = 0
+    for split, n in (("train", 48), ("dev", 10), ("test", 12)):
+        qids, queries, qrels = [], [], []
+        for i in range(n):
+            row, qid = used % 160, f"{split}{i}"
+            used += 1
+            words = texts[row].split()
+            qids.append(qid)
+            queries.append(" ".join(rng.permutation(words)[: int(rng.integers(2, 6))]))
+            relevant = [row, (row + 8) % 160] if i % 4 == 1 else [row]
+            qrels += [(qid, pids[r], 1) for r in relevant]
+            same = [r for r in range(160) if topics[r] == topics[row] and r not in relevant]
+            if split != "test" and (split, i) != ("train", 5):
+                mined += [(qid, pids[r], k, -float(k)) for k, r in enumerate(rng.permutation(same)[:10].tolist(), start=1)]
+        write_table(pa.table({"qid": qids, "text": queries}), folder / f"queries.{split}.parquet", "queries")
+        columns = dict(zip(("qid", "pid", "rel"), map(list, zip(*qrels, strict=True)), strict=True))
+        write_table(pa.table(columns), folder / f"qrels.{split}.parquet", "qrels")
+    columns = dict(zip(("qid", "pid", "rank", "score"), map(list, zip(*mined, strict=True)), strict=True))
+    write_table(pa.table(columns), folder / "negatives.parquet", "ranked")
+    return folder

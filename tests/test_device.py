@@ -1,0 +1,44 @@
+"""Devices: what was granted, and distinct ones for concurrent stages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lead.device import device, lease
+from lead.errors import LeadError
+
+HOLD = """
+import sys
+from pathlib import Path
+from lead.device import lease
+print(lease(["a", "b"], Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_gpu_granted_is_the_cpu() -> None:
+    assert device(0) == torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_granted_but_absent_is_one_clear_line() -> None:
+    with pytest.raises(LeadError, match="--gpu 1: PyTorch sees no GPU"):
+        device(1)
+
+
+def test_concurrent_processes_lease_distinct_devices_and_give_them_back(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    holders = []
+    for expected in ("0", "1"):
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        holders.append(holder)
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == expected
+    holders[0].communicate("")
+    assert lease(["a", "b"], tmp_path) == 0
+    holders[1].communicate("")
