@@ -23,7 +23,7 @@ def device(gpu: int) -> torch.device:
         raise LeadError(f"--gpu {gpu}: give the number of GPUs granted, 0 for none")
     if not torch.cuda.is_available():
         raise LeadError(
-            f"--gpu {gpu}: PyTorch sees no GPU here; use --gpu 0 (Snakemake: --resources gpu=0) or a CUDA build of torch"
+            f"--gpu {gpu}: PyTorch sees no GPU here; use --gpu 0 (Snakemake: --resources gpu=0) or a CUDA build"
         )
     names = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
     return torch.device("cuda", lease([str(name) for name in names]))

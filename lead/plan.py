@@ -256,10 +256,9 @@ class Plan:
         for name in self._ancestors(run):
             s, row = self.resolve(dataset, name), self.rows[name]
             where = f"{self.loaded.experiments_path}: run '{name}' on '{dataset}'"
-            if s.retrieval.rerank_from not in self.rows or self.kind(s.retrieval.rerank_from) != "de":
-                raise LeadError(
-                    f"{path}: key 'settings.retrieval.rerank_from': '{s.retrieval.rerank_from}' is not a dual encoder's run"
-                )
+            source = s.retrieval.rerank_from
+            if source not in self.runs(kind="de"):
+                raise LeadError(f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder")
             if row.method == "lead":
                 n, m = self._layers(dataset, str(row.teacher)), self._layers(dataset, str(row.start))
                 if n is not None and m is not None:

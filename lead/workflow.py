@@ -47,6 +47,15 @@ def one_line(function: Callable[..., R]) -> Callable[[Any], R]:
     return checked
 
 
+def slices(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
+    """`settings("train")`: the params function of the settings that a stage's job reads (a change reruns the job)."""
+
+    def settings(stage: str) -> Callable[[Any], str]:
+        return one_line(lambda w: plan.settings_json(stage, w.dataset, w.get("run")))
+
+    return settings
+
+
 def one_of(names: Iterable[str]) -> str:
     """A wildcard constraint: exactly one of these names (or nothing at all, if there are none)."""
     return "|".join(map(re.escape, sorted(names))) or "(?!)"

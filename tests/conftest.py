@@ -135,3 +135,13 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = dict(zip(("qid", "pid", "rank", "score"), map(list, zip(*mined, strict=True)), strict=True))
     write_table(pa.table(columns), folder / "negatives.parquet", "ranked")
     return folder
+
+
+def make_retriever(folder: Path, kind: Any = "de", **scoring: Any) -> Any:
+    """An untrained retriever over the model in `folder`, queries of 8 and passages of 24 tokens."""
+    from lead.config.schema import Lengths, ModelRef, Scoring
+    from lead.models.retriever import Retriever
+
+    return Retriever.pretrained(
+        ModelRef(reference=f"path:{folder}"), kind, Scoring(**scoring), Lengths(query=8, passage=24)
+    )

@@ -1,7 +1,5 @@
 # BM25: a run of its own, and the negatives of the miner.
 rule bm25:
-    message:
-        "{wildcards.dataset}: BM25 lists and negatives"
     input:
         corpus=rules.prepare.output.corpus,
         queries=expand(f"{DATA}/queries.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
@@ -10,18 +8,20 @@ rule bm25:
     output:
         negatives=f"{RESULTS}/{{dataset}}/negatives/bm25.parquet",
         ranked=f"{RESULTS}/{{dataset}}/runs/bm25.parquet",
-    params:
-        settings=settings("bm25"),
     log:
         f"{RESULTS}/{{dataset}}/logs/bm25.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/bm25.tsv"
+        f"{RESULTS}/{{dataset}}/timings/bm25.tsv"
     threads: 2
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=lambda w, attempt: 240 * attempt,
         gpu=0,
+    params:
+        settings=settings("bm25"),
+    message:
+        "{wildcards.dataset}: BM25 lists and negatives"
     shell:
-        "{LEAD} bm25 --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        "lead bm25 --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
         " --test-queries {input.test_queries:q} --negatives {output.negatives:q} --ranked {output.ranked:q}"
         " --settings {params.settings:q} --threads {threads} --log {log:q}"

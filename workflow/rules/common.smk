@@ -1,23 +1,21 @@
-# What every rule uses: the checked configuration, paths, and how a stage is called.
+# What every rule uses: the checked configuration, paths, and where the command `lead` is.
 import shlex
 import sys
+from pathlib import Path
 
-from lead.workflow import load_plan, one_line, one_of, option
+from lead.workflow import load_plan, one_line, one_of, option, slices
 
 plan = load_plan(workflow)
+settings = slices(plan)
 
 RESULTS = plan.results
 DATA = f"{RESULTS}/{{dataset}}/data"
-# the interpreter that runs Snakemake, whether or not its environment is activated
-LEAD = f"{shlex.quote(sys.executable)} -m lead"
+
+# `lead` of the environment that runs Snakemake, whether or not it is activated
+shell.prefix(f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; ")
 
 
 wildcard_constraints:
     dataset="[^/]+",
     run="[^/]+",
     split="train|dev|test",
-
-
-def settings(stage):
-    """The slice of configuration that a job of this stage reads: a job is rerun when, and only when, it changes."""
-    return one_line(lambda w: plan.settings_json(stage, w.dataset, w.get("run")))

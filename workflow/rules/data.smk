@@ -1,7 +1,5 @@
 # Raw text to Parquet: corpus, queries and judgements of train, dev and test.
 rule prepare:
-    message:
-        "{wildcards.dataset}: preparing corpus, queries and judgements"
     input:
         one_line(lambda w: plan.source_files(w.dataset)),
     output:
@@ -9,17 +7,19 @@ rule prepare:
         queries=expand(f"{DATA}/queries.{{split}}.parquet", split=["train", "dev", "test"], allow_missing=True),
         qrels=expand(f"{DATA}/qrels.{{split}}.parquet", split=["train", "dev", "test"], allow_missing=True),
         report=f"{DATA}/report.json",
-    params:
-        settings=settings("prepare"),
-        folder=f"{DATA}",
     log:
         f"{RESULTS}/{{dataset}}/logs/prepare.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/prepare.tsv"
+        f"{RESULTS}/{{dataset}}/timings/prepare.tsv"
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 4000 * attempt,
         runtime=lambda w, attempt: 120 * attempt,
         gpu=0,
+    params:
+        settings=settings("prepare"),
+        folder=f"{DATA}",
+    message:
+        "{wildcards.dataset}: preparing corpus, queries and judgements"
     shell:
-        "{LEAD} prepare --out {params.folder:q} --settings {params.settings:q} --threads {threads} --log {log:q}"
+        "lead prepare --out {params.folder:q} --settings {params.settings:q} --threads {threads} --log {log:q}"

@@ -1,7 +1,5 @@
 # Distillation (section 3). With a frozen teacher one model comes out, with joint training the teacher's too.
 rule distil:
-    message:
-        "{wildcards.dataset}: distilling {wildcards.run} from a frozen teacher"
     input:
         corpus=rules.prepare.output.corpus,
         queries=f"{DATA}/queries.train.parquet",
@@ -14,24 +12,26 @@ rule distil:
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
         metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
-    wildcard_constraints:
-        run=one_of(plan.frozen()),
-    params:
-        settings=settings("distil"),
-        teacher_out=lambda w, output: option("teacher-out", output.get("teacher")),
-        state=f"{RESULTS}/{{dataset}}/state/{{run}}",
     log:
         f"{RESULTS}/{{dataset}}/logs/distil.{{run}}.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/distil.{{run}}.tsv"
-    threads: 8
+        f"{RESULTS}/{{dataset}}/timings/distil.{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.frozen()),
     retries: 1
+    threads: 8
     resources:
         mem_mb=lambda w, attempt: 16000 * attempt,
         runtime=lambda w, attempt: 1440 * attempt,
         gpu=1,
+    params:
+        settings=settings("distil"),
+        teacher_out=lambda w, output: option("teacher-out", output.get("teacher")),
+        state=f"{RESULTS}/{{dataset}}/state/{{run}}",
+    message:
+        "{wildcards.dataset}: distilling {wildcards.run} from a frozen teacher"
     shell:
-        "{LEAD} distil --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        "lead distil --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q}"
         " --start {input.start:q} --teacher {input.teacher:q}"
         " --out {output.model:q} {params.teacher_out} --state {params.state:q} --metrics {output.metrics:q}"
@@ -39,11 +39,11 @@ rule distil:
 
 
 use rule distil as distil_joint with:
-    message:
-        "{wildcards.dataset}: distilling {wildcards.run}, teacher and student trained jointly"
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
         teacher=directory(f"{RESULTS}/{{dataset}}/models/{{run}}_teacher"),
         metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
     wildcard_constraints:
         run=one_of(plan.joint()),
+    message:
+        "{wildcards.dataset}: distilling {wildcards.run}, teacher and student trained jointly"

@@ -1,26 +1,26 @@
 # Metrics of a ranked list: the result of a run.
 rule evaluate:
-    message:
-        "{wildcards.dataset}: evaluating {wildcards.run}"
     input:
         ranked=f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
         qrels=f"{DATA}/qrels.test.parquet",
     output:
         result=f"{RESULTS}/{{dataset}}/{{run}}.json",
         per_query=f"{RESULTS}/{{dataset}}/per_query/{{run}}.parquet",
-    wildcard_constraints:
-        run=one_of(plan.runs()),
-    params:
-        settings=settings("evaluate"),
     log:
         f"{RESULTS}/{{dataset}}/logs/evaluate.{{run}}.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/evaluate.{{run}}.tsv"
+        f"{RESULTS}/{{dataset}}/timings/evaluate.{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs()),
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 4000 * attempt,
         runtime=lambda w, attempt: 60 * attempt,
         gpu=0,
+    params:
+        settings=settings("evaluate"),
+    message:
+        "{wildcards.dataset}: evaluating {wildcards.run}"
     shell:
-        "{LEAD} evaluate --ranked {input.ranked:q} --qrels {input.qrels:q} --out {output.result:q} --per-query {output.per_query:q}"
+        "lead evaluate --ranked {input.ranked:q} --qrels {input.qrels:q} --out {output.result:q} --per-query {output.per_query:q}"
         " --settings {params.settings:q} --threads {threads} --log {log:q}"

@@ -1,31 +1,29 @@
 # Vectors of a dual encoder, and the hard negatives found with them.
 rule encode_passages:
-    message:
-        "{wildcards.dataset}: encoding passages with {wildcards.run}"
     input:
         model=one_line(lambda w: plan.model(w.dataset, w.run)),
         texts=rules.prepare.output.corpus,
     output:
         f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages.parquet",
-    params:
-        settings=settings("encode"),
     log:
         f"{RESULTS}/{{dataset}}/logs/encode.{{run}}.passages.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/encode.{{run}}.passages.tsv"
+        f"{RESULTS}/{{dataset}}/timings/encode.{{run}}.passages.tsv"
     threads: 8
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=lambda w, attempt: 720 * attempt,
         gpu=1,
+    params:
+        settings=settings("encode"),
+    message:
+        "{wildcards.dataset}: encoding passages with {wildcards.run}"
     shell:
-        "{LEAD} encode --model {input.model:q} --texts {input.texts:q} --out {output:q}"
+        "lead encode --model {input.model:q} --texts {input.texts:q} --out {output:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
 
 
 use rule encode_passages as encode_queries with:
-    message:
-        "{wildcards.dataset}: encoding {wildcards.split} queries with {wildcards.run}"
     input:
         model=one_line(lambda w: plan.model(w.dataset, w.run)),
         texts=f"{DATA}/queries.{{split}}.parquet",
@@ -34,33 +32,37 @@ use rule encode_passages as encode_queries with:
     log:
         f"{RESULTS}/{{dataset}}/logs/encode.{{run}}.queries.{{split}}.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/encode.{{run}}.queries.{{split}}.tsv"
+        f"{RESULTS}/{{dataset}}/timings/encode.{{run}}.queries.{{split}}.tsv"
+    message:
+        "{wildcards.dataset}: encoding {wildcards.split} queries with {wildcards.run}"
 
 
 rule mine:
-    message:
-        "{wildcards.dataset}: mining hard negatives with {wildcards.run}"
     input:
         passages=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages.parquet",
         queries=expand(
-            f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.{{split}}.parquet", split=["train", "dev"], allow_missing=True
+            f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.{{split}}.parquet",
+            split=["train", "dev"],
+            allow_missing=True,
         ),
         qrels=expand(f"{DATA}/qrels.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
     output:
         f"{RESULTS}/{{dataset}}/negatives/{{run}}.parquet",
-    wildcard_constraints:
-        run=one_of(plan.runs(kind="de")),
-    params:
-        settings=settings("mine"),
     log:
         f"{RESULTS}/{{dataset}}/logs/mine.{{run}}.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/mine.{{run}}.tsv"
+        f"{RESULTS}/{{dataset}}/timings/mine.{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs(kind="de")),
     threads: 8
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=lambda w, attempt: 240 * attempt,
         gpu=0,
+    params:
+        settings=settings("mine"),
+    message:
+        "{wildcards.dataset}: mining hard negatives with {wildcards.run}"
     shell:
-        "{LEAD} mine --passages {input.passages:q} --queries {input.queries:q} --qrels {input.qrels:q} --out {output:q}"
+        "lead mine --passages {input.passages:q} --queries {input.queries:q} --qrels {input.qrels:q} --out {output:q}"
         " --settings {params.settings:q} --threads {threads} --log {log:q}"

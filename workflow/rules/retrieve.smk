@@ -1,33 +1,31 @@
 # Ranked lists of the test queries (section 4.3): exact search for dual encoders, reranking for ColBERT.
 rule retrieve:
-    message:
-        "{wildcards.dataset}: searching with {wildcards.run}"
     input:
         passages=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages.parquet",
         queries=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.test.parquet",
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
-    wildcard_constraints:
-        run=one_of(plan.runs(kind="de")),
-    params:
-        settings=settings("retrieve"),
     log:
         f"{RESULTS}/{{dataset}}/logs/retrieve.{{run}}.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/retrieve.{{run}}.tsv"
+        f"{RESULTS}/{{dataset}}/timings/retrieve.{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs(kind="de")),
     threads: 8
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=lambda w, attempt: 240 * attempt,
         gpu=0,
+    params:
+        settings=settings("retrieve"),
+    message:
+        "{wildcards.dataset}: searching with {wildcards.run}"
     shell:
-        "{LEAD} retrieve --passages {input.passages:q} --queries {input.queries:q} --out {output:q}"
+        "lead retrieve --passages {input.passages:q} --queries {input.queries:q} --out {output:q}"
         " --settings {params.settings:q} --threads {threads} --log {log:q}"
 
 
 rule rerank:
-    message:
-        "{wildcards.dataset}: reranking with {wildcards.run}"
     input:
         model=one_line(lambda w: plan.model(w.dataset, w.run)),
         corpus=rules.prepare.output.corpus,
@@ -35,19 +33,21 @@ rule rerank:
         ranked=one_line(lambda w: plan.rerank_from(w.dataset)),
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
-    wildcard_constraints:
-        run=one_of(plan.runs(kind="cb")),
-    params:
-        settings=settings("rerank"),
     log:
         f"{RESULTS}/{{dataset}}/logs/rerank.{{run}}.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/rerank.{{run}}.tsv"
+        f"{RESULTS}/{{dataset}}/timings/rerank.{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs(kind="cb")),
     threads: 8
     resources:
         mem_mb=lambda w, attempt: 12000 * attempt,
         runtime=lambda w, attempt: 720 * attempt,
         gpu=1,
+    params:
+        settings=settings("rerank"),
+    message:
+        "{wildcards.dataset}: reranking with {wildcards.run}"
     shell:
-        "{LEAD} rerank --model {input.model:q} --corpus {input.corpus:q} --queries {input.queries:q} --ranked {input.ranked:q}"
+        "lead rerank --model {input.model:q} --corpus {input.corpus:q} --queries {input.queries:q} --ranked {input.ranked:q}"
         " --out {output:q} --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"

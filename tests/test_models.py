@@ -1,0 +1,409 @@
+"""Retrievers against the stock Hugging Face models: layers, pooling, padding, tokens, scoring, files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_bert, make_retriever, make_tokenizer, vocabulary
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from lead.artifacts import MANIFEST, sha256
+from lead.config.schema import Lengths, ModelRef, Scoring
+from lead.errors import LeadError
+from lead.models.encoder import layer_list, load_encoder, prepare_for_training
+from lead.models.features import Candidates, Features
+from lead.models.micro import MicroEncoder, join, micro_batches, padded_tokens
+from lead.models.reference import resolve
+from lead.models.retriever import Retriever
+from lead.models.scores import standardise
+
+TEXTS = ["the array shape", "token", "graph edge of a vertex path and a long cycle with the degree", "tree node leaf", ""]
+ALL = (1, 2, 3, 4)
+CLS, SEP, PAD, MASK = (vocabulary().index(f"[{name}]") for name in ("CLS", "SEP", "PAD", "MASK"))
+
+
+def stock_states(folder: Path, texts: list[str]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """hidden_states (embeddings first) and mask of the stock model, on a batch padded by its own tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(folder).eval()
+    batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, max_length=24, return_tensors="pt")
+    with torch.no_grad():
+        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    return out.hidden_states, batch["attention_mask"].bool()
+
+
+@torch.no_grad()
+def features(model: Retriever, texts: list[str], layers: tuple[int, ...], side: Any = "passage") -> Features:
+    return model.eval().encode(model.tokenize(side, texts), layers)
+
+
+def everything(q: int, p: int) -> Candidates:
+    keep = torch.ones(q, p, dtype=torch.bool)
+    return Candidates(torch.arange(p).expand(q, -1), keep, torch.zeros_like(keep))
+
+
+# --- layers and pooling ----------------------------------------------------------------------------------------------
+def test_layers_1_to_n_are_the_outputs_of_the_transformer_layers_never_the_embeddings(tiny_model: Path) -> None:
+    states, mask = stock_states(tiny_model, TEXTS)
+    x = features(make_retriever(tiny_model), TEXTS, ALL).x
+    assert len(states) == 5 and x.shape == (4, 5, 32)
+    for i in ALL:
+        assert torch.allclose(x[i - 1], states[i][:, 0], atol=1e-5)
+        assert not torch.allclose(x[i - 1], states[i - 1][:, 0], atol=1e-1)
+
+
+def test_mean_pooling_averages_the_tokens_that_are_there(tiny_model: Path) -> None:
+    states, mask = stock_states(tiny_model, TEXTS)
+    x = features(make_retriever(tiny_model, pooling="mean"), TEXTS, ALL).x
+    for i in ALL:
+        for n in range(len(TEXTS)):
+            assert torch.allclose(x[i - 1, n], states[i][n, mask[n]].mean(0), atol=1e-5)
+
+
+def test_colbert_keeps_every_token_and_marks_the_padding(tiny_model: Path) -> None:
+    states, mask = stock_states(tiny_model, TEXTS)
+    f = features(make_retriever(tiny_model, "cb"), TEXTS, ALL)
+    assert f.mask is not None and torch.equal(f.mask, mask)
+    for i in ALL:
+        assert torch.allclose(f.x[i - 1][mask], states[i][mask], atol=1e-5)
+
+
+def test_only_the_layers_asked_for_are_returned_in_that_order(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model)
+    every, some = features(model, TEXTS, ALL), features(model, TEXTS, (2, 4))
+    assert some.layers == (2, 4) and torch.equal(some.x, every.x[[1, 3]])
+
+
+@pytest.mark.parametrize(("kind", "pooling"), [("de", "cls"), ("de", "mean"), ("cb", "cls")])
+def test_a_text_encodes_the_same_alone_and_padded_in_a_batch(tiny_model: Path, kind: str, pooling: str) -> None:
+    model = make_retriever(tiny_model, kind, pooling=pooling)
+    together = features(model, TEXTS, ALL)
+    for n, text in enumerate(TEXTS):
+        alone = features(model, [text], ALL)
+        length = alone.x.shape[2] if kind == "cb" else None
+        assert torch.allclose(together.x[:, n] if length is None else together.x[:, n, :length], alone.x[:, 0], atol=1e-5)
+        assert together.mask is None or int(together.mask[n].sum()) == length
+
+
+def test_a_model_with_layers_kept_has_the_weights_of_those_layers(tiny_model: Path, tmp_path: Path) -> None:
+    full = load_encoder(str(tiny_model), "full")
+    ref = ModelRef(reference=f"path:{tiny_model}", layers=[1, 3])
+    student = Retriever.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
+    assert student.n_layers == 2
+    big, small = (getattr(*layer_list(m)) for m in (full, student.encoder))
+    for kept, original in zip(small, (big[0], big[2]), strict=True):
+        for a, b in zip(kept.parameters(), original.parameters(), strict=True):
+            assert torch.equal(a, b)
+    states, _ = stock_states(tiny_model, TEXTS)
+    x = features(student, TEXTS, (1, 2)).x
+    assert torch.allclose(x[0], states[1][:, 0], atol=1e-5) and not torch.allclose(x[1], states[2][:, 0], atol=0.1)
+    student.save(tmp_path / "student")
+    assert torch.equal(features(Retriever.load(tmp_path / "student"), TEXTS, (1, 2)).x, x)
+
+
+def test_layers_that_the_model_does_not_have_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(LeadError, match="layers has 5.*1..4"):
+        Retriever.pretrained(ModelRef(reference=f"path:{tiny_model}", layers=[1, 5]), "de", Scoring(), Lengths())
+
+
+# --- other architectures ---------------------------------------------------------------------------------------------
+def other(architecture: str, folder: Path) -> Path:
+    """A tiny random model of another architecture with 3 layers, and the tiny tokenizer."""
+    from transformers import AutoModel, DistilBertConfig, MPNetConfig, RobertaConfig
+
+    common = {"vocab_size": len(vocabulary()), "max_position_embeddings": 64, "pad_token_id": PAD}
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    config: Any = {
+        "distilbert": lambda: DistilBertConfig(dim=32, n_layers=3, n_heads=2, hidden_dim=64, **common),
+        "roberta": lambda: RobertaConfig(**common, **size, type_vocab_size=1),
+        "mpnet": lambda: MPNetConfig(**common, **size),
+    }[architecture]()
+    make_tokenizer(folder)
+    torch.manual_seed(3)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "roberta", "mpnet"])
+def test_other_architectures_load_and_number_their_layers_alike(architecture: str, tmp_path: Path) -> None:
+    folder = other(architecture, tmp_path / architecture)
+    model = make_retriever(folder)
+    owner, name = layer_list(model.encoder)
+    assert model.n_layers == len(getattr(owner, name)) == 3
+    states, _ = stock_states(folder, TEXTS)
+    x = features(model, TEXTS, (1, 2, 3)).x
+    for i in (1, 2, 3):
+        assert torch.allclose(x[i - 1], states[i][:, 0], atol=1e-5)
+    prepare_for_training(model.encoder, 0.0)
+    model.train()
+    trained = model.encode(model.tokenize("passage", TEXTS), (1, 2, 3)).x
+    assert torch.allclose(trained.detach(), x, atol=1e-5)  # no dropout is left, eager attention agrees
+    trained.sum().backward()
+    model.save(tmp_path / "saved")
+    assert torch.equal(features(Retriever.load(tmp_path / "saved"), TEXTS, (1, 2, 3)).x, x)
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "roberta", "mpnet"])
+def test_a_text_of_the_greatest_allowed_length_can_be_encoded(architecture: str, tmp_path: Path) -> None:
+    ref = ModelRef(reference=f"path:{other(architecture, tmp_path / architecture)}")
+    refused, accepted = [], 0
+    for limit in (64, 60):  # RoBERTa and MPNet number positions from the pad id + 1: fewer than 64 tokens fit
+        try:
+            model = Retriever.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=limit))
+        except LeadError:
+            refused.append(limit)
+            continue
+        features(model, ["graph " * 100], (3,))
+        accepted += 1
+    assert accepted and refused in ([], [64])
+
+
+@pytest.mark.parametrize("dropout", [None, 0.0, 0.5])
+def test_dropout_is_set_everywhere_or_left_as_the_model_has_it(tiny_model: Path, dropout: float | None) -> None:
+    model = make_retriever(tiny_model)
+    prepare_for_training(model.encoder, dropout)
+    model.train()
+    assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1 if dropout is None else dropout}
+    ids = model.tokenize("passage", TEXTS)
+    a, b = model.encode(ids, ALL).x, model.encode(ids, ALL).x
+    assert torch.equal(a, b) == (dropout == 0.0)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+def test_truncation_keeps_both_special_tokens(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model)
+    for side, limit in (("query", 8), ("passage", 24)):
+        (ids,) = model.tokenize(side, ["array matrix " * 50])
+        assert len(ids) == limit and ids[0] == CLS and ids[-1] == SEP and SEP not in ids[:-1]
+
+
+def test_an_empty_text_is_its_two_special_tokens_and_encodes(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model, "cb")
+    assert model.tokenize("passage", [""]) == [[CLS, SEP]]
+    assert torch.isfinite(features(model, [""], ALL).x).all()
+
+
+def test_padding_uses_the_tokenizers_pad_id(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model, "cb")
+    assert PAD != 0 and model.tokenizer.pad_token_id == PAD
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
+    features(model, ["array", "array matrix shape"], ALL)
+    assert seen[0][0].tolist() == [CLS, vocabulary().index("array"), SEP, PAD, PAD]
+
+
+def test_markers_follow_cls_within_the_length_and_differ_by_side(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model, "cb", markers=True)
+    for side, limit, marker in (("query", 8, "[unused0]"), ("passage", 24, "[unused1]")):
+        long, short = model.tokenize(side, ["array " * 50, "array"])
+        assert len(long) == limit and long[-1] == SEP
+        assert short == [CLS, vocabulary().index(marker), vocabulary().index("array"), SEP]
+
+
+def test_markers_need_a_tokenizer_that_has_them(tiny_model: Path, tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "m", layers=1)
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["model"]["vocab"]["[other]"] = raw["model"]["vocab"].pop("[unused1]")
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+    with pytest.raises(LeadError, match=r"markers.*\[unused1\]"):
+        make_retriever(folder, "cb", markers=True)
+
+
+def test_queries_are_expanded_with_mask_tokens_that_take_part_and_passages_are_not(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model, "cb", expand=True)
+    assert model.tokenize("query", ["array"]) == [[CLS, vocabulary().index("array"), SEP] + [MASK] * 5]
+    assert len(model.tokenize("query", ["array " * 20])[0]) == 8
+    assert len(model.tokenize("passage", ["array"])[0]) == 3
+    f = features(model, ["array", ""], ALL, "query")
+    assert f.mask is not None and f.mask.all() and f.mask.shape == (2, 8)
+
+
+def test_special_tokens_can_be_left_out_of_max_sim(tiny_model: Path) -> None:
+    f = features(make_retriever(tiny_model, "cb", special_tokens=False), ["array matrix", ""], ALL)
+    assert f.mask is not None and f.mask.tolist() == [[False, True, True, False], [False] * 4]
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+QUERIES = ["array shape", "vertex", "leaf of a tree"]
+
+
+def scored(tiny_model: Path, kind: str = "de", candidates: Candidates | None = None, **scoring: Any) -> tuple[Tensor, Features, Features]:
+    model = make_retriever(tiny_model, kind, **scoring)
+    q, p = features(model, QUERIES, ALL, "query"), features(model, TEXTS, ALL)
+    return model.score(q, p, candidates or everything(3, 5)).s, q, p
+
+
+def test_raw_scores_are_inner_products_at_every_layer(tiny_model: Path) -> None:
+    s, q, p = scored(tiny_model)
+    assert s.dtype == torch.float32
+    for layer in range(4):
+        for i in range(3):
+            for j in range(5):
+                assert float(s[layer, i, j]) == pytest.approx(float((q.x[layer, i] * p.x[layer, j]).sum()), abs=1e-4)
+
+
+def test_last_layer_and_layers_before_have_their_own_normalisation_and_scale(tiny_model: Path) -> None:
+    raw, q, p = scored(tiny_model)
+    cosine = cosine_similarity(q.x[:, :, None], p.x[:, None], dim=-1)
+    s, _, _ = scored(tiny_model, normalise="unit", scale=20.0)
+    assert torch.allclose(s[3], 20 * cosine[3], atol=1e-4) and torch.allclose(s[:3], raw[:3])
+    s, _, _ = scored(tiny_model, layer_normalise="unit", layer_scale=7.0)
+    assert torch.allclose(s[:3], 7 * cosine[:3], atol=1e-4) and torch.allclose(s[3], raw[3])
+    s, _, _ = scored(tiny_model, layer_normalise="standard", layer_scale=2.0)
+    keep = torch.ones(3, 5, dtype=torch.bool)
+    assert torch.allclose(s[:3], 2 * standardise(cosine[:3], keep), atol=1e-3) and torch.allclose(s[3], raw[3])
+
+
+def test_standard_scores_are_standardised_over_the_querys_kept_candidates(tiny_model: Path) -> None:
+    index = torch.tensor([[4, 1, 0], [2, 3, 1], [0, 1, 2]])
+    keep = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
+    c = Candidates(index, keep, torch.zeros_like(keep))
+    s, q, p = scored(tiny_model, candidates=c, layer_normalise="standard")
+    cosine = cosine_similarity(q.x[:, :, None], p.x[:, None], dim=-1)
+    kept = cosine[1, 1, [2, 1]]
+    assert torch.allclose(s[1, 1, [0, 2]], (kept - kept.mean()) / kept.std(unbiased=False), atol=1e-2)
+
+
+def test_colbert_scores_are_max_sim_of_unit_vectors_if_asked(tiny_model: Path) -> None:
+    s, q, p = scored(tiny_model, "cb", normalise="unit", layer_normalise="unit", scale=3.0)
+    assert q.mask is not None and p.mask is not None
+    for layer in range(4):
+        for i in range(3):
+            for j in range(5):
+                cosine = normalize(q.x[layer, i][q.mask[i]], dim=-1) @ normalize(p.x[layer, j][p.mask[j]], dim=-1).T
+                want = cosine.max(1).values.sum() * (3.0 if layer == 3 else 1.0)
+                assert float(s[layer, i, j]) == pytest.approx(float(want), abs=1e-4)
+
+
+def test_scores_follow_the_candidates_columns(tiny_model: Path) -> None:
+    full, _, _ = scored(tiny_model)
+    index = torch.tensor([[4, 1], [2, 2], [0, 3]])
+    keep = torch.ones(3, 2, dtype=torch.bool)
+    some, _, _ = scored(tiny_model, candidates=Candidates(index, keep, ~keep))
+    for i in range(3):
+        assert torch.equal(some[:, i], full[:, i, index[i]])
+
+
+def test_vectors_have_the_scores_as_inner_products(tiny_model: Path) -> None:
+    for how in ("none", "unit"):
+        model = make_retriever(tiny_model, normalise=how, scale=5.0)
+        q, p = features(model, QUERIES, (4,), "query"), features(model, TEXTS, (4,))
+        s = model.score(q, p, everything(3, 5)).last
+        assert torch.allclose(5.0 * model.vectors(q) @ model.vectors(p).T, s, atol=1e-3)
+
+
+# --- micro-batches ---------------------------------------------------------------------------------------------------
+def test_micro_batches_hold_every_text_once_and_stay_within_the_limit() -> None:
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 30, (200,), generator=g).tolist()
+    groups = micro_batches(lengths, 64)
+    assert sorted(i for group in groups for i in group) == list(range(200))
+    assert all(len(group) * max(lengths[i] for i in group) <= 64 for group in groups)
+    assert padded_tokens(lengths, 64) == sum(len(group) * max(lengths[i] for i in group) for group in groups)
+    assert micro_batches([100], 10) == [[0]]
+
+
+@pytest.mark.parametrize("kind", ["de", "cb"])
+def test_micro_batches_are_joined_in_the_order_of_the_texts(tiny_model: Path, kind: str) -> None:
+    model = make_retriever(tiny_model, kind).eval()
+    ids = model.tokenize("passage", TEXTS)
+    whole = features(model, TEXTS, ALL)
+    with torch.no_grad():
+        f = MicroEncoder(10, "fp32")(model, ids, ALL, "passages")
+    assert len(micro_batches([len(i) for i in ids], 10)) > 2
+    if kind == "de":
+        assert torch.allclose(f.x, whole.x, atol=1e-5)
+    else:
+        assert f.mask is not None and whole.mask is not None and torch.equal(f.mask, whole.mask)
+        assert torch.allclose(f.x[:, f.mask], whole.x[:, whole.mask], atol=1e-5)
+        assert torch.isfinite(f.x).all()
+
+
+def test_join_pads_token_axes_to_the_longest() -> None:
+    a = Features(torch.ones(1, 1, 2, 3), (1,), torch.ones(1, 2, dtype=torch.bool))
+    b = Features(2 * torch.ones(1, 2, 4, 3), (1,), torch.ones(2, 4, dtype=torch.bool))
+    f = join([a, b], [[1], [2, 0]])
+    assert f.mask is not None and f.mask.tolist() == [[True] * 4, [True, True, False, False], [True] * 4]
+    assert f.x[0, :, 0, 0].tolist() == [2, 1, 2] and f.x[0, 1, 2:].abs().sum() == 0
+
+
+def test_bf16_features_are_stored_in_fp32_and_near_fp32(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model).eval()
+    ids = model.tokenize("passage", TEXTS)
+    with torch.no_grad():
+        a, b = (MicroEncoder(4096, precision)(model, ids, ALL, "p").x for precision in ("bf16", "fp32"))
+    assert a.dtype == torch.float32 and not torch.equal(a, b) and torch.allclose(a, b, atol=0.2)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["de", "cb"])
+def test_a_saved_retriever_loads_to_the_same_outputs_and_settings(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    model = make_retriever(tiny_model, kind, pooling="mean", normalise="unit", scale=20.0, expand=True, markers=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    prepare_for_training(model.encoder, 0.1)
+    model.save(tmp_path / "m")
+    again = Retriever.load(tmp_path / "m")
+    assert (again.kind, again.scoring, again.lengths, again.n_layers) == (model.kind, model.scoring, model.lengths, 4)
+    assert again.tokenize("query", TEXTS) == model.tokenize("query", TEXTS)
+    a, b = features(model, TEXTS, ALL), features(again, TEXTS, ALL)
+    assert torch.allclose(a.x, b.x, atol=1e-5)
+    assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".safetensors", ".txt"}
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Changes the weights of a model folder, and its manifest so that checksums agree."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["model.safetensors"] = sha256(folder / "model.safetensors")
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_that_lacks_weights_or_has_them_in_another_shape_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    key = "encoder.layer.2.attention.self.query.weight"
+    make_retriever(tiny_model).save(tmp_path / "a")
+    rewrite(tmp_path / "a", lambda w: w.pop(key))
+    with pytest.raises(LeadError, match="lacks weights.*layer.2.attention.self.query.weight"):
+        Retriever.load(tmp_path / "a")
+    make_retriever(tiny_model).save(tmp_path / "b")
+    rewrite(tmp_path / "b", lambda w: w.update({key: w[key][:16].contiguous()}))
+    with pytest.raises(LeadError):
+        Retriever.load(tmp_path / "b")
+
+
+def test_a_model_folder_with_a_flipped_byte_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    make_retriever(tiny_model).save(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(LeadError, match="model.safetensors"):
+        Retriever.load(tmp_path / "m")
+
+
+def test_a_folder_that_lead_did_not_write_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(LeadError, match="not a folder written by lead"):
+        Retriever.load(tiny_model)
+
+
+def test_references_resolve_or_name_what_is_missing(tiny_model: Path) -> None:
+    assert resolve("hub:a/b") == "a/b"
+    assert resolve(f"path:{tiny_model}") == str(tiny_model)
+    for reference in ("path:/nowhere/at/all", "package:no_such_package_x/model", "package:json/model", "package:a-b/c"):
+        with pytest.raises(LeadError, match=reference.replace("/", "/")):
+            resolve(reference)
+
+
+def test_lengths_beyond_the_models_positions_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(LeadError, match="lengths.passage.*64"):
+        Retriever.pretrained(ModelRef(reference=f"path:{tiny_model}"), "de", Scoring(), Lengths(query=8, passage=65))
