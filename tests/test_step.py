@@ -166,7 +166,7 @@ def pick(scores: Tensor, columns: list[list[int]]) -> Tensor:
     return torch.stack([scores[q, c] for q, c in enumerate(columns)])
 
 
-@pytest.mark.parametrize("cache_above", [0, 10**9], ids=["cached", "with-graph"])
+@pytest.mark.parametrize("cache_above", [1, 10**9], ids=["cached", "with-graph"])
 @pytest.mark.parametrize("candidates", ["batch", "own"])
 @pytest.mark.parametrize("kind", ["de", "cb"])
 def test_a_lead_step_without_dropout_equals_a_naive_one_on_the_whole_batch(
@@ -188,7 +188,7 @@ def test_a_lead_step_without_dropout_equals_a_naive_one_on_the_whole_batch(
         hard, soft, select(distil.layers, 6, 4, 3, 2), distil,
     )  # fmt: skip
     for name, part in {**loss.parts, "total": loss.total}.items():
-        assert float(part) == pytest.approx(float(want[name]), rel=1e-3, abs=1e-5), name
+        assert float(part.detach()) == pytest.approx(float(want[name].detach()), rel=1e-3, abs=1e-5), name
     want["total"].backward()
     compare(got, gradients(step), 2e-3)
 
@@ -210,7 +210,7 @@ def test_a_contrastive_step_equals_a_naive_one(tiny_model: Path, teacher_folder:
     loss, got = step(batch, 1), gradients(step)
     step.student.zero_grad()
     want = naive_hard(naive_scores(step.student, batch)[4], naive_candidates(batch, own=False)[0])
-    assert float(loss.total) == pytest.approx(float(want), rel=1e-4)
+    assert float(loss.total.detach()) == pytest.approx(float(want.detach()), rel=1e-4)
     want.backward()
     compare(got, gradients(step), 2e-3)
 

@@ -1,0 +1,381 @@
+"""What each run is made of, what is refused before any work, and which settings each stage reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lead.config import stages
+from lead.config.load import load, validate
+from lead.errors import LeadError
+from lead.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES = {
+    "prepare": stages.PrepareSettings,
+    "bm25": stages.Bm25Settings,
+    "train": stages.TrainSettings,
+    "distil": stages.DistilSettings,
+    "encode": stages.EncodeSettings,
+    "mine": stages.MineSettings,
+    "retrieve": stages.RetrieveSettings,
+    "rerank": stages.RerankSettings,
+    "evaluate": stages.EvaluateSettings,
+}
+SHARED = ["prepare", "bm25"]  # stages of a dataset, not of a run
+RUNS = ["student", "student_more", "teacher_cb", "rd_cb", "lead_cb"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A project's configuration, and empty files for all that it names but the 4 layers of the model."""
+    config = Path(shutil.copytree(ROOT / "tests" / "dag" / "config", tmp_path / "config"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"num_hidden_layers": 4}', encoding="utf-8")
+    replace(config / "presets" / "tiny.yaml", '"path:model"', f'"path:{tmp_path / "model"}"')
+    (tmp_path / "data").mkdir()
+    splits = ("train", "dev", "test")
+    for name in ["corpus.jsonl", *(f"queries.{s}.jsonl" for s in splits), *(f"{s}.tsv" for s in splits)]:
+        (tmp_path / "data" / name).touch()
+    return config
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def add_rows(folder: Path, *rows: str) -> None:
+    with (folder / "experiments.yaml").open("a", encoding="utf-8") as file:
+        file.writelines(f"  {row}\n" for row in rows)
+
+
+def plan(folder: Path, **settings: Any) -> Plan:
+    return Plan(load(folder / "config.yaml", {"settings": settings}))
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(LeadError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# --- what is refused, before any work --------------------------------------------------------------------------------
+def test_everything_that_makes_sense_passes(folder: Path) -> None:
+    made = plan(folder)
+    for run in made.rows:
+        for dataset, fits in (("tiny", run not in ("lead_cb_k3", "lead_cb_docs")), ("docs", run != "lead_cb_k3")):
+            if fits:
+                made.check(dataset, run)
+
+
+def test_more_layer_pairs_than_student_layers_are_refused(folder: Path) -> None:
+    message = refusal(lambda: plan(folder).check("tiny", "lead_cb_k3"))
+    assert "run 'lead_cb_k3' on 'tiny': distil.layers.k: 3 is more than the student's 2 layers" in message
+    assert str(folder / "experiments.yaml") in message
+
+
+@pytest.mark.parametrize("run", ["lead_cb", "lead_cb_teacher"])
+def test_a_student_deeper_than_its_teacher_is_refused(folder: Path, run: str) -> None:
+    deep = {"teacher": {"layers": [1]}, "student": {"layers": [1, 2, 3]}}
+    message = refusal(lambda: plan(folder, models=deep).check("tiny", run))
+    assert "the student has 3 layers, the teacher only 1" in message and "run 'lead_cb'" in message
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ({"strategy": "skip", "skip": 4}, "needs teacher layer 5, but N is 4"),
+        ({"strategy": "pairs"}, "pairs is empty"),
+        ({"strategy": "pairs", "pairs": [[5, 1]]}, "[5, 1] is outside teacher 1..4, student 1..2"),
+    ],
+)
+def test_layers_that_do_not_exist_are_refused(folder: Path, layers: dict[str, Any], says: str) -> None:
+    assert says in refusal(lambda: plan(folder, distil={"layers": layers}).check("tiny", "lead_cb"))
+
+
+def test_a_run_made_from_a_refused_one_is_refused(folder: Path) -> None:
+    add_rows(folder, "more: {method: contrastive, start: lead_cb_k3}")
+    assert "run 'lead_cb_k3'" in refusal(lambda: plan(folder).check("tiny", "more"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "run", "says"),
+    [
+        ("tinny", "student", "no dataset 'tinny' in .*datasets; did you mean 'tiny'"),
+        ("tiny", "stduent", "no run 'stduent' in .*experiments.yaml; did you mean 'student'"),
+        ("tiny", "zzz", "no run 'zzz' .*; valid: bm25, "),
+        ("tiny", "lead_cb_docs", "experiments.yaml: run 'lead_cb_docs' is for docs only, not for 'tiny'"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(folder: Path, dataset: str, run: str, says: str) -> None:
+    made = plan(folder)
+    with pytest.raises(LeadError, match=says):
+        made.check(dataset, run)
+    with pytest.raises(LeadError, match=says):
+        made.check_target(f"all results/{dataset}/{run}.json")
+    with pytest.raises(LeadError, match=says):
+        made.check_target(f"./all results/{dataset}/{run}.json")
+
+
+@pytest.mark.parametrize("target", ["-n", "demo", "all results/tiny/data/x.json", "other/tiny/x.json", "x.json", "8"])
+def test_arguments_that_name_no_result_pass(folder: Path, target: str) -> None:
+    plan(folder).check_target(target)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda p, d, r: p.model(d, r),
+        lambda p, d, r: p.start(d, r),
+        lambda p, d, r: p.teacher(d, r),
+        lambda p, d, r: p.negatives(d, r),
+        lambda p, d, r: p.resolve(d, r),
+        lambda p, d, r: p.settings("encode", d, r),
+        lambda p, d, r: p.stages(d, r),
+        lambda p, d, r: p.source_files(d) if r == "student" else p.kind(r),
+    ],
+)
+@pytest.mark.parametrize("names", [("nowhere", "student"), ("tiny", "nothing")])
+def test_every_question_about_an_unknown_name_is_refused(folder: Path, ask: Callable, names: tuple[str, str]) -> None:
+    assert refusal(lambda: ask(plan(folder), *names)).startswith("no ")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("a: {method: contrastive, start: a}", "made from itself (a -> a); break the circle"),
+        ("a: {method: contrastive, start: b}\n  b: {method: contrastive, start: a}", "made from itself (a -> b -> a)"),
+        ("a: {method: contrastive, init: student, negatives: a}", "made from itself (a -> a)"),
+        ("a: {method: contrastive, start: stduent}", "key 'start': no run 'stduent' with a model; did you mean 'st"),
+        ("a: {method: contrastive, start: bm25}", "key 'start': no run 'bm25' with a model"),
+        ("a: {method: rd, start: student, teacher: teacher}", "key 'teacher': no run 'teacher' with a model; did you"),
+        ("a: {method: teacher_of, of: rd_cb}", "key 'of': no run 'rd_cb'"),
+        ("a: {method: rd, start: student, teacher: teacher_cb, negatives: mimer}", "key 'negatives': no run 'mimer'"),
+        ("a: {method: rd, start: student, teacher: teacher_cb, negatives: teacher_cb}", "'teacher_cb' is a ColBERT"),
+        ("a: {method: lead, start: teacher_cb, teacher: teacher_cb}", "the student must be a dual encoder"),
+        ("a: {method: rd, start: lead_cb_teacher, teacher: teacher_de}", "the student must be a dual encoder"),
+        (
+            "a: {method: lead, start: student, teacher: teacher_cb, settings: {distil: {joint: false}}}\n"
+            "  b: {method: teacher_of, of: a}",
+            "key 'of': 'a' does not train its teacher",
+        ),
+        ("bm25_again: {method: bm25}", "bm25_again"),
+        ("a: {method: contrastive, start: student, kind: cb}", "kind"),
+    ],
+)
+def test_rows_that_do_not_fit_each_other_are_refused(folder: Path, row: str, says: str) -> None:
+    add_rows(folder, row)
+    message = refusal(lambda: plan(folder))
+    assert message.startswith(f"{folder / 'experiments.yaml'}: run '") and says in message
+
+
+def test_joint_training_is_switched_off_in_the_row_only(folder: Path) -> None:
+    """The outputs of a rule cannot depend on the dataset: a switch elsewhere must not fail after hours of training."""
+    message = refusal(lambda: plan(folder, distil={"joint": False}).check("tiny", "lead_cb"))
+    assert "distil.joint" in message and "lead_cb" in message
+
+
+def test_a_missing_source_file_names_file_and_key(folder: Path) -> None:
+    missing = folder.parent / "data" / "test.tsv"
+    missing.unlink()
+    message = refusal(lambda: plan(folder).check("tiny", "bm25"))
+    assert message.startswith(f"{folder / 'datasets' / 'tiny.yaml'}: key 'source") and "test.tsv" in message
+
+
+@pytest.mark.parametrize("run", ["student", "rd_cb", "lead_cb"])
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("package:no_such_package/model", "package 'no_such_package' of reference .* is not installed; pip install"),
+        ("package:yaml/model", "has no config.json"),
+        ("path:/nowhere/model", "has no config.json in /nowhere/model"),
+    ],
+)
+def test_a_model_that_is_not_there_is_refused(folder: Path, reference: str, says: str, run: str) -> None:
+    models = {"student": {"reference": reference, "layers": None}}
+    with pytest.raises(LeadError, match=says):
+        plan(folder, models=models).check("tiny", run)
+    models = {"student": {"reference": reference, "layers": [1, 2]}}
+    with pytest.raises(LeadError, match=says):
+        plan(folder, models=models).check("tiny", run)
+
+
+def test_kept_layers_that_the_model_does_not_have_are_refused(folder: Path) -> None:
+    message = refusal(lambda: plan(folder, models={"student": {"layers": [2, 5]}}).check("tiny", "student"))
+    assert "layers" in message and "1..4" in message
+
+
+def test_a_model_of_the_hub_is_not_asked_for(folder: Path) -> None:
+    plan(folder, models={"student": {"reference": "hub:some/name", "layers": None}}).check("tiny", "lead_cb")
+
+
+def test_reranking_needs_the_list_of_a_dual_encoder(folder: Path) -> None:
+    for name in ("teacher_cb", "bm25", "nobody"):
+        message = refusal(lambda name=name: plan(folder, retrieval={"rerank_from": name}).check("tiny", "teacher_cb"))
+        assert "settings.retrieval.rerank_from" in message and name in message
+
+
+def test_a_measure_that_does_not_exist_is_refused(folder: Path) -> None:
+    message = refusal(lambda: plan(folder, evaluation={"measures": ["RR@10", "ndgc@10"]}).check("tiny", "student"))
+    assert "evaluation.measures" in message and "nDCG" in message
+
+
+# --- what a run is made of -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        ("bm25", ["bm25", "evaluate"]),
+        ("student", ["train", "encode", "retrieve", "evaluate"]),
+        ("student_more", ["train", "encode", "retrieve", "evaluate"]),
+        ("teacher_cb", ["train", "rerank", "evaluate"]),
+        ("rd_cb", ["distil", "encode", "retrieve", "evaluate"]),
+        ("lead_cb", ["distil", "encode", "retrieve", "evaluate"]),
+        ("lead_cb_teacher", ["rerank", "evaluate"]),
+    ],
+)
+def test_the_stages_of_a_run(folder: Path, run: str, expected: list[str]) -> None:
+    assert plan(folder).stages("tiny", run) == expected
+
+
+def test_the_inputs_of_a_run(folder: Path) -> None:
+    made, base = plan(folder), "all results/tiny"
+    assert made.start("tiny", "student") == []
+    assert made.start("tiny", "lead_cb") == [f"{base}/models/student"]
+    assert made.teacher("tiny", "lead_cb") == made.teacher("tiny", "rd_cb") == f"{base}/models/teacher_cb"
+    assert made.model("tiny", "lead_cb_teacher") == f"{base}/models/lead_cb_teacher"
+    assert made.negatives("tiny", "miner") == f"{base}/negatives/bm25.parquet"
+    assert made.negatives("tiny", "lead_cb") == f"{base}/negatives/miner.parquet"
+    assert made.rerank_from("tiny") == f"{base}/runs/teacher_de.parquet"
+    assert made.source_files("docs") == []
+    names = [Path(path).name for path in made.source_files("tiny")]
+    assert sorted(names) == sorted(os.listdir(folder.parent / "data"))
+
+
+def test_a_chain_goes_on_from_students_and_taught_teachers(folder: Path) -> None:
+    add_rows(folder, "s2: {method: lead, start: lead_de, teacher: lead_cb_teacher}", "t: {method: teacher_of, of: s2}")
+    made = plan(folder)
+    assert made.start("tiny", "s2") == ["all results/tiny/models/lead_de"]
+    assert made.teacher("tiny", "s2") == "all results/tiny/models/lead_cb_teacher"
+    assert made.model("tiny", "t") == "all results/tiny/models/s2_teacher"
+    assert (made.kind("s2"), made.kind("t")) == ("de", "cb")
+    made.check("tiny", "t")
+
+
+def test_kinds_and_joint_runs(folder: Path) -> None:
+    add_rows(folder, "frozen: {method: lead, start: student, teacher: teacher_cb, settings: {distil: {joint: false}}}")
+    made = plan(folder)
+    assert set(made.runs(kind="cb")) == {"teacher_cb", "lead_cb_teacher"}
+    assert "bm25" not in made.runs(kind="de") and "bm25" in made.runs()
+    assert set(made.joint()) == {"lead_de", "lead_cb", "lead_cb_k3", "lead_cb_docs"}
+    assert set(made.frozen()) == {"rd_cb", "frozen"}
+
+
+def test_targets_are_the_runs_meant_for_a_dataset(folder: Path) -> None:
+    made = plan(folder)
+    assert "all results/tiny/lead_cb_docs.json" not in made.targets("tiny")
+    assert "all results/docs/lead_cb_docs.json" in made.targets("docs")
+    assert made.targets("tiny")[0] == "all results/tiny/bm25.json"
+
+
+# --- slices ----------------------------------------------------------------------------------------------------------
+def slices(made: Plan) -> dict[str, str]:
+    """The settings of every stage, by `stage` or `run.stage`. What made a list is left out: it holds other slices."""
+    found = {stage: made.settings(stage, "tiny") for stage in SHARED}
+    for run in RUNS:
+        found |= {f"{run}.{stage}": made.settings(stage, "tiny", run) for stage in made.stages("tiny", run)}
+    found["miner.mine"] = made.settings("mine", "tiny", "miner")
+    for values in found.values():
+        values.pop("made_by", None)
+    return {name: json.dumps(values) for name, values in found.items()}
+
+
+def of(stage: str, *runs: str) -> set[str]:
+    return {f"{run}.{stage}" for run in runs}
+
+
+DE, CB = ("student", "student_more", "rd_cb", "lead_cb"), ("teacher_cb",)
+TRAINED = of("train", "student", "student_more", "teacher_cb") | of("distil", "rd_cb", "lead_cb")
+EVALUATED = of("evaluate", *DE, *CB)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"seed": 2}, TRAINED | EVALUATED),
+        ({"dev_share": 0.2}, {"prepare"}),
+        ({"checks": {"empty_passages": 0.5}}, {"prepare"}),
+        ({"bm25": {"b": 0.5}}, {"bm25"}),
+        ({"lengths": {"query": 10}}, of("train", "student", "teacher_cb")),
+        ({"scoring": {"cb": {"expand": True}}}, of("train", "teacher_cb")),
+        ({"scoring": {"de": {"scale": 2.0}}}, of("train", "student")),
+        ({"models": {"student": {"layers": [1, 2]}}}, of("train", "student")),
+        ({"train": {"lr": 0.1}}, TRAINED),
+        ({"phases": {"teacher": {"steps": 9}}}, of("train", "teacher_cb")),
+        ({"phases": {"distil": {"steps": 9}}}, of("train", "student_more") | of("distil", "rd_cb", "lead_cb")),
+        ({"distil": {"tau": 2.0}}, of("distil", "rd_cb", "lead_cb")),
+        ({"distil": {"layers": {"k": 1}}}, of("distil", "lead_cb")),
+        ({"distil": {"layer_weights": "uniform"}}, of("distil", "lead_cb")),
+        ({"retrieval": {"depth": 50}}, {"bm25"} | of("retrieve", *DE)),
+        ({"retrieval": {"mine_depth": 5}}, {"bm25", "miner.mine"}),
+        ({"retrieval": {"rerank_depth": 5}}, of("rerank", *CB)),
+        ({"retrieval": {"fp16": True}}, of("encode", *DE)),
+        ({"retrieval": {"batch_tokens": 64}}, of("encode", *DE) | of("rerank", *CB)),
+        ({"retrieval": {"rerank_from": "student"}}, set()),  # an input, not a setting
+        ({"evaluation": {"confidence": 0.9}}, EVALUATED),
+        ({"evaluation": {"relevance": 2}}, {"prepare", "bm25", "miner.mine"} | TRAINED | EVALUATED),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_key_changes_the_slices_that_read_it_and_no_other(
+    folder: Path, keys: dict[str, Any], expected: set[str]
+) -> None:
+    before, after = slices(plan(folder)), slices(plan(folder, **keys))
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_a_row_changes_its_own_slices_only(folder: Path) -> None:
+    before = slices(plan(folder))
+    row = "lead_cb: {method: lead, start: student, teacher: teacher_cb"
+    replace(folder / "experiments.yaml", row + "}", row + ", settings: {train: {lr: 0.5}, distil: {tau: 3.0}}}")
+    after = slices(plan(folder))
+    assert {name for name in before if before[name] != after[name]} == {"lead_cb.distil"}
+
+
+def test_settings_of_the_bm25_row_reach_the_stage(folder: Path) -> None:
+    replace(folder / "experiments.yaml", "bm25: {method: bm25}", "bm25: {method: bm25, settings: {bm25: {k1: 0.5}}}")
+    made = plan(folder)
+    result = made.settings("evaluate", "tiny", "bm25")["made_by"]["settings"]["bm25.bm25"]
+    assert made.settings("bm25", "tiny")["bm25"]["k1"] == result["bm25"]["k1"] == 0.5
+
+
+def test_every_slice_is_valid_for_its_stage_and_survives_json(folder: Path) -> None:
+    made = plan(folder)
+    for dataset in ("tiny", "docs"):
+        for run in made.rows:
+            for stage in {*SHARED, *made.stages(dataset, run)}:
+                text = made.settings_json(stage, dataset, None if stage in SHARED else run)
+                assert text == json.dumps(json.loads(text), sort_keys=True)
+                checked = validate(CLASSES[stage], json.loads(text), stage)
+                assert set(json.loads(text)) <= set(CLASSES[stage].model_fields)
+                assert checked.model_dump(mode="json") | json.loads(text) == checked.model_dump(mode="json")
+
+
+def test_the_result_names_what_its_list_was_made_with(folder: Path) -> None:
+    made_by = plan(folder).settings("evaluate", "tiny", "lead_cb_teacher")["made_by"]
+    assert {"lead_cb.distil", "student.train", "teacher_cb.train", "miner.train"} <= set(made_by["settings"])
+    assert made_by["settings"]["lead_cb_teacher.rerank"]["rerank_depth"] == 20
+
+
+def test_the_overview_names_every_dataset_and_run(folder: Path) -> None:
+    made = plan(folder)
+    assert all(name in made.overview() for name in [*made.rows, "tiny", "docs", "160 passages"])
