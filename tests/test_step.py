@@ -346,14 +346,16 @@ def test_training_lowers_the_loss_and_raises_mrr_on_dev(
     corpus = read_table(tiny_collection / "corpus.parquet", "corpus")
     files = [tiny_collection / f"{name}.parquet" for name in ("queries.train", "qrels.train", "negatives")]
     dev = DevPool(corpus, Queries(corpus["pid"], files[0], files[1], files[2], 1, 10), 48, 4)
-    step = Step(make_retriever(tiny_model, pooling="mean", normalise="unit", scale=10.0), Train(**TRAIN), 1)
-    run = loop(step, data, tmp_path, dev, steps=40, lr=3e-3, select="best", dev_every=20)
+    wide = TrainingData(corpus, data.queries, 12, 2, seed=5)
+    model = make_retriever(tiny_model, pooling="mean", normalise="unit", scale=20.0)
+    step = Step(model, Train(**{**TRAIN, "micro_tokens": 1000, "dropout": 0.0}), 1)
+    run = loop(step, wide, tmp_path, dev, steps=30, lr=1e-3, select="best", dev_every=15)
     run.run()
     losses = [line["loss"]["total"] for line in run.lines if "loss" in line]
     mrr = [line["dev_mrr10"]["student"] for line in run.lines if "dev_mrr10" in line]
-    assert len(losses) == 40 and len(mrr) == 3
+    assert len(losses) == 30 and len(mrr) == 3
     assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
-    assert max(mrr) > mrr[0] + 0.05
+    assert max(mrr) > mrr[0] + 0.1
     # the weights kept are the best on dev
     assert dev.mrr(step.student, run.encoder) == pytest.approx(max(mrr), abs=1e-3)
 

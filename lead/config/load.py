@@ -165,6 +165,9 @@ def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
     """
     path = Path(path)
     tree, text = read_yaml(path)
+    if overrides:
+        given = validate(Config, overrides, "--config")
+        _check_settings(given.settings, "--config", "", ("settings",))
     config = validate(Config, merge(tree or {}, overrides or {}), str(path), text)
     _check_settings(config.settings, str(path), text, ("settings",))
     base = path.parent
