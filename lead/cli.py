@@ -156,8 +156,9 @@ def _settings(text: str, cls_name: str) -> Any:
         where = text
         try:
             raw = Path(text).read_text(encoding="utf-8")
-        except OSError as e:
-            raise LeadError(f"--settings {text}: {e.strerror or e}; give JSON text or the path of a file") from e
+        except (OSError, UnicodeDecodeError) as e:
+            reason = getattr(e, "strerror", None) or e
+            raise LeadError(f"--settings {text}: {reason}; give JSON text or the path of a file") from e
     cls = getattr(importlib.import_module("lead.config.stages"), cls_name)
     return validate(cls, parse_yaml(raw, where) or {}, where)
 
@@ -194,13 +195,14 @@ def _show(args: argparse.Namespace) -> None:
         print(plan.overview())
         return
     dataset, _, run = args.target.partition("/")
-    for stage in [args.stage] if args.stage else plan.stages(dataset, run):
-        print(
-            json.dumps(
-                {stage: plan.settings(stage, dataset, run)} if not args.stage else plan.settings(stage, dataset, run),
-                indent=2,
-            )
-        )
+    if not run:
+        raise LeadError(f"'{args.target}' is not DATASET/RUN; `lead show` alone lists both")
+    stages = plan.stages(dataset, run)
+    every = {"prepare", "bm25", *stages, *(["mine"] if "retrieve" in stages else [])}
+    if args.stage and args.stage not in every:
+        raise LeadError(f"run '{run}' has no stage {args.stage}; it has {', '.join(stages)}")
+    slices = {stage: plan.settings(stage, dataset, run) for stage in ([args.stage] if args.stage else stages)}
+    print(json.dumps(slices[args.stage] if args.stage else slices, indent=2))
 
 
 def _schema(args: argparse.Namespace) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class LeadError(Exception):
@@ -24,3 +27,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else "valid: " + ", ".join(names)
+
+
+class Named(dict[str, T]):
+    """Things by name. Asking for a name that is not there raises a LeadError with the nearest one."""
+
+    def __init__(self, what: str, where: object, things: Mapping[str, T]) -> None:
+        """`what`, `where`: what the things are, and the file or folder they come from, for the message."""
+        super().__init__(things)
+        self.what, self.where = what, where
+
+    def __missing__(self, name: str) -> T:
+        raise LeadError(f"no {self.what} '{name}' in {self.where}; {nearest(name, self)}")

@@ -84,7 +84,7 @@ class Loss:
 
 def contrastive(student: Scores, candidates: Candidates) -> Loss:
     """Hard labels only: warm-up, and the control `student_more`."""
-    loss = hard_loss(student.last, candidates)
+    loss = hard_loss(student.final, candidates)
     return Loss(loss, {"stu": loss}, {"student_entropy": _entropies(student, candidates)})
 
 
@@ -93,8 +93,8 @@ def rd(
 ) -> Loss:
     """RD, response-based distillation (section 4.2): L_stu + D_KL(t_N/tau, s_M/tau) with a frozen teacher."""
     parts = {
-        "stu": hard_loss(student.last, hard),
-        "rep": response_loss(teacher.last, student_soft.last, soft.keep, distil.tau, both=False),
+        "stu": hard_loss(student.final, hard),
+        "rep": response_loss(teacher.final, student_soft.final, soft.keep, distil.tau, both=False),
     }
     return Loss(_weighted(parts, distil), parts, _watch(student_soft, teacher, soft))
 
@@ -121,12 +121,12 @@ def lead(
     parts = {
         "lyr": layer_loss(t, s, w, soft.keep, distil.tau, distil.detach_target),
         "rep": response_loss(
-            teacher_soft.last, student_soft.last, soft.keep, distil.tau, distil.joint, distil.detach_target
+            teacher_soft.final, student_soft.final, soft.keep, distil.tau, distil.joint, distil.detach_target
         ),
-        "stu": hard_loss(student.last, hard),
+        "stu": hard_loss(student.final, hard),
     }
     if distil.joint:
-        parts["tch"] = hard_loss(teacher.last, hard)
+        parts["tch"] = hard_loss(teacher.final, hard)
     return Loss(
         _weighted(parts, distil), parts, _watch(student_soft, teacher_soft, soft) | {"layer_weights": w.mean(1)}
     )
@@ -137,8 +137,9 @@ def _weighted(parts: dict[str, Tensor], distil: Distil) -> Tensor:
 
 
 def _entropies(scores: Scores, candidates: Candidates) -> Tensor:
-    """Mean entropy [L] of each layer's distribution."""
-    return entropy(log_distribution(scores.s.detach(), candidates.keep), candidates.keep).mean(-1)
+    """Mean entropy [L + 1] of each layer feature and, last, of the final scores' distribution."""
+    s = torch.cat([scores.s, scores.final[None]]).detach()
+    return entropy(log_distribution(s, candidates.keep), candidates.keep).mean(-1)
 
 
 def _watch(student: Scores, teacher: Scores, candidates: Candidates) -> dict[str, Tensor]:

@@ -10,12 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lead.config.load import Loaded, merge, source_paths
+from lead.config.load import Loaded, merge, source_paths, validate
 from lead.config.schema import FilesSource, ModelRef, Row, Settings
-from lead.errors import LeadError, nearest
+from lead.errors import LeadError, Named, nearest
 from lead.layers import check_layers
 
 TRAINING = ("contrastive", "rd", "lead")
+SHARED = ("prepare", "bm25")  # stages of a dataset, not of a run
+RD: Any = {"tau": True, "candidates": True, "weights": {"rep", "stu"}}  # the keys of `distil` that rd reads
 
 
 class Plan:
@@ -24,7 +26,7 @@ class Plan:
     def __init__(self, loaded: Loaded) -> None:
         """`loaded`: all configuration files. The experiments are checked against each other here."""
         self.loaded = loaded
-        self.rows: dict[str, Row] = loaded.experiments.runs
+        self.rows: Named[Row] = Named("run", loaded.experiments_path, loaded.experiments.runs)
         self.results = loaded.config.results
         for name, row in self.rows.items():
             self._check_row(name, row)
@@ -50,17 +52,13 @@ class Plan:
 
     def check(self, dataset: str, run: str) -> None:
         """Refuse a dataset or run that does not exist, or a pair that does not make sense, with what exists."""
-        if dataset not in self.loaded.datasets:
-            raise LeadError(
-                f"no dataset '{dataset}' in {self._datasets_folder()}; {nearest(dataset, self.loaded.datasets)}"
-            )
-        if run not in self.rows:
-            raise LeadError(f"no run '{run}' in {self.loaded.experiments_path}; {nearest(run, self.rows)}")
-        only = self.rows[run].datasets
-        if only is not None and dataset not in only:
-            raise LeadError(
-                f"{self.loaded.experiments_path}: run '{run}' is for {', '.join(only)} only, not for '{dataset}'"
-            )
+        _ = self.loaded.datasets[dataset], self.rows[run]
+        for name in self._ancestors(run):
+            only = self.rows[name].datasets
+            if only is not None and dataset not in only:
+                raise LeadError(
+                    f"{self.loaded.experiments_path}: run '{name}' is for {', '.join(only)} only, not for '{dataset}'"
+                )
         self._check_run(dataset, run)
 
     def check_target(self, target: str) -> None:
@@ -95,7 +93,11 @@ class Plan:
         return f"{self.results}/{dataset}/models/{name}"
 
     def start(self, dataset: str, run: str) -> list[str]:
-        """Model folder that training goes on from; none when it starts from a pretrained encoder."""
+        """Model folder that training goes on from; none when it starts from a pretrained encoder.
+
+        Every job that trains asks for it: here a run that makes no sense is refused whatever target was given.
+        """
+        self.check(dataset, run)
         start = self.rows[run].start
         return [] if start is None else [self.model(dataset, start)]
 
@@ -123,24 +125,25 @@ class Plan:
     # --- settings ----------------------------------------------------------------------------------------------------
     def resolve(self, dataset: str, run: str | None = None) -> Settings:
         """All settings of a run on a dataset: defaults < preset < dataset < config < row, phase overrides applied."""
-        *common, last = self.loaded.parts(dataset, run) if run else [*self.loaded.parts(dataset, None), None]
+        row = self.rows[run] if run else None
         tree: dict[str, Any] = {}
-        for part in common:
-            tree = merge(tree, part.tree)  # type: ignore[union-attr]
-        if run:
-            phase = tree.get("phases", {}).get(self.rows[run].phase, {})
-            tree = merge(tree, {"train": phase})
-            tree = merge(tree, last.tree)  # type: ignore[union-attr]
+        for part in self.loaded.parts(dataset, run):
+            tree = merge(tree, part.tree)
+        if row:
+            tree = merge(tree, {"train": tree.get("phases", {}).get(row.phase, {})})
+            tree = merge(tree, row.settings)  # what the row says of `train` wins over its phase
+        path = self.loaded.datasets[dataset][1]
         for name in ("teacher", "student"):
             if name not in tree.get("models", {}):
-                path = self.loaded.datasets[dataset][1]
                 raise LeadError(
                     f"{path}: key 'settings.models.{name}' is missing, and preset and config do not give it; add it"
                 )
-        return Settings.model_validate(tree)
+        return validate(Settings, tree, str(path), prefix=("settings",))
 
     def settings(self, stage: str, dataset: str, run: str | None = None) -> dict[str, Any]:
         """The slice of settings that a stage of this run reads: keys of its class in lead.config.stages."""
+        if stage in SHARED:  # of the dataset, whatever the run
+            run = "bm25" if stage == "bm25" and "bm25" in self.rows else None
         s = self.resolve(dataset, run)
         relevance = s.evaluation.relevance
         if stage == "prepare":
@@ -161,19 +164,14 @@ class Plan:
         assert run is not None
         row = self.rows[run]
         if stage == "train":
-            base = s.models[row.init] if row.init else None
-            scoring = getattr(s.scoring, self.kind(run))
-            return _json(
-                seed=s.seed,
-                model=base,
-                kind=self.kind(run),
-                scoring=scoring,
-                lengths=s.lengths,
-                train=s.train,
-                relevance=relevance,
-            )
+            shared = _json(seed=s.seed, train=s.train, relevance=relevance)
+            if row.init is None:  # the model folder says what kind of model it is
+                return shared
+            scoring = getattr(s.scoring, row.kind)
+            return shared | _json(model=s.models[row.init], kind=row.kind, scoring=scoring, lengths=s.lengths)
         if stage == "distil":
-            return _json(seed=s.seed, method=row.method, train=s.train, distil=s.distil, relevance=relevance)
+            distil = s.distil.model_dump(mode="json", include=None if row.method == "lead" else RD)
+            return _json(seed=s.seed, method=row.method, train=s.train, distil=distil, relevance=relevance)
         if stage == "evaluate":
             made_by = {
                 f"{r}.{t}": self.settings(t, dataset, r)
@@ -206,9 +204,6 @@ class Plan:
         return "\n".join(lines)
 
     # --- checks ------------------------------------------------------------------------------------------------------
-    def _datasets_folder(self) -> Path:
-        return self.loaded.path.parent / self.loaded.config.datasets
-
     def _ancestors(self, run: str) -> list[str]:
         """A run and every run that it is made from, itself first."""
         row = self.rows[run]
@@ -238,6 +233,8 @@ class Plan:
                 raise LeadError(f"{where}: key '{key}': no run '{value}' with a model; {nearest(value, names)}")
             if value in self.rows:
                 self._check_row(value, self.rows[value], (*seen, name))
+        if (row.method == "bm25") != (name == "bm25"):
+            raise LeadError(f"{where}: the run of method bm25, and no other, is called 'bm25'; rename it")
         if row.method in ("rd", "lead") and self.kind(name) != "de":
             raise LeadError(f"{where}: key 'start': the student must be a dual encoder, '{row.start}' is a ColBERT")
         if row.method == "teacher_of" and row.of not in self.joint():
@@ -259,6 +256,13 @@ class Plan:
             source = s.retrieval.rerank_from
             if source not in self.runs(kind="de"):
                 raise LeadError(f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder")
+            try:
+                if row.init is not None:
+                    _pretrained_layers(s.models[row.init])
+            except LeadError as e:
+                raise LeadError(f"{where}: {e}") from None
+            if row.method == "lead" and s.distil.joint != (name in self.joint()):
+                raise LeadError(f"{where}: distil.joint is switched off in the row's settings, not elsewhere; move it")
             if row.method == "lead":
                 n, m = self._layers(dataset, str(row.teacher)), self._layers(dataset, str(row.start))
                 if n is not None and m is not None:
@@ -268,7 +272,10 @@ class Plan:
                         raise LeadError(f"{where}: {e}") from None
         from lead.evaluation.measures import check_measures
 
-        check_measures(self.resolve(dataset, run).evaluation.measures)
+        try:
+            check_measures(self.resolve(dataset, run).evaluation.measures)
+        except LeadError as e:
+            raise LeadError(f"{path}: run '{run}': {e}") from None
 
     def _layers(self, dataset: str, run: str) -> int | None:
         """Number of transformer layers of a run's model, or None where only the hub can tell."""
@@ -281,9 +288,12 @@ class Plan:
 
 
 def _pretrained_layers(model: ModelRef) -> int | None:
-    if model.layers is not None:
-        return len(model.layers)
-    return None if model.reference.startswith("hub:") else _config_layers(model.reference)
+    n = None if model.reference.startswith("hub:") else _config_layers(model.reference)
+    if model.layers is None:
+        return n
+    if n is not None and max(model.layers, default=1) > n:
+        raise LeadError(f"models: layers has {max(model.layers)}, but '{model.reference}' has only layers 1..{n}")
+    return len(model.layers)
 
 
 @cache
@@ -291,8 +301,12 @@ def _config_layers(reference: str) -> int:
     # not lead.models.encoder, which imports torch: this runs at every start of the workflow
     from lead.models.reference import resolve
 
-    config = json.loads((Path(resolve(reference)) / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("num_hidden_layers") or config["n_layers"])
+    file = Path(resolve(reference)) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return int(next(config[key] for key in ("num_hidden_layers", "n_layers", "n_layer") if key in config))
+    except (OSError, ValueError, TypeError, StopIteration):
+        raise LeadError(f"models: {file} does not tell the number of layers; is it that of an encoder?") from None
 
 
 def _json(**parts: Any) -> dict[str, Any]:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dag.project import ROOT, copy_config, refusal, replace
 from pydantic import BaseModel
 
 from lead.config import schema, stages
 from lead.config.load import Loaded, load, merge, parse_yaml, source_paths, validate
-from lead.errors import LeadError
 from lead.plan import Plan
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG, PRESET, EXPERIMENTS = "config.yaml", "presets/tiny.yaml", "experiments.yaml"
 TINY, DOCS = "datasets/tiny.yaml", "datasets/docs.yaml"
 
@@ -24,25 +21,11 @@ TINY, DOCS = "datasets/tiny.yaml", "datasets/docs.yaml"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A configuration folder of its own."""
-    return Path(shutil.copytree(ROOT / "tests" / "dag" / "config", tmp_path / "config"))
-
-
-def replace(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.count(old) == 1, (old, text)
-    path.write_text(text.replace(old, new), encoding="utf-8")
+    return copy_config(tmp_path)
 
 
 def line_of(path: Path, text: str) -> int:
     return next(n for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if text in line)
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(LeadError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def load_folder(folder: Path, overrides: dict[str, Any] | None = None) -> Loaded:
@@ -62,11 +45,11 @@ MISTAKES = [
     (PRESET, "distil: {steps: 4}", "distil: {stepz: 4}", "unknown key 'phases.distil.stepz'; did you mean 'steps'?"),
     (PRESET, "pooling: mean", "poling: mean", "unknown key 'scoring.de.poling'; did you mean 'pooling'?"),
     (TINY, "preset:", "presets:", "unknown key 'presets'; did you mean 'preset'?"),
-    (TINY, "corpus:", "korpus:", "'source.korpus'"),
+    (TINY, "corpus:", "korpus:", "unknown key 'source.korpus'; did you mean 'corpus'?"),
     (TINY, "train: {queries:", "train: {query: a, queries:", "unknown key 'source.train.query'; did you mean 'quer"),
     (DOCS, "packages:", "package: [a], packages:", "unknown key 'source.package'; did you mean 'packages'?"),
     (DOCS, "passage: 16", "pasage: 16", "unknown key 'settings.lengths.pasage'; did you mean 'passage'?"),
-    (EXPERIMENTS, "runs:", "run:", "'run"),
+    (EXPERIMENTS, "runs:", "run:", "unknown key 'run'; did you mean 'runs'?"),
     (EXPERIMENTS, "datasets: [docs]", "dataset: [docs]", "unknown key 'runs.lead_cb_docs.dataset'; did you mean 'data"),
     (EXPERIMENTS, "{k: 3}", "{kk: 3}", "unknown key 'runs.lead_cb_k3.settings.distil.layers.kk'; did you mean 'k'?"),
     # wrong types
@@ -97,6 +80,7 @@ MISTAKES = [
     (EXPERIMENTS, "{method: bm25}", "{method: bm52}", "key 'runs.bm25.method': should be 'bm25', "),
     (EXPERIMENTS, "method: rd, start: student", "method: rd", "key 'runs.rd_cb': method rd needs `start`"),
     (EXPERIMENTS, "{method: bm25}", "{method: bm25, of: x}", "key 'runs.bm25': method bm25 does not read `of`"),
+    (EXPERIMENTS, "contrastive, start: student", "contrastive, kind: cb, start: student", "`kind` is read with `init`"),
     (EXPERIMENTS, "contrastive, start: student", "contrastive", "method contrastive needs one of `init` and `start`"),
 ]  # fmt: skip
 
@@ -127,8 +111,7 @@ def test_the_line_is_that_of_the_key(folder: Path, file: str, old: str, new: str
     replace(folder / file, old, new)
     message = refusal(lambda: load_folder(folder))
     line = re.match(rf"{re.escape(str(folder / file))}:(\d+): ", message)
-    # a missing key has no line: that of the mapping it is missing from, or, if nothing is nearer, of the file's part
-    assert line is not None and (int(line[1]) == number or old == "corpus:")
+    assert line is not None and int(line[1]) == number  # a missing key's is that of the mapping it is missing from
 
 
 @pytest.mark.parametrize("file", [CONFIG, PRESET, TINY, EXPERIMENTS])

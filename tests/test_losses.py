@@ -69,16 +69,21 @@ def naive_weights(teacher: list[Tensor], candidates: Candidates, distil: Distil)
 def naive_lead(
     t_hard: Tensor,
     s_hard: Tensor,
-    t_soft: dict[int, Tensor],
-    s_soft: dict[int, Tensor],
+    t_soft: Tensor,
+    s_soft: Tensor,
+    t_layers: dict[int, Tensor],
+    s_layers: dict[int, Tensor],
     hard: Candidates,
     soft: Candidates,
     pairs: list[tuple[int, int]],
     distil: Distil,
 ) -> dict[str, Tensor]:
-    """The four parts of eq. 12 and their weighted `total`; t_soft and s_soft map a layer's number to scores [Q, C]."""
+    """The four parts of eq. 12 and their weighted `total`.
+
+    f and g of the whole models on the hard and on the soft candidates; of each layer (by number) on the soft ones.
+    """
     n = len(t_hard)
-    w = naive_weights([t_soft[a] for a, _ in pairs], soft, distil)
+    w = naive_weights([t_layers[a] for a, _ in pairs], soft, distil)
     lyr = rep = torch.zeros((), dtype=torch.float64)
     for q in range(n):
 
@@ -89,11 +94,10 @@ def naive_lead(
             return p(scores.detach() if distil.detach_target else scores, q)
 
         for i, (a, b) in enumerate(pairs):
-            lyr = lyr + w[q][i] * naive_kl(target(t_soft[a]), p(s_soft[b])) / n
-        last_t, last_s = t_soft[max(t_soft)], s_soft[max(s_soft)]
-        rep = rep + naive_kl(target(last_t), p(last_s)) / n
+            lyr = lyr + w[q][i] * naive_kl(target(t_layers[a]), p(s_layers[b])) / n
+        rep = rep + naive_kl(target(t_soft), p(s_soft)) / n
         if distil.joint:
-            rep = rep + naive_kl(target(last_s), p(last_t)) / n
+            rep = rep + naive_kl(target(s_soft), p(t_soft)) / n
     parts = {"lyr": lyr, "rep": rep, "stu": naive_hard(s_hard, hard)}
     if distil.joint:
         parts["tch"] = naive_hard(t_hard, hard)
@@ -250,8 +254,9 @@ def test_detach_target_keeps_gradient_from_each_target_side_only() -> None:
 
 # --- the whole -------------------------------------------------------------------------------------------------------
 def leaf_scores(rng: np.random.Generator, layers: tuple[int, ...], q: int, c: int) -> tuple[Scores, dict[int, Tensor]]:
+    """Scores of some layers and, unlike any of them, of the whole model."""
     s = random_scores(rng, len(layers), q, c)
-    return Scores(s, layers), {layer: s[i] for i, layer in enumerate(layers)}
+    return Scores(s, layers, random_scores(rng, q, c)), {layer: s[i] for i, layer in enumerate(layers)}
 
 
 OPTIONS = [
@@ -278,11 +283,11 @@ def test_lead_equals_the_loops_in_every_part_and_every_gradient(distil: Distil, 
         t_hard, s_hard = leaf_scores(rng, (2, 5, 6, 8), 4, 9)[0], leaf_scores(rng, (1, 2, 4), 4, 9)[0]
         hard = random_candidates(rng, 4, 9)
     got = lead(s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, distil)
-    want = naive_lead(t_hard.last, s_hard.last, t_map, s_map, hard, soft, pairs, distil)
+    want = naive_lead(t_hard.final, s_hard.final, t_soft.final, s_soft.final, t_map, s_map, hard, soft, pairs, distil)
     assert set(got.parts) | {"total"} == set(want) == {"total", "lyr", "rep", "stu"} | ({"tch"} if distil.joint else set())
     for name, part in {**got.parts, "total": got.total}.items():
         assert float(part) == pytest.approx(float(want[name]), rel=1e-9), name
-    leaves = [x.s for x in (s_soft, t_soft, *((s_hard, t_hard) if separate else ()))]
+    leaves = [leaf for x in (s_soft, t_soft, s_hard, t_hard) for leaf in (x.s, x.final)]
     grads = torch.autograd.grad(got.total, leaves, allow_unused=True, retain_graph=True)
     expected = torch.autograd.grad(want["total"], leaves, allow_unused=True)
     for g, e in zip(grads, expected, strict=True):
@@ -304,8 +309,8 @@ def test_without_joint_training_neither_the_teachers_loss_nor_the_reverse_kl_is_
     t, s, c = leaf_scores(rng, (3,), 2, 5)[0], leaf_scores(rng, (2,), 2, 5)[0], own(0, 1, c=5)
     loss = lead(s, t, c, c, s, t, [(3, 2)], Distil(joint=False))
     assert "tch" not in loss.parts
-    assert torch.allclose(loss.parts["rep"], response_loss(t.last, s.last, c.keep, both=False))
-    assert not torch.allclose(loss.parts["rep"], response_loss(t.last, s.last, c.keep, both=True))
+    assert torch.allclose(loss.parts["rep"], response_loss(t.final, s.final, c.keep, both=False))
+    assert not torch.allclose(loss.parts["rep"], response_loss(t.final, s.final, c.keep, both=True))
 
 
 def test_rd_is_the_students_hard_loss_and_one_kl() -> None:
@@ -313,9 +318,8 @@ def test_rd_is_the_students_hard_loss_and_one_kl() -> None:
     t, s = leaf_scores(rng, (8,), 3, 4)[0], leaf_scores(rng, (4,), 3, 4)[0]
     s_hard, hard, soft = leaf_scores(rng, (4,), 3, 9)[0], random_candidates(rng, 3, 9), random_candidates(rng, 3, 4)
     loss = rd(s_hard, t, hard, soft, s, Distil(tau=2.0))
-    want = naive_lead(
-        s_hard.last, s_hard.last, {8: t.last}, {4: s.last}, hard, soft, [], Distil(tau=2.0, joint=False)
-    )
+    one_way = Distil(tau=2.0, joint=False)
+    want = naive_lead(s_hard.final, s_hard.final, t.final, s.final, {}, {}, hard, soft, [], one_way)
     assert set(loss.parts) == {"stu", "rep"}
     assert float(loss.total) == pytest.approx(float(want["stu"] + want["rep"]))
 
@@ -324,23 +328,26 @@ def test_contrastive_is_the_hard_loss_alone() -> None:
     rng = np.random.default_rng(10)
     s, c = leaf_scores(rng, (4,), 3, 6)[0], random_candidates(rng, 3, 6)
     loss = contrastive(s, c)
-    assert float(loss.total) == pytest.approx(float(naive_hard(s.last, c))) and set(loss.parts) == {"stu"}
+    assert float(loss.total) == pytest.approx(float(naive_hard(s.final, c))) and set(loss.parts) == {"stu"}
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
 def test_nothing_is_nan_when_candidates_are_masked_or_scores_saturate(size: float) -> None:
     rng = np.random.default_rng(11)
-    t = Scores((random_scores(rng, 3, 4, 6).detach() * size).float().requires_grad_(), (1, 2, 3))
-    s = Scores((random_scores(rng, 2, 4, 6).detach() * size).float().requires_grad_(), (1, 2))
+
+    def scores(*layers: int) -> Scores:
+        x = (random_scores(rng, len(layers) + 1, 4, 6).detach() * size).float()
+        return Scores(x[:-1].clone().requires_grad_(), layers, x[-1].clone().requires_grad_())
+
+    t, s = scores(1, 2, 3), scores(1, 2)
     c = random_candidates(rng, 4, 6, masked=1.0)  # only the positive is left
     c.keep[:2] = True
     loss = lead(s, t, c, c, s, t, [(1, 1), (3, 2)], Distil())
     loss.total.backward()
     assert all(torch.isfinite(v).all() for v in [loss.total, *loss.parts.values(), *loss.watch.values()])
-    assert t.s.grad is not None and s.s.grad is not None
-    for grad in (t.s.grad, s.s.grad):
-        assert torch.isfinite(grad).all()
-        assert (grad[:, ~c.keep] == 0).all()
+    for grad in (t.s.grad, s.s.grad, t.final.grad, s.final.grad):
+        assert grad is not None and torch.isfinite(grad).all()
+        assert (grad[..., ~c.keep] == 0).all()
 
 
 # --- candidates ------------------------------------------------------------------------------------------------------
@@ -354,7 +361,7 @@ def test_other_relevant_passages_are_masked_and_the_drawn_positive_is_not() -> N
 
 
 def test_scores_are_looked_up_by_layer_number() -> None:
-    s = Scores(torch.arange(3.0).view(3, 1, 1), (2, 5, 6))
-    assert s.at(6, 2).flatten().tolist() == [2.0, 0.0] and s.last.item() == 2.0
+    s = Scores(torch.arange(3.0).view(3, 1, 1), (2, 5, 6), torch.full((1, 1), 9.0))
+    assert s.at(6, 2).flatten().tolist() == [2.0, 0.0]
     with pytest.raises(ValueError):
         s.at(1)

@@ -17,7 +17,7 @@ from lead.artifacts import MANIFEST, sha256
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
 from lead.models.encoder import layer_list, load_encoder, prepare_for_training
-from lead.models.features import Candidates, Features
+from lead.models.features import Candidates, Features, Scores
 from lead.models.micro import MicroEncoder, join, micro_batches, padded_tokens
 from lead.models.reference import resolve
 from lead.models.retriever import Retriever
@@ -234,68 +234,76 @@ def test_special_tokens_can_be_left_out_of_max_sim(tiny_model: Path) -> None:
 QUERIES = ["array shape", "vertex", "leaf of a tree"]
 
 
-def scored(tiny_model: Path, kind: str = "de", candidates: Candidates | None = None, **scoring: Any) -> tuple[Tensor, Features, Features]:
+def scored(
+    tiny_model: Path, kind: str = "de", candidates: Candidates | None = None, **scoring: Any
+) -> tuple[Scores, Features, Features]:
     model = make_retriever(tiny_model, kind, **scoring)
     q, p = features(model, QUERIES, ALL, "query"), features(model, TEXTS, ALL)
-    return model.score(q, p, candidates or everything(3, 5)).s, q, p
+    return model.score(q, p, candidates or everything(3, 5)), q, p
 
 
 def test_raw_scores_are_inner_products_at_every_layer(tiny_model: Path) -> None:
-    s, q, p = scored(tiny_model)
-    assert s.dtype == torch.float32
+    scores, q, p = scored(tiny_model)
+    assert scores.s.dtype == scores.final.dtype == torch.float32 and scores.layers == ALL
+    assert torch.equal(scores.final, scores.s[3])
     for layer in range(4):
         for i in range(3):
             for j in range(5):
-                assert float(s[layer, i, j]) == pytest.approx(float((q.x[layer, i] * p.x[layer, j]).sum()), abs=1e-4)
+                assert float(scores.s[layer, i, j]) == pytest.approx(float((q.x[layer, i] * p.x[layer, j]).sum()), abs=1e-4)
 
 
-def test_last_layer_and_layers_before_have_their_own_normalisation_and_scale(tiny_model: Path) -> None:
+def test_the_whole_model_and_the_layer_features_have_their_own_normalisation_and_scale(tiny_model: Path) -> None:
     raw, q, p = scored(tiny_model)
     cosine = cosine_similarity(q.x[:, :, None], p.x[:, None], dim=-1)
-    s, _, _ = scored(tiny_model, normalise="unit", scale=20.0)
-    assert torch.allclose(s[3], 20 * cosine[3], atol=1e-4) and torch.allclose(s[:3], raw[:3])
-    s, _, _ = scored(tiny_model, layer_normalise="unit", layer_scale=7.0)
-    assert torch.allclose(s[:3], 7 * cosine[:3], atol=1e-4) and torch.allclose(s[3], raw[3])
-    s, _, _ = scored(tiny_model, layer_normalise="standard", layer_scale=2.0)
     keep = torch.ones(3, 5, dtype=torch.bool)
-    assert torch.allclose(s[:3], 2 * standardise(cosine[:3], keep), atol=1e-3) and torch.allclose(s[3], raw[3])
+    for normalise, final in (("none", raw.final), ("unit", cosine[3])):
+        for layer_normalise, features in (
+            ("none", raw.s), ("unit", cosine), ("standard", standardise(cosine, keep)),
+        ):  # fmt: skip
+            options = {"normalise": normalise, "scale": 20.0, "layer_normalise": layer_normalise, "layer_scale": 7.0}
+            got, _, _ = scored(tiny_model, **options)
+            assert torch.allclose(got.final, 20 * final, rtol=1e-4, atol=1e-3)
+            assert torch.allclose(got.s, 7 * features, rtol=1e-4, atol=1e-2)  # the last layer's feature among them
 
 
 def test_standard_scores_are_standardised_over_the_querys_kept_candidates(tiny_model: Path) -> None:
     index = torch.tensor([[4, 1, 0], [2, 3, 1], [0, 1, 2]])
     keep = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
     c = Candidates(index, keep, torch.zeros_like(keep))
-    s, q, p = scored(tiny_model, candidates=c, layer_normalise="standard")
+    scores, q, p = scored(tiny_model, candidates=c, layer_normalise="standard")
     cosine = cosine_similarity(q.x[:, :, None], p.x[:, None], dim=-1)
     kept = cosine[1, 1, [2, 1]]
-    assert torch.allclose(s[1, 1, [0, 2]], (kept - kept.mean()) / kept.std(unbiased=False), atol=1e-2)
+    assert torch.allclose(scores.s[1, 1, [0, 2]], (kept - kept.mean()) / kept.std(unbiased=False), atol=1e-2)
 
 
 def test_colbert_scores_are_max_sim_of_unit_vectors_if_asked(tiny_model: Path) -> None:
-    s, q, p = scored(tiny_model, "cb", normalise="unit", layer_normalise="unit", scale=3.0)
+    scores, q, p = scored(tiny_model, "cb", normalise="unit", layer_normalise="unit", scale=3.0)
     assert q.mask is not None and p.mask is not None
-    for layer in range(4):
-        for i in range(3):
-            for j in range(5):
+    for i in range(3):
+        for j in range(5):
+            want = []
+            for layer in range(4):
                 cosine = normalize(q.x[layer, i][q.mask[i]], dim=-1) @ normalize(p.x[layer, j][p.mask[j]], dim=-1).T
-                want = cosine.max(1).values.sum() * (3.0 if layer == 3 else 1.0)
-                assert float(s[layer, i, j]) == pytest.approx(float(want), abs=1e-4)
+                want.append(float(cosine.max(1).values.sum()))
+            assert scores.s[:, i, j].tolist() == pytest.approx(want, abs=1e-4)
+            assert float(scores.final[i, j]) == pytest.approx(3 * want[3], abs=1e-4)
 
 
 def test_scores_follow_the_candidates_columns(tiny_model: Path) -> None:
-    full, _, _ = scored(tiny_model)
+    full, _, _ = scored(tiny_model, normalise="unit")
     index = torch.tensor([[4, 1], [2, 2], [0, 3]])
     keep = torch.ones(3, 2, dtype=torch.bool)
-    some, _, _ = scored(tiny_model, candidates=Candidates(index, keep, ~keep))
+    some, _, _ = scored(tiny_model, normalise="unit", candidates=Candidates(index, keep, ~keep))
     for i in range(3):
-        assert torch.equal(some[:, i], full[:, i, index[i]])
+        assert torch.equal(some.s[:, i], full.s[:, i, index[i]])
+        assert torch.equal(some.final[i], full.final[i, index[i]])
 
 
 def test_vectors_have_the_scores_as_inner_products(tiny_model: Path) -> None:
     for how in ("none", "unit"):
         model = make_retriever(tiny_model, normalise=how, scale=5.0)
         q, p = features(model, QUERIES, (4,), "query"), features(model, TEXTS, (4,))
-        s = model.score(q, p, everything(3, 5)).last
+        s = model.score(q, p, everything(3, 5)).final
         assert torch.allclose(5.0 * model.vectors(q) @ model.vectors(p).T, s, atol=1e-3)
 
 

@@ -124,8 +124,8 @@ def test_layers_above_the_highest_one_aligned_get_no_gradient_from_the_layer_los
 
 
 # --- the step against a naive one ------------------------------------------------------------------------------------
-def naive_scores(model: Retriever, batch: Batch) -> dict[int, Tensor]:
-    """{layer: [Q, P]} in one padded pass of the encoder, scored pair by pair, with the graph."""
+def naive_scores(model: Retriever, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
+    """The whole model's scores [Q, P] and {layer: [Q, P]}: one padded pass, scored pair by pair, with the graph."""
     states = {}
     for side, texts in (("query", batch.queries), ("passage", batch.passages)):
         limit = getattr(model.lengths, side)
@@ -137,17 +137,16 @@ def naive_scores(model: Retriever, batch: Batch) -> dict[int, Tensor]:
     (q, q_mask), (p, p_mask) = states["query"], states["passage"]
     scores = {}
     for layer in range(1, model.n_layers + 1):
-        scale = 5.0 if layer == model.n_layers else 3.0
         rows = []
         for i in range(len(batch.queries)):
             row = []
             for j in range(len(batch.passages)):
                 x, y = q[layer][i][q_mask[i]], p[layer][j][p_mask[j]]
                 x, y = x / x.norm(dim=-1, keepdim=True), y / y.norm(dim=-1, keepdim=True)
-                row.append(scale * (x[0] @ y[0] if model.kind == "de" else (x @ y.T).max(1).values.sum()))
+                row.append(x[0] @ y[0] if model.kind == "de" else (x @ y.T).max(1).values.sum())
             rows.append(torch.stack(row))
         scores[layer] = torch.stack(rows).double()
-    return scores
+    return 5.0 * scores[model.n_layers], {layer: 3.0 * s for layer, s in scores.items()}  # the scales of SCORING
 
 
 def naive_candidates(batch: Batch, own: bool) -> tuple[Candidates, list[list[int]]]:
@@ -180,11 +179,12 @@ def test_a_lead_step_without_dropout_equals_a_naive_one_on_the_whole_batch(
     got = gradients(step)
     step.student.zero_grad(), step.teacher.zero_grad()
 
-    s, t = naive_scores(step.student, batch), naive_scores(step.teacher, batch)
+    (s, s_layers), (t, t_layers) = naive_scores(step.student, batch), naive_scores(step.teacher, batch)
     hard, _ = naive_candidates(batch, own=False)
     soft, columns = naive_candidates(batch, own=candidates == "own")
     want = naive_lead(
-        t[6], s[4], {i: pick(x, columns) for i, x in t.items()}, {i: pick(x, columns) for i, x in s.items()},
+        t, s, pick(t, columns), pick(s, columns),
+        {i: pick(x, columns) for i, x in t_layers.items()}, {i: pick(x, columns) for i, x in s_layers.items()},
         hard, soft, select(distil.layers, 6, 4, 3, 2), distil,
     )  # fmt: skip
     for name, part in {**loss.parts, "total": loss.total}.items():
@@ -209,7 +209,7 @@ def test_a_contrastive_step_equals_a_naive_one(tiny_model: Path, teacher_folder:
     batch = data.batch(1)
     loss, got = step(batch, 1), gradients(step)
     step.student.zero_grad()
-    want = naive_hard(naive_scores(step.student, batch)[4], naive_candidates(batch, own=False)[0])
+    want = naive_hard(naive_scores(step.student, batch)[0], naive_candidates(batch, own=False)[0])
     assert float(loss.total.detach()) == pytest.approx(float(want.detach()), rel=1e-4)
     want.backward()
     compare(got, gradients(step), 2e-3)

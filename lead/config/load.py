@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lead.config.schema import Config, Dataset, Experiments, FilesSource, Settings, Train
-from lead.errors import LeadError, nearest
+from lead.errors import LeadError, Named, nearest
 
 T = TypeVar("T", bound=BaseModel)
 Tree = dict[str, Any]
@@ -85,7 +85,9 @@ def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefi
     try:
         return cls.model_validate(data)
     except ValidationError as e:
-        error = e.errors(include_url=False)[0]
+        errors = e.errors(include_url=False)
+        # a misspelt key that is required is both unknown and missing: the first says more
+        error = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     location = tuple(error["loc"])
     line = _line(text, (*prefix, *location)) if text else None
     place = f"{where}:{line}" if line else where
@@ -97,9 +99,8 @@ def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefi
         raise LeadError(f"{place}: key '{key}' is missing; add it")
     message = message.removeprefix("Value error, ").removeprefix("Input ")
     given = error.get("input")
-    if isinstance(given, dict | list):
-        given = "a mapping" if isinstance(given, dict) else "a list"
-    shown = f", not {given!r}" if kind != "value_error" else ""
+    given = "a mapping" if isinstance(given, dict) else "a list" if isinstance(given, list) else repr(given)
+    shown = f", not {given}" if kind != "value_error" else ""
     raise LeadError(f"{place}: {f'key {key!r}: ' if key else ''}{message}{shown}")
 
 
@@ -168,11 +169,13 @@ def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
     if overrides:
         given = validate(Config, overrides, "--config")
         _check_settings(given.settings, "--config", "", ("settings",))
-    config = validate(Config, merge(tree or {}, overrides or {}), str(path), text)
+    tree = {} if tree is None else tree
+    config = validate(Config, merge(tree, overrides or {}) if isinstance(tree, dict) else tree, str(path), text)
     _check_settings(config.settings, str(path), text, ("settings",))
     base = path.parent
     presets = {p.stem: _preset(p) for p in _files(base / config.presets, "presets", path)}
-    datasets = {p.stem: (_dataset(p, presets), p) for p in _files(base / config.datasets, "datasets", path)}
+    found = {p.stem: (_dataset(p, presets), p) for p in _files(base / config.datasets, "datasets", path)}
+    datasets = Named("dataset", base / config.datasets, found)
     rows_path = base / config.experiments
     rows, rows_text = read_yaml(rows_path)
     experiments = validate(Experiments, rows, str(rows_path), rows_text)

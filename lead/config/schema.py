@@ -34,17 +34,19 @@ class ModelRef(Strict):
 
 
 class Scoring(Strict):
-    """How token vectors become a score, at the last layer and at the layers before it (eqs. 1, 2, 4, 5)."""
+    """How token vectors become a score: of the whole model (eqs. 1, 2), and of each layer (eqs. 4, 5)."""
 
     pooling: Literal["cls", "mean"] = Field("cls", description="DE: the vector that stands for a text")
-    normalise: Literal["none", "unit"] = Field("none", description="vectors of the last layer: raw, or of unit length")
-    scale: Positive = Field(1.0, description="factor on the last layer's scores")
+    normalise: Literal["none", "unit"] = Field(
+        "none", description="vectors of the whole model's scores: raw, or of unit length"
+    )
+    scale: Positive = Field(1.0, description="factor on the whole model's scores")
     layer_normalise: Literal["none", "unit", "standard"] = Field(
         "none",
-        description="vectors of the layers before the last: raw, of unit length, or (standard) of unit length "
-        "and scores brought to zero mean and unit variance over each query's candidates",
+        description="vectors of layer features (the last layer's too): raw, of unit length, or (standard) of unit "
+        "length and scores brought to zero mean and unit variance over each query's candidates",
     )
-    layer_scale: Positive = Field(1.0, description="factor on the scores of the layers before the last")
+    layer_scale: Positive = Field(1.0, description="factor on the scores of layer features")
     markers: bool = Field(False, description="CB: [unused0] / [unused1] after [CLS] marks query / passage")
     expand: bool = Field(False, description="CB: pad queries with [MASK] tokens that take part in MaxSim")
     special_tokens: bool = Field(True, description="CB: [CLS] and [SEP] take part in MaxSim")
@@ -299,6 +301,8 @@ class Row(Strict):
                 continue
             if given != (key in needs):
                 raise ValueError(f"method {self.method} {'does not read' if given else 'needs'} `{key}`")
+        if self.init is None and "kind" in self.model_fields_set:
+            raise ValueError("`kind` is read with `init` only; leave it out")
         if self.method == "contrastive" and (self.init is None) == (self.start is None):
             raise ValueError("method contrastive needs one of `init` and `start`")
         return self

@@ -40,19 +40,19 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores [L, Q, C] in fp32 of every query's candidates at each of L layers: all that a loss ever sees."""
+    """Scores in fp32 of every query's candidates: all that a loss ever sees.
+
+    s [L, Q, C]: at each of L layers, for layer features (eqs. 4, 5). final [Q, C]: of the whole model, f or g of the
+    hard and response losses; it differs from the last layer's entry of s where layer features are scaled their own way.
+    """
 
     s: Tensor
     layers: tuple[int, ...]
+    final: Tensor
 
     def at(self, *layers: int) -> Tensor:
         """Scores [len(layers), Q, C] of these layer numbers. Raises ValueError for a layer that was not scored."""
         return self.s[[self.layers.index(i) for i in layers]]
-
-    @property
-    def last(self) -> Tensor:
-        """Scores [Q, C] of the last layer: f or g of the whole model."""
-        return self.s[-1]
 
 
 def mask_columns(index: Tensor, relevant: Tensor, positive_column: Tensor) -> Candidates:

@@ -83,25 +83,35 @@ class Retriever(nn.Module):
 
     # --- features to scores ------------------------------------------------------------------------------------------
     def score(self, queries: Features, passages: Features, candidates: Candidates) -> Scores:
-        """Scores of each query's candidates at every encoded layer: f or g of eqs. 4 and 5."""
+        """Scores of each query's candidates at every encoded layer, the last one among them: f or g of eqs. 4 and 5."""
         if queries.layers != passages.layers:
             raise ValueError(f"queries have layers {queries.layers}, passages {passages.layers}")
-        every = []
-        for n, layer in enumerate(queries.layers):
-            last = layer == self.n_layers
-            how = self.scoring.normalise if last else self.scoring.layer_normalise
-            scale = self.scoring.scale if last else self.scoring.layer_scale
-            q, p = queries.x[n], passages.x[n]
-            if how != "none":
-                q, p = normalize(q, dim=-1), normalize(p, dim=-1)
-            if self.kind == "de":
-                s = inner_product(q, p)
-            else:
-                assert queries.mask is not None and passages.mask is not None
-                s = max_sim(q, queries.mask, p, passages.mask)
-            s = torch.gather(s, 1, candidates.index)
-            every.append(scale * (standardise(s, candidates.keep) if how == "standard" else s))
-        return Scores(torch.stack(every), queries.layers)
+        features = [
+            self._similarity(queries, passages, n, candidates, self.scoring.layer_normalise)
+            for n in range(len(queries.layers))
+        ]
+        if (self.scoring.normalise == "none") == (self.scoring.layer_normalise == "none"):
+            final = features[-1]  # the same vectors, scaled another way
+        else:
+            final = self._similarity(queries, passages, -1, candidates, self.scoring.normalise)
+        s = torch.stack(features)
+        if self.scoring.layer_normalise == "standard":
+            s = standardise(s, candidates.keep)
+        return Scores(self.scoring.layer_scale * s, queries.layers, self.scoring.scale * final)
+
+    def _similarity(
+        self, queries: Features, passages: Features, n: int, candidates: Candidates, normalise: str
+    ) -> Tensor:
+        """f_DE (eq. 1) or f_CB (eq. 2) [Q, C] of the n-th encoded layer, on raw vectors or on those of unit length."""
+        q, p = queries.x[n], passages.x[n]
+        if normalise != "none":
+            q, p = normalize(q, dim=-1), normalize(p, dim=-1)
+        if self.kind == "de":
+            s = inner_product(q, p)
+        else:
+            assert queries.mask is not None and passages.mask is not None
+            s = max_sim(q, queries.mask, p, passages.mask)
+        return torch.gather(s, 1, candidates.index)
 
     def vectors(self, features: Features) -> Tensor:
         """Last-layer vectors whose inner products (MaxSim for CB) are the model's scores up to the factor `scale`."""

@@ -52,6 +52,6 @@ class DevPool:
         """Rank, from 1, of the best relevant passage of each query; ties count against the model."""
         everything = torch.arange(relevant.shape[1]).expand(len(relevant), -1)
         candidates = mask_columns(everything, torch.zeros_like(relevant), torch.zeros(len(relevant), dtype=torch.long))
-        s = model.score(q, p, candidates.to(q.x.device)).last.cpu()
+        s = model.score(q, p, candidates.to(q.x.device)).final.cpu()
         best = s.masked_fill(~relevant, -torch.inf).max(1, keepdim=True).values
         return 1 + ((s >= best) & ~relevant).sum(1).float()

@@ -1,0 +1,190 @@
+"""Killed and run again, training ends in the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_bert, make_retriever
+
+from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
+from lead.config.stages import DistilSettings, TrainSettings
+from lead.errors import LeadError
+from lead.train import stages
+
+SCORING = Scoring(normalise="unit", scale=10.0, layer_normalise="unit", layer_scale=3.0)
+TRAIN = Train(
+    steps=36, batch_size=4, negatives=2, precision="bf16", dropout=0.1, lr=1e-3, warmup=0.2, micro_tokens=200,
+    cache_above=300, checkpoint_every=5, dev_every=12, dev_queries=4, dev_negatives=3, select="best",
+)  # fmt: skip
+
+
+def inputs(collection: Path) -> dict[str, Path]:
+    return {
+        "corpus": collection / "corpus.parquet",
+        "queries": collection / "queries.train.parquet",
+        "qrels": collection / "qrels.train.parquet",
+        "dev_queries": collection / "queries.dev.parquet",
+        "dev_qrels": collection / "qrels.dev.parquet",
+        "negatives": collection / "negatives.parquet",
+    }
+
+
+def outputs(folder: Path) -> dict[str, Path]:
+    return {"out": folder / "student", "state": folder / "state", "metrics": folder / "metrics.jsonl"}
+
+
+def command(stage: str, settings: Any, paths: dict[str, Path]) -> list[str]:
+    options = [word for name, path in paths.items() for word in (f"--{name.replace('_', '-')}", str(path))]
+    settings = settings.model_dump_json(exclude_none=True)
+    return [sys.executable, "-m", "lead", stage, "--settings", settings, "--threads", "1", *options]
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], state: Path, step: int) -> None:
+    limit = time.monotonic() + 300
+    while not list(state.glob(f"*/step-{step:08d}")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.002)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The log of training without its wall-clock times."""
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+
+
+def killed_and_run_again(stage: str, settings: Any, paths: dict[str, Path], state: Path) -> None:
+    """Runs the stage as a process, kills it just after the checkpoint of step 10, and runs it again to the end."""
+    words = command(stage, settings, paths)
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_checkpoint(process, state, 10)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert list(state.iterdir()) and not paths["out"].exists() and not paths["metrics"].exists()
+    again = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "going on from the checkpoint of step" in again.stderr
+    assert not state.exists()
+
+
+def assert_same(paths: dict[str, Path], undisturbed: dict[str, Path], models: tuple[str, ...]) -> None:
+    for name in models:
+        a, b = (p[name] / "model.safetensors" for p in (paths, undisturbed))
+        assert a.read_bytes() == b.read_bytes(), name
+    assert lines(paths["metrics"]) == lines(undisturbed["metrics"])
+    assert not undisturbed["state"].exists()
+
+
+@pytest.mark.slow
+def test_a_killed_dual_encoder_ends_in_the_same_bytes(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(
+        model=ModelRef(reference=f"path:{tiny_model}", layers=[2, 4]), scoring=SCORING,
+        lengths=Lengths(query=8, passage=24), train=TRAIN,
+    )  # fmt: skip
+    undisturbed = outputs(tmp_path / "undisturbed")
+    stages.train(settings=settings, gpu=0, start=None, **inputs(tiny_collection), **undisturbed)
+    paths = outputs(tmp_path / "killed")
+    killed_and_run_again("train", settings, inputs(tiny_collection) | paths, paths["state"])
+    assert_same(paths, undisturbed, ("out",))
+    log = lines(paths["metrics"])
+    assert [line["step"] for line in log if "loss" in line] == list(range(1, 37))
+    assert [line["step"] for line in log if "dev_mrr10" in line] == [0, 12, 24, 36]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Model folders of a student (DE, 4 layers) and a wider teacher (CB, 5 layers)."""
+    folder = tmp_path_factory.mktemp("models")
+    make_retriever(tiny_model, "de", **SCORING.model_dump()).save(folder / "student")
+    wide = make_bert(folder / "bert", layers=5, hidden=48, seed=2)
+    make_retriever(wide, "cb", **SCORING.model_dump()).save(folder / "teacher")
+    return {"start": folder / "student", "teacher": folder / "teacher"}
+
+
+@pytest.mark.slow
+def test_a_killed_joint_run_ends_in_the_same_student_and_the_same_teacher(
+    models: dict[str, Path], tiny_collection: Path, tmp_path: Path
+) -> None:
+    settings = DistilSettings(train=TRAIN, distil=Distil(layers=Layers(k=2), candidates="own"))
+    given = inputs(tiny_collection) | models
+    undisturbed, paths = (outputs(tmp_path / n) | {"teacher_out": tmp_path / n / "t"} for n in ("undisturbed", "killed"))
+    stages.distil(settings=settings, gpu=0, **given, **undisturbed)
+    killed_and_run_again("distil", settings, given | paths, paths["state"])
+    assert_same(paths, undisturbed, ("out", "teacher_out"))
+    trained, before = paths["teacher_out"] / "model.safetensors", models["teacher"] / "model.safetensors"
+    assert trained.read_bytes() != before.read_bytes()
+    log = [line for line in lines(paths["metrics"]) if "loss" in line]
+    assert set(log[0]["loss"]) == {"total", "lyr", "rep", "stu", "tch"} and len(log[0]["layer_weights"]) == 2
+
+
+# --- when a state may be resumed -------------------------------------------------------------------------------------
+def test_a_state_is_only_resumed_with_the_same_settings_and_inputs(tiny_collection: Path, tmp_path: Path) -> None:
+    files: list[Path | None] = [*inputs(tiny_collection).values(), None]
+    key = stages.fingerprint(TrainSettings().model_dump(), files)
+    assert stages.fingerprint(TrainSettings().model_dump(), list(files)) == key
+    assert stages.fingerprint(TrainSettings(seed=2).model_dump(), files) != key
+    copy = tmp_path / "elsewhere.parquet"
+    copy.write_bytes((tiny_collection / "negatives.parquet").read_bytes())
+    assert stages.fingerprint(TrainSettings().model_dump(), [*files[:5], copy, None]) == key  # contents, not names
+    copy.write_bytes((tiny_collection / "corpus.parquet").read_bytes())
+    assert stages.fingerprint(TrainSettings().model_dump(), [*files[:5], copy, None]) != key
+
+
+def test_a_pretrained_model_that_changed_in_its_folder_is_another_state(
+    tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = []
+    settings = TrainSettings(
+        model=ModelRef(reference=f"path:{tmp_path / 'bert'}"), lengths=Lengths(query=8, passage=24),
+        train=TRAIN.model_copy(update={"steps": 1, "dev_queries": 0, "select": "last"}),
+    )  # fmt: skip
+    plain = stages.fingerprint
+    monkeypatch.setattr(stages, "fingerprint", lambda *a: keys.append(plain(*a)) or keys[-1])
+    for seed in (0, 1):
+        make_bert(tmp_path / "bert", layers=1, seed=seed)
+        stages.train(settings=settings, gpu=0, start=None, **inputs(tiny_collection), **outputs(tmp_path / "run"))
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_teacher_is_written_if_and_only_if_it_was_trained(
+    models: dict[str, Path], tiny_collection: Path, tmp_path: Path, joint: bool
+) -> None:
+    settings = DistilSettings(train=TRAIN, distil=Distil(joint=joint, layers=Layers(k=2)))
+    paths = outputs(tmp_path) | {"teacher_out": None if joint else tmp_path / "t"}
+    with pytest.raises(LeadError, match="--teacher-out is for joint training"):
+        stages.distil(settings=settings, gpu=0, **inputs(tiny_collection), **models, **paths)  # type: ignore[arg-type]
+
+
+def test_a_frozen_teacher_leaves_its_folder_as_it_was_and_the_student_changes(
+    models: dict[str, Path], tiny_collection: Path, tmp_path: Path
+) -> None:
+    before = {name: (folder / "model.safetensors").read_bytes() for name, folder in models.items()}
+    short = TRAIN.model_copy(update={"steps": 2, "dev_queries": 0, "select": "last"})
+    for method in ("rd", "lead"):
+        settings = DistilSettings(method=method, train=short, distil=Distil(joint=False, layers=Layers(k=2)))
+        paths = outputs(tmp_path / method)
+        stages.distil(settings=settings, gpu=0, teacher_out=None, **inputs(tiny_collection), **models, **paths)
+        assert (paths["out"] / "model.safetensors").read_bytes() != before["start"]
+        parts = lines(paths["metrics"])[0]["loss"]
+        assert set(parts) == {"total", "stu", "rep"} | ({"lyr"} if method == "lead" else set())
+    assert {name: (folder / "model.safetensors").read_bytes() for name, folder in models.items()} == before
+
+
+def test_a_student_deeper_than_its_teacher_is_refused_before_training(
+    models: dict[str, Path], tiny_collection: Path, tmp_path: Path
+) -> None:
+    swapped = {"start": models["teacher"], "teacher": models["start"]}
+    with pytest.raises(LeadError, match="N >= M"):
+        stages.distil(
+            settings=DistilSettings(train=TRAIN), gpu=0, **inputs(tiny_collection), **swapped, **outputs(tmp_path),
+            teacher_out=tmp_path / "t",
+        )  # fmt: skip
+    assert torch.is_grad_enabled() and not (tmp_path / "state").exists()
