@@ -51,7 +51,9 @@ def make_tokenizer(folder: Path) -> Any:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[(t, ids[t]) for t in ("[CLS]", "[SEP]")]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(t, ids[t]) for t in ("[CLS]", "[SEP]")],
     )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -128,7 +130,9 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
             qrels += [(qid, pids[r], 1) for r in relevant]
             same = [r for r in range(160) if topics[r] == topics[row] and r not in relevant]
             if split != "test" and (split, i) != ("train", 5):
-                mined += [(qid, pids[r], k, -float(k)) for k, r in enumerate(rng.permutation(same)[:10].tolist(), start=1)]
+                mined += [
+                    (qid, pids[r], k, -float(k)) for k, r in enumerate(rng.permutation(same)[:10].tolist(), start=1)
+                ]
         write_table(pa.table({"qid": qids, "text": queries}), folder / f"queries.{split}.parquet", "queries")
         columns = dict(zip(("qid", "pid", "rel"), map(list, zip(*qrels, strict=True)), strict=True))
         write_table(pa.table(columns), folder / f"qrels.{split}.parquet", "qrels")

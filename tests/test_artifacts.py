@@ -118,7 +118,11 @@ def data_pages(path: Path) -> list[tuple[int, int]]:
     chunks = []
     for i in range(group.num_columns):
         c = group.column(i)
-        start = c.data_page_offset if c.dictionary_page_offset is None else min(c.dictionary_page_offset, c.data_page_offset)
+        start = (
+            c.data_page_offset
+            if c.dictionary_page_offset is None
+            else min(c.dictionary_page_offset, c.data_page_offset)
+        )
         chunks.append((start, start + c.total_compressed_size))
     return chunks
 

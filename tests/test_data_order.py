@@ -79,7 +79,9 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_was_asked_before(tmp_pa
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10])
-def test_every_query_occurs_once_in_an_epoch_also_where_batches_straddle_epochs(tmp_path: Path, batch_size: int) -> None:
+def test_every_query_occurs_once_in_an_epoch_also_where_batches_straddle_epochs(
+    tmp_path: Path, batch_size: int
+) -> None:
     data = simple(tmp_path, batch_size=batch_size)
     stream = [q for step in range(60) for q, _, _ in rows(data.batch(step))]
     epochs = [stream[i : i + 10] for i in range(0, len(stream) // 10 * 10, 10)]

@@ -55,7 +55,9 @@ def naive_weights(teacher: list[Tensor], candidates: Candidates, distil: Distil)
     divergence = []  # D_KL(y, t_ai) of a one-hot y: only its one term survives
     for q in range(n):
         (y,) = [j for j in range(c) if candidates.positive[q, j]]
-        divergence.append([math.log(1 / float(naive_distribution(t[q].detach(), candidates.keep[q])[y])) for t in teacher])
+        divergence.append(
+            [math.log(1 / float(naive_distribution(t[q].detach(), candidates.keep[q])[y])) for t in teacher]
+        )
     if distil.layer_weights == "batch":
         mean = [sum(d[i] for d in divergence) / n for i in range(k)]
         divergence = [mean] * n
@@ -238,7 +240,7 @@ def test_response_loss_equals_the_loops_in_one_direction_and_in_both(tau: float,
     want = 0.0
     for q in range(5):
         p, r = naive_distribution(t[q], c.keep[q], tau), naive_distribution(s[q], c.keep[q], tau)
-        want += float(naive_kl(p, r) + (naive_kl(r, p) if both else 0)) / 5
+        want += float((naive_kl(p, r) + (naive_kl(r, p) if both else 0)).detach()) / 5
     assert float(response_loss(t, s, c.keep, tau, both)) == pytest.approx(want)
 
 
@@ -284,7 +286,9 @@ def test_lead_equals_the_loops_in_every_part_and_every_gradient(distil: Distil, 
         hard = random_candidates(rng, 4, 9)
     got = lead(s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, distil)
     want = naive_lead(t_hard.final, s_hard.final, t_soft.final, s_soft.final, t_map, s_map, hard, soft, pairs, distil)
-    assert set(got.parts) | {"total"} == set(want) == {"total", "lyr", "rep", "stu"} | ({"tch"} if distil.joint else set())
+    assert (
+        set(got.parts) | {"total"} == set(want) == {"total", "lyr", "rep", "stu"} | ({"tch"} if distil.joint else set())
+    )
     for name, part in {**got.parts, "total": got.total}.items():
         assert float(part) == pytest.approx(float(want[name]), rel=1e-9), name
     leaves = [leaf for x in (s_soft, t_soft, s_hard, t_hard) for leaf in (x.s, x.final)]

@@ -23,7 +23,13 @@ from lead.models.reference import resolve
 from lead.models.retriever import Retriever
 from lead.models.scores import standardise
 
-TEXTS = ["the array shape", "token", "graph edge of a vertex path and a long cycle with the degree", "tree node leaf", ""]
+TEXTS = [
+    "the array shape",
+    "token",
+    "graph edge of a vertex path and a long cycle with the degree",
+    "tree node leaf",
+    "",
+]
 ALL = (1, 2, 3, 4)
 CLS, SEP, PAD, MASK = (vocabulary().index(f"[{name}]") for name in ("CLS", "SEP", "PAD", "MASK"))
 
@@ -33,7 +39,9 @@ def stock_states(folder: Path, texts: list[str]) -> tuple[tuple[Tensor, ...], Te
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(folder).eval()
-    batch = AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, max_length=24, return_tensors="pt")
+    batch = AutoTokenizer.from_pretrained(folder)(
+        texts, padding=True, truncation=True, max_length=24, return_tensors="pt"
+    )
     with torch.no_grad():
         out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
     return out.hidden_states, batch["attention_mask"].bool()
@@ -88,7 +96,9 @@ def test_a_text_encodes_the_same_alone_and_padded_in_a_batch(tiny_model: Path, k
     for n, text in enumerate(TEXTS):
         alone = features(model, [text], ALL)
         length = alone.x.shape[2] if kind == "cb" else None
-        assert torch.allclose(together.x[:, n] if length is None else together.x[:, n, :length], alone.x[:, 0], atol=1e-5)
+        assert torch.allclose(
+            together.x[:, n] if length is None else together.x[:, n, :length], alone.x[:, 0], atol=1e-5
+        )
         assert together.mask is None or int(together.mask[n].sum()) == length
 
 
@@ -249,7 +259,9 @@ def test_raw_scores_are_inner_products_at_every_layer(tiny_model: Path) -> None:
     for layer in range(4):
         for i in range(3):
             for j in range(5):
-                assert float(scores.s[layer, i, j]) == pytest.approx(float((q.x[layer, i] * p.x[layer, j]).sum()), abs=1e-4)
+                assert float(scores.s[layer, i, j]) == pytest.approx(
+                    float((q.x[layer, i] * p.x[layer, j]).sum()), abs=1e-4
+                )
 
 
 def test_the_whole_model_and_the_layer_features_have_their_own_normalisation_and_scale(tiny_model: Path) -> None:
@@ -377,7 +389,9 @@ def rewrite(folder: Path, change: Any) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
-def test_a_checkpoint_that_lacks_weights_or_has_them_in_another_shape_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_weights_or_has_them_in_another_shape_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     key = "encoder.layer.2.attention.self.query.weight"
     make_retriever(tiny_model).save(tmp_path / "a")
     rewrite(tmp_path / "a", lambda w: w.pop(key))

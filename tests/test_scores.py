@@ -46,7 +46,11 @@ def test_max_sim_and_its_gradients_equal_the_triple_loop(seed: int) -> None:
     assert torch.allclose(got, want)
     assert (got[:, 3] == 0).all() and (got[2] == 0).all()
     weight = torch.randn(got.shape, generator=torch.Generator().manual_seed(9), dtype=got.dtype)
-    for g, w in zip(torch.autograd.grad((got * weight).sum(), (q, p)), torch.autograd.grad((want * weight).sum(), (q, p)), strict=True):
+    for g, w in zip(
+        torch.autograd.grad((got * weight).sum(), (q, p)),
+        torch.autograd.grad((want * weight).sum(), (q, p)),
+        strict=True,
+    ):
         assert torch.allclose(g, w)
 
 
@@ -91,7 +95,9 @@ def test_inner_product_is_the_dot_product_of_every_pair() -> None:
     for layer in range(2):
         for i in range(3):
             for j in range(5):
-                assert float(s[layer, i, j]) == pytest.approx(sum(float(a * b) for a, b in zip(q[layer, i], p[layer, j], strict=True)), abs=1e-5)
+                assert float(s[layer, i, j]) == pytest.approx(
+                    sum(float(a * b) for a, b in zip(q[layer, i], p[layer, j], strict=True)), abs=1e-5
+                )
 
 
 def test_standardised_scores_have_mean_0_and_variance_1_over_the_kept_candidates_only() -> None:

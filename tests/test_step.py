@@ -18,6 +18,7 @@ from lead.config.schema import Distil, Layers, LossWeights, Train
 from lead.errors import LeadError
 from lead.layers import select
 from lead.models.features import Candidates
+from lead.models.micro import MicroEncoder
 from lead.models.retriever import Retriever
 from lead.train.data import Batch, Queries, TrainingData
 from lead.train.dev import DevPool
@@ -101,7 +102,9 @@ def test_under_joint_training_each_part_alone_reaches_whom_it_should(
     assert set(step.trained()) == {"student", "teacher"}
     step(data.batch(0), 0)
     got = gradients(step)
-    size = {name: sum(float(g.abs().sum()) for k, g in got.items() if k.startswith(name)) for name in ("teacher", "student")}
+    size = {
+        name: sum(float(g.abs().sum()) for k, g in got.items() if k.startswith(name)) for name in ("teacher", "student")
+    }
     # with detached targets the layer loss leaves the teacher alone; L_rep still reaches it through KL(s, t)
     assert (size["teacher"] > 1e-6) == (part in ("tch", "rep") or (part == "lyr" and not detach))
     assert (size["student"] > 1e-6) == (part != "tch")
@@ -366,12 +369,12 @@ def test_dev_mrr_equals_a_ranking_by_hand_with_ties_against_the_model(tiny_model
     queries = Queries(corpus["pid"], files[0], files[1], files[2], 1, 10)
     dev = DevPool(corpus, queries, 10, 5)
     model = make_retriever(tiny_model, "cb").train()
-    run_encoder = Loop(Step(model, Train(**TRAIN), 1), None, dev, Train(**TRAIN), Path("unused")).encoder  # type: ignore[arg-type]
-    got = dev.mrr(model, run_encoder)
+    got = dev.mrr(model, MicroEncoder(60, "fp32"))
     assert model.training
     qrels = {(r["qid"], r["pid"]) for r in read_table(files[1]).to_pylist()}
     qids, pids = read_table(files[0])["qid"].to_pylist(), corpus["pid"].to_pylist()
-    pool = {pid for _, pid in qrels} | {r["pid"] for r in read_table(files[2]).to_pylist() if r["qid"] in qids and r["rank"] <= 5}
+    mined = [r["pid"] for r in read_table(files[2]).to_pylist() if r["qid"] in qids and r["rank"] <= 5]
+    pool = {pid for _, pid in qrels} | set(mined)
     pool_pids = [pid for pid in pids if pid in pool]
     assert dev.passages == corpus["text"].take(pa.array([pids.index(p) for p in pool_pids])).to_pylist()
     model.eval()
