@@ -1,8 +1,8 @@
 """Reading and writing artifacts: outputs appear whole or not at all, damage is noticed on reading.
 
-Tables are Parquet with page checksums (a flipped bit raises when the page is read), models are
-folders with a manifest of SHA-256 sums, results are JSON. Every file is written beside its final place, flushed to
-disk, and renamed. The schema of each table is in `SCHEMAS` and, in words, in docs/artifacts.md.
+Tables are Parquet with page checksums (a flipped bit in the data raises when the page is read; the footer has no
+checksum of its own), models are folders with a manifest of SHA-256 sums, results are JSON. Every file is written beside
+its final place, flushed to disk, and renamed. The schema of each table is in `SCHEMAS` and, in words, in docs/artifacts.md.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def check_folder(path: str | Path) -> Path:
     path = Path(path)
     try:
         manifest = json.loads((path / MANIFEST).read_text())
+        if not isinstance(manifest, dict):
+            raise ValueError("not a JSON object")
     except FileNotFoundError:
         raise LeadError(
             f"{path} is not a folder written by lead (no {MANIFEST}); rerun the stage that makes it"

@@ -18,7 +18,8 @@ import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pytest  # noqa: E402
 
-from lead.artifacts import write_table  # noqa: E402
+from lead.artifacts import read_table, write_table  # noqa: E402
+from lead.train.data import Queries, TrainingData  # noqa: E402
 
 TOPICS = {
     "array": "array matrix shape axis reshape transpose stride broadcast",
@@ -149,3 +150,16 @@ def make_retriever(folder: Path, kind: Any = "de", **scoring: Any) -> Any:
     return Retriever.pretrained(
         ModelRef(reference=f"path:{folder}"), kind, Scoring(**scoring), Lengths(query=8, passage=24)
     )
+
+
+@pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher of 6 layers and another width than the tiny model's."""
+    return make_bert(tmp_path_factory.mktemp("teacher"), layers=6, hidden=16, seed=1)
+
+
+@pytest.fixture(scope="session")
+def data(tiny_collection: Path) -> TrainingData:
+    corpus = read_table(tiny_collection / "corpus.parquet", "corpus")
+    files = [tiny_collection / f"{name}.parquet" for name in ("queries.train", "qrels.train", "negatives")]
+    return TrainingData(corpus, Queries(corpus["pid"], files[0], files[1], files[2], 1, 10), 4, 2, seed=5)

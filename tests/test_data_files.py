@@ -174,7 +174,7 @@ BAD = [
     ("corpus", "c.tsv", b"1\tx\n\tx\n", "2: empty id; every passage"),
     ("corpus", "c.tsv", b"1\tx\n\n2\tx\n1\ty\n", "4: passage id 1 occurs before, in line 1; ids must be unique"),
     ("corpus", "c.tsv", b"1\tx\n2\tab\xffc\n", "2: byte 0xff at column 5 is not UTF-8; convert"),
-    ("corpus", "c.tsv", gzip.compress(b"1\tx\n"), "1: byte 0x8b at column 2 is not UTF-8; .*name it .gz"),
+    ("corpus", "c.tsv", gzip.compress(b"1\tx\n", mtime=0), "1: byte 0x8b at column 2 is not UTF-8; .*name it .gz"),
     ("corpus", "c.jsonl", b'{"_id": "1", "text": "x"}\n{"_id": ', "2: not valid JSON .*; expected one JSON object"),
     ("corpus", "c.jsonl", b"[" * 100_000, "1: not valid JSON"),
     ("corpus", "c.jsonl", b"[1]\n", "1: a JSON list; expected one JSON object"),

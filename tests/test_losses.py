@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from naive import naive_distribution, naive_hard, naive_kl, naive_lead, naive_weights
 from torch import Tensor
 
 from lead.config.schema import Distil, LossWeights
@@ -26,85 +27,6 @@ from lead.losses import (
 from lead.models.features import Candidates, Scores, mask_columns
 
 LN2, LN3 = math.log(2), math.log(3)
-
-
-# --- the equations, one scalar at a time -----------------------------------------------------------------------------
-def naive_distribution(row: Tensor, keep: Tensor, tau: float = 1.0) -> dict[int, Tensor]:
-    """Eqs. 4 and 5 for one query: {candidate: probability} over the kept candidates."""
-    e = {c: torch.exp(row[c] / tau) for c in range(len(row)) if keep[c]}
-    total = sum(e.values())
-    return {c: v / total for c, v in e.items()}
-
-
-def naive_kl(p: dict[int, Tensor], q: dict[int, Tensor]) -> Tensor:
-    return sum((p[c] * torch.log(p[c] / q[c]) for c in p), torch.zeros((), dtype=torch.float64))
-
-
-def naive_hard(s: Tensor, candidates: Candidates) -> Tensor:
-    """Eqs. 10 and 11, averaged over queries."""
-    losses = []
-    for q in range(len(s)):
-        (y,) = [c for c in range(s.shape[1]) if candidates.positive[q, c]]
-        losses.append(-torch.log(naive_distribution(s[q], candidates.keep[q])[y]))
-    return sum(losses) / len(losses)
-
-
-def naive_weights(teacher: list[Tensor], candidates: Candidates, distil: Distil) -> list[list[float]]:
-    """Eq. 7: weights[q][i] of layer i, plain numbers (no gradient)."""
-    k, (n, c) = len(teacher), candidates.keep.shape
-    divergence = []  # D_KL(y, t_ai) of a one-hot y: only its one term survives
-    for q in range(n):
-        (y,) = [j for j in range(c) if candidates.positive[q, j]]
-        divergence.append(
-            [math.log(1 / float(naive_distribution(t[q].detach(), candidates.keep[q])[y])) for t in teacher]
-        )
-    if distil.layer_weights == "batch":
-        mean = [sum(d[i] for d in divergence) / n for i in range(k)]
-        divergence = [mean] * n
-    weights = []
-    for d in divergence:
-        e = [math.exp(-x / distil.layer_weights_tau) for x in d]
-        weights.append([1 / k] * k if distil.layer_weights == "uniform" else [x / sum(e) for x in e])
-    return weights
-
-
-def naive_lead(
-    t_hard: Tensor,
-    s_hard: Tensor,
-    t_soft: Tensor,
-    s_soft: Tensor,
-    t_layers: dict[int, Tensor],
-    s_layers: dict[int, Tensor],
-    hard: Candidates,
-    soft: Candidates,
-    pairs: list[tuple[int, int]],
-    distil: Distil,
-) -> dict[str, Tensor]:
-    """The four parts of eq. 12 and their weighted `total`.
-
-    f and g of the whole models on the hard and on the soft candidates; of each layer (by number) on the soft ones.
-    """
-    n = len(t_hard)
-    w = naive_weights([t_layers[a] for a, _ in pairs], soft, distil)
-    lyr = rep = torch.zeros((), dtype=torch.float64)
-    for q in range(n):
-
-        def p(scores: Tensor, q: int = q) -> dict[int, Tensor]:
-            return naive_distribution(scores[q], soft.keep[q], distil.tau)
-
-        def target(scores: Tensor, q: int = q) -> dict[int, Tensor]:
-            return p(scores.detach() if distil.detach_target else scores, q)
-
-        for i, (a, b) in enumerate(pairs):
-            lyr = lyr + w[q][i] * naive_kl(target(t_layers[a]), p(s_layers[b])) / n
-        rep = rep + naive_kl(target(t_soft), p(s_soft)) / n
-        if distil.joint:
-            rep = rep + naive_kl(target(s_soft), p(t_soft)) / n
-    parts = {"lyr": lyr, "rep": rep, "stu": naive_hard(s_hard, hard)}
-    if distil.joint:
-        parts["tch"] = naive_hard(t_hard, hard)
-    total = sum(getattr(distil.weights, name) * part for name, part in parts.items())
-    return parts | {"total": total}
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------
@@ -241,7 +163,7 @@ def test_response_loss_equals_the_loops_in_one_direction_and_in_both(tau: float,
     for q in range(5):
         p, r = naive_distribution(t[q], c.keep[q], tau), naive_distribution(s[q], c.keep[q], tau)
         want += float((naive_kl(p, r) + (naive_kl(r, p) if both else 0)).detach()) / 5
-    assert float(response_loss(t, s, c.keep, tau, both)) == pytest.approx(want)
+    assert float(response_loss(t, s, c.keep, tau, both).detach()) == pytest.approx(want)
 
 
 def test_detach_target_keeps_gradient_from_each_target_side_only() -> None:
@@ -290,7 +212,7 @@ def test_lead_equals_the_loops_in_every_part_and_every_gradient(distil: Distil, 
         set(got.parts) | {"total"} == set(want) == {"total", "lyr", "rep", "stu"} | ({"tch"} if distil.joint else set())
     )
     for name, part in {**got.parts, "total": got.total}.items():
-        assert float(part) == pytest.approx(float(want[name]), rel=1e-9), name
+        assert float(part.detach()) == pytest.approx(float(want[name].detach()), rel=1e-9), name
     leaves = [leaf for x in (s_soft, t_soft, s_hard, t_hard) for leaf in (x.s, x.final)]
     grads = torch.autograd.grad(got.total, leaves, allow_unused=True, retain_graph=True)
     expected = torch.autograd.grad(want["total"], leaves, allow_unused=True)
@@ -325,14 +247,16 @@ def test_rd_is_the_students_hard_loss_and_one_kl() -> None:
     one_way = Distil(tau=2.0, joint=False)
     want = naive_lead(s_hard.final, s_hard.final, t.final, s.final, {}, {}, hard, soft, [], one_way)
     assert set(loss.parts) == {"stu", "rep"}
-    assert float(loss.total) == pytest.approx(float(want["stu"] + want["rep"]))
+    assert float(loss.total.detach()) == pytest.approx(float((want["stu"] + want["rep"]).detach()))
 
 
 def test_contrastive_is_the_hard_loss_alone() -> None:
     rng = np.random.default_rng(10)
     s, c = leaf_scores(rng, (4,), 3, 6)[0], random_candidates(rng, 3, 6)
     loss = contrastive(s, c)
-    assert float(loss.total) == pytest.approx(float(naive_hard(s.final, c))) and set(loss.parts) == {"stu"}
+    assert float(loss.total.detach()) == pytest.approx(float(naive_hard(s.final, c).detach())) and set(loss.parts) == {
+        "stu"
+    }
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])

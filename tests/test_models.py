@@ -9,17 +9,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_bert, make_retriever, make_tokenizer, vocabulary
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from lead.artifacts import MANIFEST, sha256
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
 from lead.models.encoder import layer_list, load_encoder, prepare_for_training
 from lead.models.features import Candidates, Features, Scores
-from lead.models.micro import MicroEncoder, join, micro_batches, padded_tokens
-from lead.models.reference import resolve
 from lead.models.retriever import Retriever
 from lead.models.scores import standardise
 
@@ -317,115 +313,3 @@ def test_vectors_have_the_scores_as_inner_products(tiny_model: Path) -> None:
         q, p = features(model, QUERIES, (4,), "query"), features(model, TEXTS, (4,))
         s = model.score(q, p, everything(3, 5)).final
         assert torch.allclose(5.0 * model.vectors(q) @ model.vectors(p).T, s, atol=1e-3)
-
-
-# --- micro-batches ---------------------------------------------------------------------------------------------------
-def test_micro_batches_hold_every_text_once_and_stay_within_the_limit() -> None:
-    g = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 30, (200,), generator=g).tolist()
-    groups = micro_batches(lengths, 64)
-    assert sorted(i for group in groups for i in group) == list(range(200))
-    assert all(len(group) * max(lengths[i] for i in group) <= 64 for group in groups)
-    assert padded_tokens(lengths, 64) == sum(len(group) * max(lengths[i] for i in group) for group in groups)
-    assert micro_batches([100], 10) == [[0]]
-
-
-@pytest.mark.parametrize("kind", ["de", "cb"])
-def test_micro_batches_are_joined_in_the_order_of_the_texts(tiny_model: Path, kind: str) -> None:
-    model = make_retriever(tiny_model, kind).eval()
-    ids = model.tokenize("passage", TEXTS)
-    whole = features(model, TEXTS, ALL)
-    with torch.no_grad():
-        f = MicroEncoder(10, "fp32")(model, ids, ALL, "passages")
-    assert len(micro_batches([len(i) for i in ids], 10)) > 2
-    if kind == "de":
-        assert torch.allclose(f.x, whole.x, atol=1e-5)
-    else:
-        assert f.mask is not None and whole.mask is not None and torch.equal(f.mask, whole.mask)
-        assert torch.allclose(f.x[:, f.mask], whole.x[:, whole.mask], atol=1e-5)
-        assert torch.isfinite(f.x).all()
-
-
-def test_join_pads_token_axes_to_the_longest() -> None:
-    a = Features(torch.ones(1, 1, 2, 3), (1,), torch.ones(1, 2, dtype=torch.bool))
-    b = Features(2 * torch.ones(1, 2, 4, 3), (1,), torch.ones(2, 4, dtype=torch.bool))
-    f = join([a, b], [[1], [2, 0]])
-    assert f.mask is not None and f.mask.tolist() == [[True] * 4, [True, True, False, False], [True] * 4]
-    assert f.x[0, :, 0, 0].tolist() == [2, 1, 2] and f.x[0, 1, 2:].abs().sum() == 0
-
-
-def test_bf16_features_are_stored_in_fp32_and_near_fp32(tiny_model: Path) -> None:
-    model = make_retriever(tiny_model).eval()
-    ids = model.tokenize("passage", TEXTS)
-    with torch.no_grad():
-        a, b = (MicroEncoder(4096, precision)(model, ids, ALL, "p").x for precision in ("bf16", "fp32"))
-    assert a.dtype == torch.float32 and not torch.equal(a, b) and torch.allclose(a, b, atol=0.2)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["de", "cb"])
-def test_a_saved_retriever_loads_to_the_same_outputs_and_settings(tiny_model: Path, tmp_path: Path, kind: str) -> None:
-    model = make_retriever(tiny_model, kind, pooling="mean", normalise="unit", scale=20.0, expand=True, markers=True)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.01)
-    prepare_for_training(model.encoder, 0.1)
-    model.save(tmp_path / "m")
-    again = Retriever.load(tmp_path / "m")
-    assert (again.kind, again.scoring, again.lengths, again.n_layers) == (model.kind, model.scoring, model.lengths, 4)
-    assert again.tokenize("query", TEXTS) == model.tokenize("query", TEXTS)
-    a, b = features(model, TEXTS, ALL), features(again, TEXTS, ALL)
-    assert torch.allclose(a.x, b.x, atol=1e-5)
-    assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".safetensors", ".txt"}
-
-
-def rewrite(folder: Path, change: Any) -> None:
-    """Changes the weights of a model folder, and its manifest so that checksums agree."""
-    weights = load_file(folder / "model.safetensors")
-    change(weights)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["model.safetensors"] = sha256(folder / "model.safetensors")
-    (folder / MANIFEST).write_text(json.dumps(manifest))
-
-
-def test_a_checkpoint_that_lacks_weights_or_has_them_in_another_shape_is_refused(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    key = "encoder.layer.2.attention.self.query.weight"
-    make_retriever(tiny_model).save(tmp_path / "a")
-    rewrite(tmp_path / "a", lambda w: w.pop(key))
-    with pytest.raises(LeadError, match="lacks weights.*layer.2.attention.self.query.weight"):
-        Retriever.load(tmp_path / "a")
-    make_retriever(tiny_model).save(tmp_path / "b")
-    rewrite(tmp_path / "b", lambda w: w.update({key: w[key][:16].contiguous()}))
-    with pytest.raises(LeadError):
-        Retriever.load(tmp_path / "b")
-
-
-def test_a_model_folder_with_a_flipped_byte_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    make_retriever(tiny_model).save(tmp_path / "m")
-    weights = tmp_path / "m" / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[len(data) // 2] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(LeadError, match="model.safetensors"):
-        Retriever.load(tmp_path / "m")
-
-
-def test_a_folder_that_lead_did_not_write_is_refused(tiny_model: Path) -> None:
-    with pytest.raises(LeadError, match="not a folder written by lead"):
-        Retriever.load(tiny_model)
-
-
-def test_references_resolve_or_name_what_is_missing(tiny_model: Path) -> None:
-    assert resolve("hub:a/b") == "a/b"
-    assert resolve(f"path:{tiny_model}") == str(tiny_model)
-    for reference in ("path:/nowhere/at/all", "package:no_such_package_x/model", "package:json/model", "package:a-b/c"):
-        with pytest.raises(LeadError, match=reference.replace("/", "/")):
-            resolve(reference)
-
-
-def test_lengths_beyond_the_models_positions_are_refused(tiny_model: Path) -> None:
-    with pytest.raises(LeadError, match="lengths.passage.*64"):
-        Retriever.pretrained(ModelRef(reference=f"path:{tiny_model}"), "de", Scoring(), Lengths(query=8, passage=65))

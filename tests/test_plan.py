@@ -304,7 +304,7 @@ EVALUATED = of("evaluate", *DE, *CB)
         ({"evaluation": {"confidence": 0.9}}, EVALUATED),
         ({"evaluation": {"relevance": 2}}, {"prepare", "bm25", "miner.mine"} | TRAINED | EVALUATED),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )  # fmt: skip
 def test_a_key_changes_the_slices_that_read_it_and_no_other(
     folder: Path, keys: dict[str, Any], expected: set[str]

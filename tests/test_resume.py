@@ -48,7 +48,7 @@ def command(stage: str, settings: Any, paths: dict[str, Path]) -> list[str]:
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], state: Path, step: int) -> None:
-    limit = time.monotonic() + 300
+    limit = time.monotonic() + 1200
     while not list(state.glob(f"*/step-{step:08d}")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < limit
@@ -68,7 +68,7 @@ def killed_and_run_again(stage: str, settings: Any, paths: dict[str, Path], stat
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert list(state.iterdir()) and not paths["out"].exists() and not paths["metrics"].exists()
-    again = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=300)
+    again = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=1200)
     assert again.returncode == 0, again.stderr
     assert "going on from the checkpoint of step" in again.stderr
     assert not state.exists()

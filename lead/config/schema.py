@@ -30,7 +30,9 @@ class ModelRef(Strict):
         pattern=r"^(hub|path|package):.+",
         description="hub:<name>, path:<folder>, or package:<import name>/<folder inside it>",
     )
-    layers: list[PositiveInt] | None = Field(None, description="keep only these transformer layers (1..N), in order")
+    layers: list[PositiveInt] | None = Field(
+        None, min_length=1, description="keep only these transformer layers (1..N), in this order"
+    )
 
 
 class Scoring(Strict):

@@ -21,7 +21,7 @@ def load_encoder(name: str, reference: str) -> nn.Module:
     transformers_logging.set_verbosity_error()
     try:
         model, info = AutoModel.from_pretrained(
-            name, output_loading_info=True, use_safetensors=True, dtype=torch.float32, attn_implementation="sdpa"
+            name, output_loading_info=True, use_safetensors=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -83,3 +83,13 @@ def prepare_for_training(encoder: nn.Module, dropout: float | None) -> None:
     if next(encoder.parameters()).device.type == "cpu":
         # the backward pass of the CPU's fused attention is several times slower than two matrix products
         encoder.set_attn_implementation("eager")  # type: ignore[operator]
+
+
+def positions(encoder: nn.Module) -> int | None:
+    """Longest text, in tokens, that the encoder's position embeddings allow; None where there are none."""
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            # RoBERTa's and MPNet's count from the padding id on
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    limit = getattr(encoder.config, "max_position_embeddings", None)
+    return None if limit is None else int(limit)

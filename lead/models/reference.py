@@ -26,3 +26,9 @@ def resolve(reference: str) -> str:
             f"models: '{reference}' has no config.json in {folder}; give the folder of a transformers model"
         )
     return str(folder)
+
+
+def local_weights(reference: str) -> Path | None:
+    """The weights file of a model on this machine; None for the hub's, which are named, not read, in a fingerprint."""
+    file = Path(resolve(reference)) / "model.safetensors"
+    return file if not reference.startswith("hub:") and file.is_file() else None

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from lead.artifacts import atomic_folder, check_folder
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
-from lead.models.encoder import depth, hidden_states, keep_layers, load_encoder
+from lead.models.encoder import depth, hidden_states, keep_layers, load_encoder, positions
 from lead.models.features import Candidates, Features, Scores
 from lead.models.reference import resolve
 from lead.models.scores import inner_product, max_sim, standardise
@@ -86,6 +86,8 @@ class Retriever(nn.Module):
         """Scores of each query's candidates at every encoded layer, the last one among them: f or g of eqs. 4 and 5."""
         if queries.layers != passages.layers:
             raise ValueError(f"queries have layers {queries.layers}, passages {passages.layers}")
+        if queries.layers[-1] != self.n_layers:
+            raise ValueError(f"layers {queries.layers} lack the last, {self.n_layers}, which gives the final scores")
         features = [
             self._similarity(queries, passages, n, candidates, self.scoring.layer_normalise)
             for n in range(len(queries.layers))
@@ -157,12 +159,10 @@ class Retriever(nn.Module):
         encoder = load_encoder(name, model.reference)
         if model.layers is not None:
             keep_layers(encoder, model.layers, model.reference)
-        positions = getattr(encoder.config, "max_position_embeddings", None)
+        longest = positions(encoder)
         for side, limit in lengths.model_dump().items():
-            if positions is not None and limit > positions:
-                raise LeadError(
-                    f"lengths.{side}: {limit} is more than the {positions} positions of '{model.reference}'"
-                )
+            if longest is not None and limit > longest:
+                raise LeadError(f"lengths.{side}: {limit} is more than the {longest} positions of '{model.reference}'")
         return cls(encoder, load_tokenizer(name, model.reference), kind, scoring, lengths)
 
 

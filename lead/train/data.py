@@ -97,8 +97,11 @@ class TrainingData:
         """`corpus`: Parquet schema `corpus`. Raises LeadError when a batch cannot be filled."""
         if batch_size > len(queries):
             raise LeadError(f"train.batch_size: {batch_size} is more than the {len(queries)} train queries; lower it")
-        if len(corpus) < 2 + negatives:
-            raise LeadError(f"train.negatives: {negatives} cannot be drawn from {len(corpus)} passages; lower it")
+        fewest = len(corpus) - max(len(set(p.tolist())) for p in queries.positives)
+        if fewest < negatives:
+            raise LeadError(
+                f"train.negatives: {negatives} is more than the {fewest} passages that do not answer a query; lower it"
+            )
         self.corpus, self.queries = corpus, queries
         self.batch_size, self.n, self.seed = batch_size, negatives, seed
         self._permutations: dict[int, Rows] = {}

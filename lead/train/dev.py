@@ -53,5 +53,6 @@ class DevPool:
         everything = torch.arange(relevant.shape[1]).expand(len(relevant), -1)
         candidates = mask_columns(everything, torch.zeros_like(relevant), torch.zeros(len(relevant), dtype=torch.long))
         s = model.score(q, p, candidates.to(q.x.device)).final.cpu()
+        s = s.nan_to_num(nan=-torch.inf)  # a broken model ranks last, not first
         best = s.masked_fill(~relevant, -torch.inf).max(1, keepdim=True).values
         return 1 + ((s >= best) & ~relevant).sum(1).float()

@@ -72,7 +72,7 @@ class Loop:
         for name, model in self.models.items():
             model.train()
             log.info(
-                "training %s: %d layers, %.1f M parameters",
+                "%s: %d layers, %.1f M parameters",
                 name,
                 model.n_layers,
                 sum(p.numel() for p in model.parameters()) / 1e6,
@@ -91,8 +91,9 @@ class Loop:
         for s in bar:
             begun = time.monotonic()
             loss = self.step(self.data.batch(s), s)
-            norms = self._update(s)
-            line = self._line(s + 1, loss, norms) | {"seconds": round(time.monotonic() - begun, 3)}
+            line = self._line(s + 1, loss)  # raises before the weights are touched
+            line["gradient_norm"] = self._update(s)
+            line["seconds"] = round(time.monotonic() - begun, 3)
             self.lines.append(line)
             bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in line["loss"].items()))
             if bar.disable and time.monotonic() > next_note:  # not a terminal: a line now and then
@@ -120,7 +121,7 @@ class Loop:
                     f"step {s + 1}: the gradient of the {name} is not finite; lower train.lr, or set precision: fp32 "
                     f"(last good checkpoint: {self.state})"
                 )
-            norms[name] = norm
+            norms[name] = round(norm, 4)
         factor = schedule(s, self.train.steps, self.train.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -128,8 +129,9 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return norms
 
-    def _line(self, step: int, loss: Loss, norms: dict[str, float]) -> dict[str, Any]:
-        parts = {"total": loss.total, **loss.parts}
+    def _line(self, step: int, loss: Loss) -> dict[str, Any]:
+        """A line of the log. Raises LeadError when a loss part is not finite."""
+        parts = {**loss.parts, "total": loss.total}
         values = torch.stack([v.detach() for v in parts.values()]).tolist()  # one synchronisation a step
         for name, value in zip(parts, values, strict=True):
             if not math.isfinite(value):
@@ -140,8 +142,7 @@ class Loop:
             "step": step,
             "loss": {k: round(v, 6) for k, v in zip(parts, values, strict=True)},
             **{k: _rounded(v) for k, v in loss.watch.items()},
-            "gradient_norm": {k: round(v, 4) for k, v in norms.items()},
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.train.lr * schedule(step - 1, self.train.steps, self.train.warmup),
         }
 
     def _evaluate(self, step: int) -> None:

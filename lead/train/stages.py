@@ -17,6 +17,7 @@ from lead.config.stages import DistilSettings, TrainSettings
 from lead.device import device
 from lead.errors import LeadError
 from lead.layers import check_layers
+from lead.models.reference import local_weights
 from lead.models.retriever import Retriever
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
@@ -51,7 +52,8 @@ def train(
         assert settings.model is not None
         torch.manual_seed(settings.seed)
         model = Retriever.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
-    files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start]
+    weights = start if settings.model is None else local_weights(settings.model.reference)
+    files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, weights]
     loop = _loop(Step(model.to(on), settings.train, settings.seed), settings, files, state)
     loop.run()
     model.save(out)

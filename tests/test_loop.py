@@ -1,0 +1,139 @@
+"""The loop: schedule, optimizer, clipping, losses that are not finite, and that it trains."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from conftest import make_retriever
+from steps import TRAIN, build, lead_step
+
+from lead.artifacts import read_table
+from lead.config.schema import Train
+from lead.errors import LeadError
+from lead.models.micro import MicroEncoder
+from lead.train.data import Queries, TrainingData
+from lead.train.dev import DevPool
+from lead.train.loop import Loop, make_optimizer, schedule
+from lead.train.step import Step
+
+
+def test_schedule_rises_to_1_over_the_warmup_share_and_falls_to_0_after_the_last_step() -> None:
+    got = [schedule(s, 10, 0.4) for s in range(11)]
+    assert got == pytest.approx([0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+    assert [schedule(s, 4, 0.0) for s in range(4)] == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert [schedule(s, 4, 1.0) for s in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1])
+
+
+def test_biases_and_layer_norms_do_not_decay_and_every_parameter_is_in_one_group(tiny_model: Path) -> None:
+    models = {"student": make_retriever(tiny_model), "teacher": make_retriever(tiny_model)}
+    train = Train(**TRAIN, lr=1e-3, teacher_lr=1e-5, weight_decay=0.1)
+    group_of = {id(p): g for g in make_optimizer(models, train).param_groups for p in g["params"]}
+    assert sum(len(list(m.parameters())) for m in models.values()) == len(group_of)
+    for name, model in models.items():
+        for key, p in model.named_parameters():
+            group = group_of[id(p)]
+            assert group["weight_decay"] == (0.0 if key.endswith("bias") or "LayerNorm" in key else 0.1)
+            assert group["peak"] == (1e-3 if name == "student" else 1e-5)
+
+
+def loop(step: Step, data: TrainingData, tmp_path: Path, dev: DevPool | None = None, **train: Any) -> Loop:
+    return Loop(step, data, dev, Train(**{**TRAIN, "steps": 3, **train}), tmp_path / "state")
+
+
+def test_an_update_clips_each_model_by_its_own_norm_and_follows_the_schedule(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    step = lead_step(tiny_model, teacher_folder)
+    run = loop(step, data, tmp_path, clip=0.01, steps=10, lr=1e-3, warmup=0.2)
+    step(data.batch(0), 0)
+    norm = {
+        name: math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+        for name, model in step.trained().items()
+    }
+    seen: dict[str, float] = {}
+
+    def clipped(*_: Any) -> None:
+        for name, model in step.trained().items():
+            seen[name] = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
+
+    run.optimizer.register_step_pre_hook(clipped)
+    assert run._update(0) == pytest.approx(norm, rel=1e-4)
+    assert min(norm.values()) > 0.01 and seen == pytest.approx({"student": 0.01, "teacher": 0.01}, rel=1e-3)
+    assert {g["lr"] for g in run.optimizer.param_groups} == {5e-4}
+    assert all(p.grad is None for m in step.trained().values() for p in m.parameters())
+
+
+@pytest.mark.parametrize(("who", "method", "part"), [("student", "contrastive", "stu"), ("teacher", "lead", "lyr")])
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_part(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, tmp_path: Path, who: str, method: str, part: str
+) -> None:
+    step = build(tiny_model, teacher_folder, "de", method)
+    with torch.no_grad():
+        next(step.trained()[who].parameters()).fill_(torch.nan)
+    with pytest.raises(LeadError, match=f"step 1: .*{part}.*nan"):
+        loop(step, data, tmp_path).run()
+
+
+def test_gradients_that_are_not_finite_stop_training_before_the_weights_change(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    step = build(tiny_model, teacher_folder, "de", "contrastive")
+    run = loop(step, data, tmp_path)
+    before = {k: v.clone() for k, v in step.student.state_dict().items()}
+    next(step.student.parameters()).register_hook(lambda g: g * torch.inf)
+    with pytest.raises(LeadError, match="step 1: the gradient of the student is not finite"):
+        run.run()
+    assert all(torch.equal(v, before[k]) for k, v in step.student.state_dict().items())
+
+
+def test_training_lowers_the_loss_and_raises_mrr_on_dev(
+    tiny_model: Path, tiny_collection: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    corpus = read_table(tiny_collection / "corpus.parquet", "corpus")
+    files = [tiny_collection / f"{name}.parquet" for name in ("queries.train", "qrels.train", "negatives")]
+    dev = DevPool(corpus, Queries(corpus["pid"], files[0], files[1], files[2], 1, 10), 48, 4)
+    wide = TrainingData(corpus, data.queries, 12, 2, seed=5)
+    model = make_retriever(tiny_model, pooling="mean", normalise="unit", scale=20.0)
+    step = Step(model, Train(**{**TRAIN, "micro_tokens": 1000, "dropout": 0.0}), 1)
+    run = loop(step, wide, tmp_path, dev, steps=30, lr=1e-3, select="best", dev_every=15)
+    run.run()
+    losses = [line["loss"]["total"] for line in run.lines if "loss" in line]
+    mrr = [line["dev_mrr10"]["student"] for line in run.lines if "dev_mrr10" in line]
+    assert len(losses) == 30 and len(mrr) == 3
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    assert max(mrr) > mrr[0] + 0.1
+    # the weights kept are the best on dev
+    assert dev.mrr(step.student, run.encoder) == pytest.approx(max(mrr), abs=1e-3)
+
+
+def test_dev_mrr_equals_a_ranking_by_hand_with_ties_against_the_model(tiny_model: Path, tiny_collection: Path) -> None:
+    corpus = read_table(tiny_collection / "corpus.parquet", "corpus")
+    files = [tiny_collection / f"{name}.parquet" for name in ("queries.dev", "qrels.dev", "negatives")]
+    queries = Queries(corpus["pid"], files[0], files[1], files[2], 1, 10)
+    dev = DevPool(corpus, queries, 10, 5)
+    model = make_retriever(tiny_model, "cb").train()
+    got = dev.mrr(model, MicroEncoder(60, "fp32"))
+    assert model.training
+    qrels = {(r["qid"], r["pid"]) for r in read_table(files[1]).to_pylist()}
+    qids, pids = read_table(files[0])["qid"].to_pylist(), corpus["pid"].to_pylist()
+    mined = [r["pid"] for r in read_table(files[2]).to_pylist() if r["qid"] in qids and r["rank"] <= 5]
+    pool = {pid for _, pid in qrels} | set(mined)
+    pool_pids = [pid for pid in pids if pid in pool]
+    assert dev.passages == corpus["text"].take(pa.array([pids.index(p) for p in pool_pids])).to_pylist()
+    model.eval()
+    with torch.no_grad():
+        q = model.encode(model.tokenize("query", dev.queries), (4,))
+        p = model.encode(model.tokenize("passage", dev.passages), (4,))
+    assert q.mask is not None and p.mask is not None
+    total = 0.0
+    for i, qid in enumerate(qids):
+        s = [float((q.x[0, i][q.mask[i]] @ p.x[0, j][p.mask[j]].T).max(1).values.sum()) for j in range(len(pool_pids))]
+        best = max(s[j] for j, pid in enumerate(pool_pids) if (qid, pid) in qrels)
+        rank = 1 + sum(s[j] >= best for j, pid in enumerate(pool_pids) if (qid, pid) not in qrels)
+        total += 1 / rank if rank <= 10 else 0.0
+    assert got == pytest.approx(total / 10, abs=1e-6)

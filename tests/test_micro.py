@@ -1,0 +1,90 @@
+"""Micro-batches: grouping, joining, precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_retriever, vocabulary
+from torch import Tensor
+
+from lead.models.features import Candidates, Features
+from lead.models.micro import MicroEncoder, join, micro_batches, padded_tokens
+from lead.models.retriever import Retriever
+
+TEXTS = [
+    "the array shape",
+    "token",
+    "graph edge of a vertex path and a long cycle with the degree",
+    "tree node leaf",
+    "",
+]
+ALL = (1, 2, 3, 4)
+CLS, SEP, PAD, MASK = (vocabulary().index(f"[{name}]") for name in ("CLS", "SEP", "PAD", "MASK"))
+
+
+def stock_states(folder: Path, texts: list[str]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """hidden_states (embeddings first) and mask of the stock model, on a batch padded by its own tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(folder).eval()
+    batch = AutoTokenizer.from_pretrained(folder)(
+        texts, padding=True, truncation=True, max_length=24, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    return out.hidden_states, batch["attention_mask"].bool()
+
+
+@torch.no_grad()
+def features(model: Retriever, texts: list[str], layers: tuple[int, ...], side: Any = "passage") -> Features:
+    return model.eval().encode(model.tokenize(side, texts), layers)
+
+
+def everything(q: int, p: int) -> Candidates:
+    keep = torch.ones(q, p, dtype=torch.bool)
+    return Candidates(torch.arange(p).expand(q, -1), keep, torch.zeros_like(keep))
+
+
+def test_micro_batches_hold_every_text_once_and_stay_within_the_limit() -> None:
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 30, (200,), generator=g).tolist()
+    groups = micro_batches(lengths, 64)
+    assert sorted(i for group in groups for i in group) == list(range(200))
+    assert all(len(group) * max(lengths[i] for i in group) <= 64 for group in groups)
+    assert padded_tokens(lengths, 64) == sum(len(group) * max(lengths[i] for i in group) for group in groups)
+    assert micro_batches([100], 10) == [[0]]
+
+
+@pytest.mark.parametrize("kind", ["de", "cb"])
+def test_micro_batches_are_joined_in_the_order_of_the_texts(tiny_model: Path, kind: str) -> None:
+    model = make_retriever(tiny_model, kind).eval()
+    ids = model.tokenize("passage", TEXTS)
+    whole = features(model, TEXTS, ALL)
+    with torch.no_grad():
+        f = MicroEncoder(10, "fp32")(model, ids, ALL, "passages")
+    assert len(micro_batches([len(i) for i in ids], 10)) > 2
+    if kind == "de":
+        assert torch.allclose(f.x, whole.x, atol=1e-5)
+    else:
+        assert f.mask is not None and whole.mask is not None and torch.equal(f.mask, whole.mask)
+        assert torch.allclose(f.x[:, f.mask], whole.x[:, whole.mask], atol=1e-5)
+        assert torch.isfinite(f.x).all()
+
+
+def test_join_pads_token_axes_to_the_longest() -> None:
+    a = Features(torch.ones(1, 1, 2, 3), (1,), torch.ones(1, 2, dtype=torch.bool))
+    b = Features(2 * torch.ones(1, 2, 4, 3), (1,), torch.ones(2, 4, dtype=torch.bool))
+    f = join([a, b], [[1], [2, 0]])
+    assert f.mask is not None and f.mask.tolist() == [[True] * 4, [True, True, False, False], [True] * 4]
+    assert f.x[0, :, 0, 0].tolist() == [2, 1, 2] and f.x[0, 1, 2:].abs().sum() == 0
+
+
+def test_bf16_features_are_stored_in_fp32_and_near_fp32(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model).eval()
+    ids = model.tokenize("passage", TEXTS)
+    with torch.no_grad():
+        a, b = (MicroEncoder(4096, precision)(model, ids, ALL, "p").x for precision in ("bf16", "fp32"))
+    assert a.dtype == torch.float32 and not torch.equal(a, b) and torch.allclose(a, b, atol=0.2)

@@ -1,0 +1,122 @@
+"""Model folders and references: what is loaded, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_retriever, vocabulary
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lead.artifacts import MANIFEST, sha256
+from lead.config.schema import Lengths, ModelRef, Scoring
+from lead.errors import LeadError
+from lead.models.encoder import prepare_for_training
+from lead.models.features import Candidates, Features
+from lead.models.reference import resolve
+from lead.models.retriever import Retriever
+
+TEXTS = [
+    "the array shape",
+    "token",
+    "graph edge of a vertex path and a long cycle with the degree",
+    "tree node leaf",
+    "",
+]
+ALL = (1, 2, 3, 4)
+CLS, SEP, PAD, MASK = (vocabulary().index(f"[{name}]") for name in ("CLS", "SEP", "PAD", "MASK"))
+
+
+def stock_states(folder: Path, texts: list[str]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """hidden_states (embeddings first) and mask of the stock model, on a batch padded by its own tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(folder).eval()
+    batch = AutoTokenizer.from_pretrained(folder)(
+        texts, padding=True, truncation=True, max_length=24, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
+    return out.hidden_states, batch["attention_mask"].bool()
+
+
+@torch.no_grad()
+def features(model: Retriever, texts: list[str], layers: tuple[int, ...], side: Any = "passage") -> Features:
+    return model.eval().encode(model.tokenize(side, texts), layers)
+
+
+def everything(q: int, p: int) -> Candidates:
+    keep = torch.ones(q, p, dtype=torch.bool)
+    return Candidates(torch.arange(p).expand(q, -1), keep, torch.zeros_like(keep))
+
+
+@pytest.mark.parametrize("kind", ["de", "cb"])
+def test_a_saved_retriever_loads_to_the_same_outputs_and_settings(tiny_model: Path, tmp_path: Path, kind: str) -> None:
+    model = make_retriever(tiny_model, kind, pooling="mean", normalise="unit", scale=20.0, expand=True, markers=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    prepare_for_training(model.encoder, 0.1)
+    model.save(tmp_path / "m")
+    again = Retriever.load(tmp_path / "m")
+    assert (again.kind, again.scoring, again.lengths, again.n_layers) == (model.kind, model.scoring, model.lengths, 4)
+    assert again.tokenize("query", TEXTS) == model.tokenize("query", TEXTS)
+    a, b = features(model, TEXTS, ALL), features(again, TEXTS, ALL)
+    assert torch.allclose(a.x, b.x, atol=1e-5)
+    assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".safetensors", ".txt"}
+
+
+def rewrite(folder: Path, change: Any) -> None:
+    """Changes the weights of a model folder, and its manifest so that checksums agree."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["model.safetensors"] = sha256(folder / "model.safetensors")
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_that_lacks_weights_or_has_them_in_another_shape_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    key = "encoder.layer.2.attention.self.query.weight"
+    make_retriever(tiny_model).save(tmp_path / "a")
+    rewrite(tmp_path / "a", lambda w: w.pop(key))
+    with pytest.raises(LeadError, match="lacks weights.*layer.2.attention.self.query.weight"):
+        Retriever.load(tmp_path / "a")
+    make_retriever(tiny_model).save(tmp_path / "b")
+    rewrite(tmp_path / "b", lambda w: w.update({key: w[key][:16].contiguous()}))
+    with pytest.raises(LeadError):
+        Retriever.load(tmp_path / "b")
+
+
+def test_a_model_folder_with_a_flipped_byte_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    make_retriever(tiny_model).save(tmp_path / "m")
+    weights = tmp_path / "m" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(LeadError, match="model.safetensors"):
+        Retriever.load(tmp_path / "m")
+
+
+def test_a_folder_that_lead_did_not_write_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(LeadError, match="not a folder written by lead"):
+        Retriever.load(tiny_model)
+
+
+def test_references_resolve_or_name_what_is_missing(tiny_model: Path) -> None:
+    assert resolve("hub:a/b") == "a/b"
+    assert resolve(f"path:{tiny_model}") == str(tiny_model)
+    for reference in ("path:/nowhere/at/all", "package:no_such_package_x/model", "package:json/model", "package:a-b/c"):
+        with pytest.raises(LeadError, match=reference.replace("/", "/")):
+            resolve(reference)
+
+
+def test_lengths_beyond_the_models_positions_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(LeadError, match="lengths.passage.*64"):
+        Retriever.pretrained(ModelRef(reference=f"path:{tiny_model}"), "de", Scoring(), Lengths(query=8, passage=65))
