@@ -2,7 +2,7 @@
 
 Tables are Parquet with page checksums (a flipped bit in the data raises when the page is read; the footer has no
 checksum of its own), models are folders with a manifest of SHA-256 sums, results are JSON. Every file is written beside
-its final place, flushed to disk, and renamed. The schema of each table is in `SCHEMAS` and, in words, in docs/artifacts.md.
+its final place, flushed to disk, and renamed. The schema of each table is in `SCHEMAS`; docs/artifacts.md explains it.
 """
 
 from __future__ import annotations
