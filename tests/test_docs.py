@@ -1,0 +1,68 @@
+"""The README's commands and names are real: what it tells people to type is what runs here."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lead.cli import STAGES, main
+from lead.config.load import load, validate
+from lead.config.schema import Dataset
+from lead.plan import Plan
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+COMMANDS = [line.split("#")[0].strip() for line in BASH]
+# the command this project exists for; its dataset file comes with sharding, and the README says so
+NOT_YET = "results/mspas/"
+OWN = "results/mine/"  # the reader's own collection
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.startswith("snakemake") and NOT_YET not in c and OWN not in c]
+)
+def test_snakemake_commands_of_the_readme_plan_jobs(command: str) -> None:
+    words = shlex.split(command)
+    done = subprocess.run(
+        [sys.executable, "-m", *words[:1], "-n", "--nolock", *words[1:]], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^total +\d+$|Nothing to be done", done.stdout + done.stderr, re.M)
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`lead ((?:show|schema)[^`]*)`", README))))
+def test_lead_commands_of_the_readme_print_something(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_readme_names_every_stage_and_make_target_it_should() -> None:
+    listed = re.search(r"`lead (prepare[^`]*)`", README)
+    assert listed is not None
+    assert listed[1].split(" | ") == list(STAGES)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in [c.split()[1] for c in COMMANDS if c.startswith("make ")]:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_readmes_own_collection_is_a_valid_dataset_file() -> None:
+    block = re.search(r"```yaml\n(.*?)```", README, re.S)
+    assert block is not None
+    dataset = validate(Dataset, yaml.safe_load(block[1]), "README.md")
+    assert dataset.preset in load(ROOT / "config/config.yaml").presets
+
+
+def test_every_file_and_run_the_readme_names_exists() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        folder = "lead/models/" if link == "retriever.py" else "lead/train/" if link == "loop.py" else ""
+        assert (ROOT / link).exists() or (ROOT / folder / link).exists(), link
+    plan = Plan(load(ROOT / "config/config.yaml"))
+    for run in re.findall(r"results/demo/(\w+)\.json", README):
+        plan.check("demo", run)
