@@ -173,15 +173,23 @@ class Plan:
             distil = s.distil.model_dump(mode="json", include=None if row.method == "lead" else RD)
             return _json(seed=s.seed, method=row.method, train=s.train, distil=distil, relevance=relevance)
         if stage == "evaluate":
-            made_by = {
-                f"{r}.{t}": self.settings(t, dataset, r)
-                for r in self._ancestors(run)
-                for t in self.stages(dataset, r)[:1]
-            }
-            return _json(evaluation=s.evaluation, seed=s.seed) | {
-                "made_by": {"dataset": dataset, "run": run, "settings": made_by}
-            }
+            return _json(evaluation=s.evaluation, seed=s.seed) | {"made_by": self._made_by(dataset, run)}
         raise ValueError(f"no stage {stage}")
+
+    def _made_by(self, dataset: str, run: str) -> dict[str, Any]:
+        """What a result tells of its making: the settings of every stage behind it, by `run.stage`."""
+        made = {"prepare": self.settings("prepare", dataset)}
+        lists = [run]
+        if "rerank" in self.stages(dataset, run):
+            lists.append(self.resolve(dataset).retrieval.rerank_from)
+        for listed in lists:
+            for name in self._ancestors(listed):
+                # of the runs whose lists are read, all stages; of the others, what made their model or negatives
+                stages = [t for t in self.stages(dataset, name) if t != "evaluate"]
+                for stage in stages if name in lists else stages[:1]:
+                    made[f"{name}.{stage}"] = self.settings(stage, dataset, name)
+        facts = {"dataset": dataset, "run": run, "settings": made}
+        return facts if len(lists) == 1 else {**facts, "rerank_from": lists[1]}
 
     def settings_json(self, stage: str, dataset: str, run: str | None = None) -> str:
         """`settings` as JSON with sorted keys, for the command line."""
@@ -233,6 +241,12 @@ class Plan:
                 raise LeadError(f"{where}: key '{key}': no run '{value}' with a model; {nearest(value, names)}")
             if value in self.rows:
                 self._check_row(value, self.rows[value], (*seen, name))
+        for key, inside in (("checks", None), ("dev_share", None), ("retrieval", "rerank_from")):
+            if key in row.settings and (inside is None or inside in row.settings[key]):
+                full = f"{key}.{inside}" if inside else key
+                raise LeadError(
+                    f"{where}: key 'settings.{full}' is of the whole dataset; move it to the dataset's file"
+                )
         if (row.method == "bm25") != (name == "bm25"):
             raise LeadError(f"{where}: the run of method bm25, and no other, is called 'bm25'; rename it")
         if row.method in ("rd", "lead") and self.kind(name) != "de":

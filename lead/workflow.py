@@ -57,8 +57,13 @@ def slices(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
 
 
 def one_of(names: Iterable[str]) -> str:
-    """A wildcard constraint: exactly one of these names (or nothing at all, if there are none)."""
-    return "|".join(map(re.escape, sorted(names))) or "(?!)"
+    """A wildcard constraint: exactly one of these names (or nothing at all, if there are none).
+
+    Snakemake also tries it with `match` on a bare name, where `lead_cb` would do for `lead_cb_teacher`: hence the
+    second half. The first is for a name inside a path.
+    """
+    either = "|".join(map(re.escape, sorted(names)))
+    return rf"(?!\A)(?:{either})|\A(?:{either})\Z" if either else "(?!)"
 
 
 def option(name: str, value: Any) -> str:

@@ -17,9 +17,14 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from lead.artifacts import read_table, write_table  # noqa: E402
 from lead.train.data import Queries, TrainingData  # noqa: E402
+
+# a busy machine is no failure
+settings.register_profile("lead", deadline=None)
+settings.load_profile("lead")
 
 TOPICS = {
     "array": "array matrix shape axis reshape transpose stride broadcast",

@@ -231,12 +231,15 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 
 def source_paths(source: FilesSource, dataset_file: Path) -> FilesSource:
-    """The source with its paths made absolute: relative ones count from the dataset file."""
-    base = dataset_file.resolve().parent
+    """The source with paths as they are seen from here: in the file, relative ones count from the dataset file.
 
-    def absolute(tree: Any, key: str = "") -> Any:
+    They stay relative, so that a checkout can be moved without anything being made again.
+    """
+    base = dataset_file.parent
+
+    def seen(tree: Any, key: str = "") -> Any:
         if isinstance(tree, dict):
-            return {k: absolute(v, k) for k, v in tree.items()}
+            return {k: seen(v, k) for k, v in tree.items()}
         return str(base / Path(tree).expanduser()) if key in ("corpus", "queries", "qrels") else tree
 
-    return FilesSource.model_validate(absolute(source.model_dump()))
+    return FilesSource.model_validate(seen(source.model_dump()))
