@@ -1,0 +1,72 @@
+"""Variants of distillation from finished warm-ups, compared on dev: what to try before a full run is worth its time.
+
+    python benchmarks/pilot.py pydocs rd_cb lead_cb 'lead_cb:{"distil": {"joint": false}}'
+
+A variant is a run, or RUN:JSON with settings laid over the run's. Needs the models of its student and teacher and the
+mined negatives. Only dev queries are looked at; results/ is not written to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from lead.artifacts import read_table
+from lead.config.load import load, merge
+from lead.config.stages import DistilSettings
+from lead.models.micro import MicroEncoder
+from lead.models.retriever import Retriever
+from lead.plan import Plan
+from lead.train.data import Queries, TrainingData
+from lead.train.dev import DevPool
+from lead.train.loop import Loop
+from lead.train.step import DistilStep, LeadStep
+
+
+def main() -> None:
+    """Run each variant and print its MRR@10 on dev."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--queries", type=int, default=400, help="dev queries")
+    parser.add_argument("variants", nargs="+", metavar="RUN[:JSON]")
+    args = parser.parse_args()
+    plan = Plan(load("config/config.yaml"))
+    data = Path(plan.results) / args.dataset / "data"
+    corpus = read_table(data / "corpus.parquet", "corpus")
+    encode = MicroEncoder(16384)
+    for variant in args.variants:
+        run, _, text = variant.partition(":")
+        change = json.loads(text or "{}")
+        slice_ = plan.settings("distil", args.dataset, run)
+        train = {"train": {"steps": args.steps, "dev_queries": 0}}
+        settings = DistilSettings.model_validate(merge(merge(slice_, train), change))
+        negatives = Path(plan.negatives(args.dataset, run))
+        splits = [
+            Queries(corpus["pid"], data / f"queries.{s}.parquet", data / f"qrels.{s}.parquet", negatives, 1, 100)
+            for s in ("train", "dev")
+        ]
+        pool = DevPool(corpus, splits[1], args.queries, 6)
+        student = Retriever.load(plan.start(args.dataset, run)[0])
+        teacher = Retriever.load(plan.teacher(args.dataset, run))
+        before = pool.mrr(student, encode), pool.mrr(teacher, encode)
+        joint = settings.method == "lead" and settings.distil.joint
+        cls = LeadStep if settings.method == "lead" else DistilStep
+        step = cls(student, teacher, settings.train, settings.distil, settings.seed, joint)
+        stream = TrainingData(corpus, splits[0], settings.train.batch_size, settings.train.negatives, settings.seed)
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as state:
+            Loop(step, stream, None, settings.train, Path(state)).run()
+        seconds = time.monotonic() - started
+        print(
+            f"{variant}: student {before[0]:.4f} -> {pool.mrr(student, encode):.4f}, "
+            f"teacher {before[1]:.4f} -> {pool.mrr(teacher, encode):.4f}, {seconds:.0f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
