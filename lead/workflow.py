@@ -25,7 +25,8 @@ def load_plan(workflow: Any) -> Plan:
     Snakemake with one line.
     """
     given = workflow.config_settings
-    path = Path(given.configfiles[-1]) if given.configfiles else DEFAULT_CONFIG
+    # Snakemake makes the path absolute; results and settings must not depend on where the checkout stands
+    path = Path(os.path.relpath(given.configfiles[-1])) if given.configfiles else DEFAULT_CONFIG
     try:
         plan = Plan(load(path, _typed(dict(given.config))))
         for argument in sys.argv[1:]:  # Snakemake parses its targets only after it has read the rules
