@@ -72,8 +72,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that replaces it, with a manifest of checksums, when the block succeeds."""
+    """A temporary folder beside `path` that replaces it, with a manifest of checksums, when the block succeeds.
+
+    Raises LeadError rather than replace anything that was not written this way.
+    """
     path = Path(path)
+    check_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -95,6 +99,13 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse an output folder that holds what lead did not write there. Raises LeadError."""
+    ours = (path / MANIFEST).is_file()
+    if path.exists() and not ours and (not path.is_dir() or any(path.iterdir())):
+        raise LeadError(f"cannot write {path}: it exists and was not written by lead; give another path")
 
 
 def check_folder(path: str | Path) -> Path:

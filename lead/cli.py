@@ -175,6 +175,8 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
         for path in value if isinstance(value, list) else [value] if value is not None else []:
             if not path.exists():
                 raise LeadError(f"--{option.rstrip('?+')} {path} does not exist; run the stage that makes it")
+    if args.threads is not None and args.threads < 1:
+        raise LeadError(f"--threads {args.threads}: give at least 1, or leave it out for all")
     if args.threads:  # before NumPy, torch or faiss start their threads
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = str(args.threads)
@@ -214,7 +216,7 @@ def _schema(args: argparse.Namespace) -> None:
 def _table(args: argparse.Namespace) -> None:
     from lead.evaluation.table import table
 
-    print(table(args.results, args.baseline))
+    print(table(args.results, args.baseline or ["rd_cb", "student_more"]))
 
 
 def _setup_logging(log: Path | None) -> None:
@@ -282,7 +284,10 @@ def parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", help="Compare results on the terminal, with intervals and paired tests.")
     table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
     table.add_argument(
-        "--baseline", nargs="*", default=["rd_cb", "student_more"], metavar="RUN", help="runs to test against"
+        "--baseline",
+        action="append",
+        metavar="RUN",
+        help="run to test against, can be given again (default: rd_cb, student_more)",
     )
     table.set_defaults(call=_table)
     return top

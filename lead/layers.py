@@ -12,11 +12,18 @@ def check_layers(layers: Layers, n: int, m: int) -> None:
     """Refuse a selection that a teacher of `n` layers and a student of `m` layers do not allow. Raises LeadError."""
     if m > n:
         raise LeadError(f"models: the student has {m} layers, the teacher only {n}; LEAD needs N >= M")
+    if layers.pairs and layers.strategy != "pairs":
+        raise LeadError("distil.layers.pairs is read with strategy: pairs only; set it, or leave the pairs out")
     if layers.strategy == "pairs":
         if not layers.pairs:
             raise LeadError(
                 "distil.layers.pairs is empty; give [[teacher layer, student layer], ..] or another strategy"
             )
+        for (a, b), (c, d) in zip(layers.pairs, layers.pairs[1:], strict=False):
+            if a >= c or b >= d:
+                raise LeadError(
+                    f"distil.layers.pairs: [{a}, {b}], [{c}, {d}] do not ascend on both sides (section 3.3)"
+                )
         for a, b in layers.pairs:
             if a > n or b > m:
                 raise LeadError(f"distil.layers.pairs: [{a}, {b}] is outside teacher 1..{n}, student 1..{m}")

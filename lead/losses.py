@@ -117,7 +117,7 @@ def lead(
     """
     t = teacher_soft.at(*(a for a, _ in pairs))
     s = student_soft.at(*(b for _, b in pairs))
-    w = layer_weights(t, soft, distil.layer_weights_tau, distil.layer_weights)
+    w = layer_weights(t, soft, distil.layer_weights_tau or distil.tau, distil.layer_weights)
     parts = {
         "lyr": layer_loss(t, s, w, soft.keep, distil.tau, distil.detach_target),
         "rep": response_loss(
@@ -128,7 +128,9 @@ def lead(
     if distil.joint:
         parts["tch"] = hard_loss(teacher.final, hard)
     return Loss(
-        _weighted(parts, distil), parts, _watch(student_soft, teacher_soft, soft) | {"layer_weights": w.mean(1)}
+        _weighted(parts, distil),
+        parts,
+        _watch(student_soft, teacher_soft, soft) | {"layer_weights": w.mean(1), "pairs": torch.tensor(list(pairs))},
     )
 
 

@@ -27,7 +27,7 @@ class Plan:
         """`loaded`: all configuration files. The experiments are checked against each other here."""
         self.loaded = loaded
         self.rows: Named[Row] = Named("run", loaded.experiments_path, loaded.experiments.runs)
-        self.results = loaded.config.results
+        self.results = str(Path(loaded.config.results))
         for name, row in self.rows.items():
             self._check_row(name, row)
 
@@ -124,14 +124,19 @@ class Plan:
 
     # --- settings ----------------------------------------------------------------------------------------------------
     def resolve(self, dataset: str, run: str | None = None) -> Settings:
-        """All settings of a run on a dataset: defaults < preset < dataset < config < row, phase overrides applied."""
+        """All settings of a run on a dataset: defaults < preset < dataset < config < row.
+
+        Within one of these `phases` wins over `train`; a later one's `train` wins over both of an earlier one.
+        """
         row = self.rows[run] if run else None
         tree: dict[str, Any] = {}
+        train: dict[str, Any] = {}
         for part in self.loaded.parts(dataset, run):
             tree = merge(tree, part.tree)
-        if row:
-            tree = merge(tree, {"train": tree.get("phases", {}).get(row.phase, {})})
-            tree = merge(tree, row.settings)  # what the row says of `train` wins over its phase
+            train = merge(train, part.tree.get("train", {}))
+            if row:
+                train = merge(train, part.tree.get("phases", {}).get(row.phase, {}))
+        tree["train"] = train
         path = self.loaded.datasets[dataset][1]
         for name in ("teacher", "student"):
             if name not in tree.get("models", {}):
@@ -247,6 +252,16 @@ class Plan:
                 raise LeadError(
                     f"{where}: key 'settings.{full}' is of the whole dataset; move it to the dataset's file"
                 )
+        unread = {"bm25"} if row.method != "bm25" else set()
+        unread |= {"models", "lengths", "scoring"} if row.init is None else set()
+        unread |= {"distil"} if row.method not in ("rd", "lead") else set()
+        for key in sorted(unread & row.settings.keys()):
+            raise LeadError(
+                f"{where}: key 'settings.{key}' is not read by this run; set it for the run or dataset that reads it"
+            )
+        trained_by = name.removesuffix("_teacher")
+        if row.method in TRAINING and trained_by != name and trained_by in self.joint():
+            raise LeadError(f"{where}: '{trained_by}' leaves its teacher under this name; rename the run")
         if (row.method == "bm25") != (name == "bm25"):
             raise LeadError(f"{where}: the run of method bm25, and no other, is called 'bm25'; rename it")
         if row.method in ("rd", "lead") and self.kind(name) != "de":

@@ -47,7 +47,7 @@ def naive_weights(teacher: list[Tensor], candidates: Candidates, distil: Distil)
         divergence = [mean] * n
     weights = []
     for d in divergence:
-        e = [math.exp(-x / distil.layer_weights_tau) for x in d]
+        e = [math.exp(-x / (distil.layer_weights_tau or distil.tau)) for x in d]
         weights.append([1 / k] * k if distil.layer_weights == "uniform" else [x / sum(e) for x in e])
     return weights
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import typing
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML (or JSON) text. Raises LeadError with the line of a syntax error."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark else where
         raise LeadError(f"{place}: not valid YAML: {getattr(e, 'problem', None) or str(e).splitlines()[0]}") from e
@@ -240,6 +241,6 @@ def source_paths(source: FilesSource, dataset_file: Path) -> FilesSource:
     def seen(tree: Any, key: str = "") -> Any:
         if isinstance(tree, dict):
             return {k: seen(v, k) for k, v in tree.items()}
-        return str(base / Path(tree).expanduser()) if key in ("corpus", "queries", "qrels") else tree
+        return str(base / os.path.expanduser(tree)) if key in ("corpus", "queries", "qrels") else tree
 
     return FilesSource.model_validate(seen(source.model_dump()))

@@ -19,7 +19,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 class Strict(BaseModel):
     """Unknown keys and wrong types are errors; values do not change once checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -93,7 +93,9 @@ class Train(Strict):
     )
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     checkpoint_keep: PositiveInt = Field(2, description="checkpoints kept while training")
-    dev_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between evaluations on dev; 0: only the end")
+    dev_every: Annotated[int, Field(ge=0)] = Field(
+        0, description="steps between evaluations on dev; 0: only before the first step and after the last"
+    )
     dev_queries: Annotated[int, Field(ge=0)] = Field(
         200, description="dev queries used for it; 0: never evaluate on dev"
     )
@@ -101,6 +103,12 @@ class Train(Strict):
         10, description="mined negatives each dev query adds to the dev pool"
     )
     select: Literal["last", "best"] = Field("last", description="weights kept: the last, or the best on dev (MRR@10)")
+
+    @model_validator(mode="after")
+    def _best_needs_dev(self) -> Train:
+        if self.select == "best" and not self.dev_queries:
+            raise ValueError("select: best needs dev_queries above 0")
+        return self
 
 
 class Layers(Strict):
@@ -135,7 +143,7 @@ class Distil(Strict):
     layer_weights: Literal["per_query", "batch", "uniform"] = Field(
         "per_query", description="w of eq. 7: for each query; one for the batch (released code); 1/K (section 4.6)"
     )
-    layer_weights_tau: Positive = Field(1.0, description="temperature of eq. 7")
+    layer_weights_tau: Positive | None = Field(None, description="temperature of eq. 7; null: tau, as in the paper")
     joint: bool = Field(
         True, description="train the teacher too (section 3.4); false: frozen, L_tch and KL(s, t) removed"
     )

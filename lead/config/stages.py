@@ -46,7 +46,7 @@ class Bm25Settings(Strict):
 class TrainSettings(Strict):
     """Read by `lead train`."""
 
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     model: ModelRef | None = Field(
         None, description="pretrained encoder to start from; null: the model given by --start"
     )
@@ -60,7 +60,7 @@ class TrainSettings(Strict):
 class DistilSettings(Strict):
     """Read by `lead distil`."""
 
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     method: Literal["rd", "lead"] = "lead"
     train: Train = Train()
     distil: Distil = Distil()
@@ -100,7 +100,7 @@ class EvaluateSettings(Strict):
     """Read by `lead evaluate`."""
 
     evaluation: Evaluation = Evaluation()
-    seed: int = 1
+    seed: int = Field(1, ge=0)
     made_by: dict[str, Any] = Field(
         {}, description="dataset, run and settings of what made the list, copied into the result"
     )

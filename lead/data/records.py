@@ -91,6 +91,10 @@ def identifier(path: Path, number: int, record: dict[str, Any], names: Collectio
         value = str(value)
     if not isinstance(value, str) or not value:
         raise bad(path, number, f"no id: {_short(value)}", f"expected a string or whole number as {' or '.join(names)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise bad(path, number, "the id holds half a surrogate pair", "mend the \\u escapes of this record") from None
     return value
 
 

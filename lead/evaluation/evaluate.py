@@ -38,6 +38,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "faiss-cpu",
+    "faiss-gpu",
     "bm25s",
 )  # what a value depends on
 
@@ -61,6 +62,10 @@ def evaluate(
     lists = read_table(ranked, "ranked")
     qids, values = query_values(lists, read_table(qrels, "qrels"), [measures[name] for name in names], ranked, qrels)
 
+    depth = pc.max(lists["rank"]).as_py() or 0
+    for name in names:
+        if (measures[name].params.get("cutoff") or 0) > depth:
+            log.warning("%s is measured on lists of at most %d passages", name, depth)
     metrics = {}
     for name, column in zip(names, values.T, strict=True):
         low, high = bootstrap_interval(column, chosen.resamples, chosen.confidence, settings.seed)
@@ -75,7 +80,7 @@ def evaluate(
         "resamples": chosen.resamples,
         "seed": settings.seed,
         "made_by": settings.made_by,
-        "ranked_depth": pc.max(lists["rank"]).as_py() or 0,
+        "ranked_depth": depth,
         "versions": {"lead": __version__, **_versions()},
     }
     columns = {"qid": np.repeat(qids, len(names)), "measure": np.tile(names, len(qids)), "value": values.ravel()}

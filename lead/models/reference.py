@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from lead.errors import LeadError
@@ -14,7 +15,7 @@ def resolve(reference: str) -> str:
     if kind == "hub":
         return rest
     if kind == "path":
-        folder = Path(rest).expanduser()
+        folder = Path(os.path.expanduser(rest))
     else:
         package, _, inside = rest.partition("/")
         spec = importlib.util.find_spec(package) if package.isidentifier() else None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lead.artifacts import read_table
+from lead.artifacts import SCHEMAS, read_table
 from lead.config.stages import EncodeSettings
 from lead.device import device
 from lead.errors import LeadError
@@ -46,6 +46,8 @@ def encode(*, settings: EncodeSettings, gpu: int, model: Path, texts: Path, out:
     """
     table = read_table(texts)
     side: Side = "passage" if "pid" in table.column_names else "query"
+    if not table.schema.equals(SCHEMAS["corpus" if side == "passage" else "queries"]):
+        raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")
     encoder = Retriever.load(model)
     if encoder.kind != "de":
         raise LeadError(f"{model} is a ColBERT: it has no single vector a text; use lead rerank")

@@ -62,6 +62,8 @@ def rerank(
         if not len(members):
             continue
         s = _scores(asked_features[q], [store[position[i]] for i in members], on).tolist()
+        if not np.isfinite(s).all():
+            raise LeadError(f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr")
         best = sorted(range(len(members)), key=lambda i: (-s[i], pids[members[i]]))
         order += [int(members[i]) for i in best]
         scores += [s[i] for i in best]

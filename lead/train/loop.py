@@ -177,4 +177,4 @@ class Loop:
 
 
 def _rounded(value: Tensor) -> Any:
-    return [round(v, 4) for v in value.tolist()] if value.dim() else round(float(value), 4)
+    return value.double().round(decimals=4).tolist() if value.is_floating_point() else value.tolist()

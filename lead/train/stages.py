@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 import lead
-from lead.artifacts import read_table, sha256
+from lead.artifacts import check_replaceable, read_table, sha256
 from lead.config.stages import DistilSettings, TrainSettings
 from lead.device import device
 from lead.errors import LeadError
@@ -45,6 +46,7 @@ def train(
     """Train DE or CB with L_stu alone (eq. 11), from a pretrained encoder or from a model folder."""
     if (settings.model is None) == (start is None):
         raise LeadError("lead train needs one of settings.model (a pretrained encoder) and --start (a model folder)")
+    check_replaceable(out)
     on = device(gpu)
     if start is not None:
         model = Retriever.load(start)
@@ -58,7 +60,7 @@ def train(
     loop.run()
     model.save(out)
     loop.write_metrics(metrics)
-    shutil.rmtree(state, ignore_errors=True)
+    _clear(state)
 
 
 def distil(
@@ -84,6 +86,9 @@ def distil(
         raise LeadError(
             "lead distil: --teacher-out is for joint training (method lead, distil.joint: true), and only for it"
         )
+    for folder in (out, teacher_out):
+        if folder is not None:
+            check_replaceable(folder)
     on = device(gpu)
     student, master = Retriever.load(start).to(on), Retriever.load(teacher).to(on)
     if settings.method == "lead":
@@ -97,7 +102,15 @@ def distil(
     if teacher_out is not None:
         master.save(teacher_out)
     loop.write_metrics(metrics)
-    shutil.rmtree(state, ignore_errors=True)
+    _clear(state)
+
+
+def _clear(state: Path) -> None:
+    """Remove the training states in a folder, and the folder if nothing else is in it."""
+    for old in state.glob("[0-9a-f]" * 16):
+        shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        state.rmdir()
 
 
 def _loop(step: Step, settings: TrainSettings | DistilSettings, files: list[Path | None], state: Path) -> Loop:
