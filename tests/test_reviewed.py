@@ -85,10 +85,8 @@ def test_row_settings_that_the_run_would_not_read_are_refused(config: Path, row:
 
 def test_a_run_cannot_take_the_name_of_another_runs_teacher(config: Path) -> None:
     with pytest.raises(LeadError, match="'a' leaves its teacher under this name"):
-        add(
-            config,
-            "a: {method: lead, start: student, teacher: teacher_cb}\n  a_teacher: {method: contrastive, start: student}",
-        )
+        joint = "a: {method: lead, start: student, teacher: teacher_cb}"
+        add(config, f"{joint}\n  a_teacher: {{method: contrastive, init: student}}")
 
 
 def test_pairs_need_their_strategy_and_ascend() -> None:
