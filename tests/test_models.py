@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_bert, make_retriever, make_tokenizer, vocabulary
-from torch import Tensor
+from encoders import ALL, CLS, MASK, PAD, SEP, TEXTS, everything, features, stock_states
 from torch.nn.functional import cosine_similarity, normalize
 
 from lead.config.schema import Lengths, ModelRef, Scoring
@@ -18,39 +18,6 @@ from lead.models.encoder import layer_list, load_encoder, prepare_for_training
 from lead.models.features import Candidates, Features, Scores
 from lead.models.retriever import Retriever
 from lead.models.scores import standardise
-
-TEXTS = [
-    "the array shape",
-    "token",
-    "graph edge of a vertex path and a long cycle with the degree",
-    "tree node leaf",
-    "",
-]
-ALL = (1, 2, 3, 4)
-CLS, SEP, PAD, MASK = (vocabulary().index(f"[{name}]") for name in ("CLS", "SEP", "PAD", "MASK"))
-
-
-def stock_states(folder: Path, texts: list[str]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """hidden_states (embeddings first) and mask of the stock model, on a batch padded by its own tokenizer."""
-    from transformers import AutoModel, AutoTokenizer
-
-    model = AutoModel.from_pretrained(folder).eval()
-    batch = AutoTokenizer.from_pretrained(folder)(
-        texts, padding=True, truncation=True, max_length=24, return_tensors="pt"
-    )
-    with torch.no_grad():
-        out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
-    return out.hidden_states, batch["attention_mask"].bool()
-
-
-@torch.no_grad()
-def features(model: Retriever, texts: list[str], layers: tuple[int, ...], side: Any = "passage") -> Features:
-    return model.eval().encode(model.tokenize(side, texts), layers)
-
-
-def everything(q: int, p: int) -> Candidates:
-    keep = torch.ones(q, p, dtype=torch.bool)
-    return Candidates(torch.arange(p).expand(q, -1), keep, torch.zeros_like(keep))
 
 
 # --- layers and pooling ----------------------------------------------------------------------------------------------
@@ -265,13 +232,13 @@ def test_the_whole_model_and_the_layer_features_have_their_own_normalisation_and
     cosine = cosine_similarity(q.x[:, :, None], p.x[:, None], dim=-1)
     keep = torch.ones(3, 5, dtype=torch.bool)
     for normalise, final in (("none", raw.final), ("unit", cosine[3])):
-        for layer_normalise, features in (
+        for layer_normalise, expected in (
             ("none", raw.s), ("unit", cosine), ("standard", standardise(cosine, keep)),
         ):  # fmt: skip
             options = {"normalise": normalise, "scale": 20.0, "layer_normalise": layer_normalise, "layer_scale": 7.0}
             got, _, _ = scored(tiny_model, **options)
             assert torch.allclose(got.final, 20 * final, rtol=1e-4, atol=1e-3)
-            assert torch.allclose(got.s, 7 * features, rtol=1e-4, atol=1e-2)  # the last layer's feature among them
+            assert torch.allclose(got.s, 7 * expected, rtol=1e-4, atol=1e-2)  # the last layer's feature among them
 
 
 def test_standard_scores_are_standardised_over_the_querys_kept_candidates(tiny_model: Path) -> None:
