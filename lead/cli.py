@@ -114,7 +114,7 @@ STAGES: dict[str, Stage] = {
         outputs={"out": RANKED},
     ),
     "retrieve": Stage(
-        "Search exactly (faiss IndexFlatIP, inner product, eq. 1).",
+        "Search exactly by inner product (eq. 1), with the kernel of faiss's IndexFlatIP.",
         "lead.retrieval.search:retrieve",
         "RetrieveSettings",
         inputs={"passages": "vectors of the corpus", "queries": "vectors of the queries"},
@@ -301,10 +301,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.call(args)
         return 0
     except LeadError as e:
-        # in the log file too, if there is one
-        logging.getLogger("lead").error("lead: error: %s", e) if logging.getLogger().handlers else print(
-            f"lead: error: {e}", file=sys.stderr
-        )
+        if logging.getLogger().handlers:  # the log file is one of them, if there is one
+            logging.getLogger("lead").error("lead: error: %s", e)
+        else:
+            print(f"lead: error: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -262,20 +262,6 @@ def test_t_test_by_hand() -> None:
     assert paired_test(b + 0.5, b) == 0.0  # the same gain for every query
 
 
-def test_randomisation_test_by_hand() -> None:
-    """Of the 8 signs of 1, 2, 3 two reach a sum of 6; of those of 1, 1, 0 four reach 2 (the zero has two signs)."""
-    assert paired_test(np.array([1.0, 2.0, 3.0]), np.zeros(3), "randomisation") == 2 / 8
-    assert paired_test(np.array([1.0, 1.0, 0.0]), np.zeros(3), "randomisation") == 4 / 8
-    assert paired_test(np.array([0.1, 0.2, -0.3]), np.zeros(3), "randomisation") == 1.0  # 0 but for rounding
-
-
-def test_the_two_tests_agree_on_many_queries() -> None:
-    rng = np.random.default_rng(0)
-    a = rng.random(200)
-    b = a + rng.normal(0.03, 0.2, size=200)
-    assert paired_test(a, b, "randomisation") == pytest.approx(paired_test(a, b), abs=0.01)
-
-
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]

@@ -15,10 +15,10 @@ from lead.artifacts import read_table, write_table
 from lead.config.stages import RerankSettings
 from lead.device import device
 from lead.errors import LeadError
-from lead.models.features import Features
-from lead.models.retriever import Retriever
+from lead.models.retriever import Retriever, Side
 from lead.models.scores import max_sim
 from lead.retrieval.encode import encode_texts
+from lead.retrieval.search import Floats, Ints, alphabetical, best, ranked_table
 
 
 @torch.inference_mode()
@@ -44,47 +44,44 @@ def rerank(
         raise LeadError(
             f"{ranked} names passages or queries that {corpus} and {queries} do not have; they do not belong together"
         )
-    rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False)
+    rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False).astype(np.int64)
     needed, position = np.unique(rows, return_inverse=True)
-    settings_ = (settings.batch_tokens, settings.precision)
-    texts = encode_texts(
-        colbert, "passage", passages["text"].take(pa.array(needed)).to_pylist(), *settings_, "passages"
-    )
-    # what a query's list holds is gathered and padded at a time; half precision keeps the store small
-    store = [f.x[0, 0][f.mask[0]].half() for f in texts if f.mask is not None]
-    del texts
-    asked_features = encode_texts(colbert, "query", asked["text"].to_pylist(), *settings_, "queries")
-    pids = lists["pid"].to_pylist()
-    order: list[int] = []
-    scores: list[float] = []
-    for q in tqdm(range(len(asked)), desc="rerank", disable=None, unit="query"):
-        members = np.flatnonzero(query_rows == q)
+    names = passages["pid"].take(pa.array(needed)).combine_chunks()
+    alphabetically = alphabetical(names)
+
+    def encode(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Token vectors [T, d] of each text, on the CPU."""
+        out = [torch.empty(0)] * len(texts)
+        for group, x, mask in encode_texts(colbert, side, texts, settings.batch_tokens, settings.precision, what):
+            assert mask is not None
+            for i, vectors, keep in zip(group, x, mask, strict=True):
+                out[i] = vectors[keep].to("cpu", dtype)
+        return out
+
+    store = encode("passage", passages["text"].take(pa.array(needed)).to_pylist(), "passages", torch.half)
+    asked_store = encode("query", asked["text"].to_pylist(), "queries", torch.float)
+    by_query = np.argsort(query_rows, kind="stable")
+    ends = np.cumsum(np.bincount(query_rows, minlength=len(asked)))
+    order: list[Ints] = [np.empty(0, np.int64)]
+    scores: list[Floats] = [np.empty(0, np.float32)]
+    for q, members in enumerate(tqdm(np.split(by_query, ends[:-1]), desc="rerank", disable=None, unit="query")):
         if not len(members):
             continue
-        s = _scores(asked_features[q], [store[position[i]] for i in members], on).tolist()
+        s = _scores(asked_store[q], [store[i] for i in position[members]], on)
         if not np.isfinite(s).all():
             raise LeadError(f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr")
-        best = sorted(range(len(members)), key=lambda i: (-s[i], pids[members[i]]))
-        order += [int(members[i]) for i in best]
-        scores += [s[i] for i in best]
-    qids = lists["qid"].take(pa.array(order))
-    ids = np.array(query_rows[order])
-    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]]) if len(ids) else np.empty(0, np.int64)
-    rank = np.arange(len(ids)) - np.repeat(starts, np.diff(np.r_[starts, len(ids)])) + 1
-    table = pa.table(
-        {
-            "qid": qids,
-            "pid": lists["pid"].take(pa.array(order)),
-            "rank": rank.astype(np.int32),
-            "score": np.array(scores, np.float32),
-        }
-    )
-    write_table(table, out, "ranked")
+        top = best(s, alphabetically[position[members]], len(members))
+        order.append(members[top])
+        scores.append(s[top])
+    chosen = np.concatenate(order)
+    qids = asked["qid"].combine_chunks()
+    write_table(ranked_table(qids, names, query_rows[chosen], position[chosen], np.concatenate(scores)), out, "ranked")
 
 
-def _scores(query: Features, passages: list[torch.Tensor], on: torch.device) -> torch.Tensor:
-    """MaxSim [P] of one query and its passages' token vectors ([Y_i, d] each)."""
+def _scores(query: torch.Tensor, passages: list[torch.Tensor], on: torch.device) -> Floats:
+    """MaxSim [P] of one query's token vectors [X, d] and its passages' ([Y_i, d] each), in fp32."""
     padded = pad_sequence([p.float() for p in passages], batch_first=True).to(on)
     mask = pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in passages], batch_first=True).to(on)
-    assert query.mask is not None
-    return max_sim(query.x[0].to(on), query.mask.to(on), padded, mask)[0].cpu()
+    every = torch.ones(1, len(query), dtype=torch.bool, device=on)
+    result: Floats = max_sim(query[None].to(on), every, padded, mask)[0].cpu().numpy()
+    return result

@@ -30,7 +30,7 @@ class Side:
 
     def score(self, candidates: Candidates) -> Scores:
         """Scores of the candidates at every encoded layer."""
-        return self.model.score(self.queries, self.passages, candidates.to(self.queries.x.device))
+        return self.model.score(self.queries, self.passages, candidates)
 
 
 class Step:
@@ -49,8 +49,8 @@ class Step:
     def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
         """The loss of this batch, and the sides whose cached gradients must be replayed."""
         side = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
-        candidates = batch.candidates("batch")
-        return losses.contrastive(side.score(candidates), candidates.to(self.device)), [side]
+        candidates = batch.candidates("batch").to(self.device)
+        return losses.contrastive(side.score(candidates), candidates), [side]
 
     def __call__(self, batch: Batch, step: int) -> Loss:
         """Forward and backward. Gradients are added to `.grad` of the trained models' parameters."""
