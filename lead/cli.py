@@ -70,7 +70,7 @@ STAGES: dict[str, Stage] = {
         },
     ),
     "train": Stage(
-        "Train a dual encoder or ColBERT with cross-entropy over in-batch and hard negatives (eqs. 10, 11).",
+        "Train a dual encoder, ColBERT or cross encoder with cross-entropy over its candidates (eqs. 10, 11).",
         "lead.train.stages:train",
         "TrainSettings",
         inputs=TRAINING_INPUTS | {"start?": "model folder to go on from (instead of settings.model)"},
@@ -121,11 +121,11 @@ STAGES: dict[str, Stage] = {
         outputs={"out": RANKED},
     ),
     "rerank": Stage(
-        "Rerank the top of a ranked list with ColBERT (eq. 2).",
+        "Rerank the top of a ranked list with ColBERT (eq. 2) or a cross encoder (eq. 3).",
         "lead.retrieval.rerank:rerank",
         "RerankSettings",
         inputs={
-            "model": "ColBERT's model folder",
+            "model": "model folder of the ColBERT or cross encoder",
             "corpus": CORPUS,
             "queries": QUERIES,
             "ranked": RANKED + " to rerank",
@@ -208,9 +208,10 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _schema(args: argparse.Namespace) -> None:
-    from lead.config import schema
+    from lead.config import experiments, schema
 
-    print(json.dumps(getattr(schema, args.model).model_json_schema(), indent=2))
+    module = schema if hasattr(schema, args.model) else experiments
+    print(json.dumps(getattr(module, args.model).model_json_schema(), indent=2))
 
 
 def _table(args: argparse.Namespace) -> None:

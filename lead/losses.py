@@ -96,7 +96,45 @@ def rd(
         "stu": hard_loss(student.final, hard),
         "rep": response_loss(teacher.final, student_soft.final, soft.keep, distil.tau, both=False),
     }
-    return Loss(_weighted(parts, distil), parts, _watch(student_soft, teacher, soft))
+    return Loss(weighted(parts, distil), parts, _watch(student_soft, teacher, soft))
+
+
+def margin_mse(
+    student: Scores, teacher: Scores, hard: Candidates, soft: Candidates, student_soft: Scores, distil: Distil
+) -> Loss:
+    """Margin-MSE (Hofstaetter et al. 2020): mean squared difference between the two models' margins.
+
+    The margin is the positive's score minus a negative's, over every kept negative of `soft`. Scores are logits: equal
+    margins mean equal distributions. The original has no hard loss: `weights.stu` is 0 in its row.
+    """
+    parts = {
+        "stu": hard_loss(student.final, hard),
+        "rep": _margin_loss(teacher.final, student_soft.final, soft),
+    }
+    return Loss(weighted(parts, distil), parts, _watch(student_soft, teacher, soft))
+
+
+def _margin_loss(teacher: Tensor, student: Tensor, candidates: Candidates) -> Tensor:
+    def margins(s: Tensor) -> Tensor:
+        return s.masked_fill(~candidates.positive, 0.0).sum(-1, keepdim=True) - s
+
+    negative = candidates.keep & ~candidates.positive
+    square = (margins(teacher) - margins(student)).square() * negative
+    return (square.sum(-1) / negative.sum(-1).clamp(min=1)).mean()
+
+
+def map_loss(teacher: Tensor, student: Tensor, keep: Tensor) -> Tensor:
+    """L_virt of one direction of attention (VIRT, Li et al. 2021): squared difference of two maps, scalar.
+
+    Log-maps [L, n, X, Y] of L layers and n pairs, each row a distribution over Y; keep [n, X, Y] is true where both
+    tokens exist. Summed over Y, averaged over the rows X that exist, pairs and layers.
+    """
+    square = ((teacher.exp() - student.exp()) * keep).square().sum(-1)
+    rows = keep.any(-1)
+    return (square * rows).sum() / (rows.sum() * len(teacher)).clamp(min=1)
+
+
+RESPONSES = {"rd": rd, "margin_mse": margin_mse}
 
 
 def lead(
@@ -108,12 +146,13 @@ def lead(
     teacher_soft: Scores,
     pairs: Sequence[tuple[int, int]],
     distil: Distil,
+    teacher_hard: Candidates | None = None,
 ) -> Loss:
     """L_total (eq. 12) over K pairs (a_i, b_i) of teacher and student layers.
 
-    `student`, `teacher`: last-layer scores of the `hard` candidates; `.._soft`: scores at all aligned layers (and the
-    last) of the `soft` candidates. Without joint training, L_tch and D_KL(s_M, t_N) are removed (section 4.6); that the
-    teacher is frozen is the caller's business.
+    `student`, `teacher`: last-layer scores of the candidates `hard` and `teacher_hard` (None: `hard` too); `.._soft`:
+    scores at all aligned layers (and the last) of the `soft` candidates. Without joint training, L_tch
+    and D_KL(s_M, t_N) are removed (section 4.6); that the teacher is frozen is the caller's business.
     """
     t = teacher_soft.at(*(a for a, _ in pairs))
     s = student_soft.at(*(b for _, b in pairs))
@@ -126,15 +165,16 @@ def lead(
         "stu": hard_loss(student.final, hard),
     }
     if distil.joint:
-        parts["tch"] = hard_loss(teacher.final, hard)
+        parts["tch"] = hard_loss(teacher.final, teacher_hard or hard)
     return Loss(
-        _weighted(parts, distil),
+        weighted(parts, distil),
         parts,
         _watch(student_soft, teacher_soft, soft) | {"layer_weights": w.mean(1), "pairs": torch.tensor(list(pairs))},
     )
 
 
-def _weighted(parts: dict[str, Tensor], distil: Distil) -> Tensor:
+def weighted(parts: dict[str, Tensor], distil: Distil) -> Tensor:
+    """The total: each part times its factor in `distil.weights`."""
     return torch.stack([getattr(distil.weights, name) * part for name, part in parts.items()]).sum()
 
 

@@ -11,49 +11,35 @@ from pathlib import Path
 from typing import Any
 
 from lead.config.load import Loaded, merge, source_paths, validate
-from lead.config.schema import FilesSource, ModelRef, Row, Settings
-from lead.errors import LeadError, Named, nearest
+from lead.config.schema import FilesSource, ModelRef, Settings, Train
+from lead.errors import LeadError
 from lead.layers import check_layers
+from lead.rows import Rows, seeded, split_seed
 
-TRAINING = ("contrastive", "rd", "lead")
 SHARED = ("prepare", "bm25")  # stages of a dataset, not of a run
-RD: Any = {"tau": True, "candidates": True, "weights": {"rep", "stu"}}  # the keys of `distil` that rd reads
+RESPONSE: Any = {"candidates": True, "hard_candidates": True, "weights": {"rep", "stu"}}
+READS: dict[str, Any] = {  # the keys of `distil` that a method reads; None: all
+    "rd": {"tau": True, **RESPONSE},
+    "margin_mse": RESPONSE,
+    "fd": {"hard_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
+    "lead": None,
+}
 
 
-class Plan:
+class Plan(Rows):
     """Answers about runs and datasets."""
 
     def __init__(self, loaded: Loaded) -> None:
         """`loaded`: all configuration files. The experiments are checked against each other here."""
         self.loaded = loaded
-        self.rows: Named[Row] = Named("run", loaded.experiments_path, loaded.experiments.runs)
+        super().__init__(loaded.experiments_path, loaded.experiments.runs, loaded.config.seeds)
         self.results = str(Path(loaded.config.results))
-        for name, row in self.rows.items():
-            self._check_row(name, row)
 
     # --- which runs there are ----------------------------------------------------------------------------------------
-    def runs(self, *methods: str, kind: str | None = None) -> list[str]:
-        """Names of the runs with one of these methods (all, if none is given), and of this kind of model."""
-        return [
-            name for name, row in self.rows.items()
-            if (not methods or row.method in methods)
-            and (kind is None or (row.method != "bm25" and self.kind(name) == kind))
-        ]  # fmt: skip
-
-    def joint(self) -> list[str]:
-        """Runs that train the teacher too, and so leave a model `<run>_teacher`, on every dataset."""
-        return [
-            n for n, r in self.rows.items() if r.method == "lead" and r.settings.get("distil", {}).get("joint", True)
-        ]
-
-    def frozen(self) -> list[str]:
-        """Runs that distil from a teacher that stays as it is."""
-        return [n for n in self.runs("rd", "lead") if n not in self.joint()]
-
     def check(self, dataset: str, run: str) -> None:
         """Refuse a dataset or run that does not exist, or a pair that does not make sense, with what exists."""
         _ = self.loaded.datasets[dataset], self.rows[run]
-        for name in self._ancestors(run):
+        for name in self.ancestors(run):
             only = self.rows[name].datasets
             if only is not None and dataset not in only:
                 raise LeadError(
@@ -68,24 +54,27 @@ class Plan:
             self.check(path.parent.name, path.stem)
 
     def targets(self, dataset: str) -> list[str]:
-        """Result files of every run that makes sense on this dataset."""
-        return [
-            f"{self.results}/{dataset}/{n}.json"
-            for n, r in self.rows.items()
-            if r.datasets is None or dataset in r.datasets
-        ]
+        """Result files of the dataset's `runs`, or of every run that makes sense on it."""
+        chosen = self.loaded.datasets[dataset][0].runs
+        return [f"{self.results}/{dataset}/{n}.json" for n in (self.sensible(dataset) if chosen is None else chosen)]
+
+    def sensible(self, dataset: str) -> list[str]:
+        """Rows that make sense on a dataset: meant for it, and with layers that its models have."""
+        found = []
+        for name in self.rows:
+            try:
+                for ancestor in self.ancestors(name):
+                    only = self.rows[ancestor].datasets
+                    if only is not None and dataset not in only:
+                        break
+                    self._check_layers(dataset, ancestor)
+                else:
+                    found.append(name)
+            except LeadError:
+                continue
+        return found
 
     # --- what a run is made of ---------------------------------------------------------------------------------------
-    def kind(self, run: str) -> str:
-        """`de` or `cb`: the architecture of the model that this run evaluates."""
-        row = self.rows[run]
-        if row.method == "teacher_of":
-            teacher = self.rows[str(row.of)].teacher
-            return self.kind(str(teacher))
-        if row.init is not None:
-            return row.kind
-        return self.kind(str(row.start))
-
     def model(self, dataset: str, run: str) -> str:
         """Model folder of a run: its own, or, for `teacher_of`, the one that the joint run leaves."""
         row = self.rows[run]
@@ -102,16 +91,19 @@ class Plan:
         return [] if start is None else [self.model(dataset, start)]
 
     def teacher(self, dataset: str, run: str) -> str:
-        """Model folder of the teacher of an rd or lead run."""
+        """Model folder of the teacher of a run that distils."""
         return self.model(dataset, str(self.rows[run].teacher))
 
     def negatives(self, dataset: str, run: str) -> str:
         """File of hard negatives that a run trains with."""
         return f"{self.results}/{dataset}/negatives/{self.rows[run].negatives}.parquet"
 
-    def rerank_from(self, dataset: str) -> str:
-        """File of the ranked lists that ColBERT reranks."""
-        return f"{self.results}/{dataset}/runs/{self.resolve(dataset).retrieval.rerank_from}.parquet"
+    def rerank_from(self, dataset: str, run: str) -> str:
+        """File of the ranked lists that a ColBERT or cross encoder reranks."""
+        return f"{self.results}/{dataset}/runs/{self._reranked(dataset, run)}.parquet"
+
+    def _reranked(self, dataset: str, run: str) -> str:
+        return str(self.rows.reference(self.resolve(dataset).retrieval.rerank_from, split_seed(run)[1]))
 
     def source_files(self, dataset: str) -> list[str]:
         """Files that a dataset of kind `files` is read from."""
@@ -126,16 +118,24 @@ class Plan:
     def resolve(self, dataset: str, run: str | None = None) -> Settings:
         """All settings of a run on a dataset: defaults < preset < dataset < config < row.
 
-        Within one of these `phases` wins over `train`; a later one's `train` wins over both of an earlier one.
+        Within one of these `phases` wins over `train`, and its `cross` over its others; a later one's `train` wins over
+        all of an earlier one. A teacher that goes on training alone has the rate of a jointly trained one.
         """
         row = self.rows[run] if run else None
         tree: dict[str, Any] = {}
         train: dict[str, Any] = {}
-        for part in self.loaded.parts(dataset, run):
+        for part in self.loaded.parts(dataset, split_seed(run)[0] if run else None):
             tree = merge(tree, part.tree)
             train = merge(train, part.tree.get("train", {}))
-            if row:
-                train = merge(train, part.tree.get("phases", {}).get(row.phase, {}))
+            phases = part.tree.get("phases", {})
+            if row and run:
+                train = merge(train, phases.get(row.phase, {}))
+                train = merge(train, phases.get("cross", {}) if self.crossed(run) else {})
+        if row and run:
+            tree = seeded(tree, run)
+            if row.phase == "distil" and row.method == "contrastive" and self.root(run) == "teacher":
+                # the control of a jointly trained teacher: its own rate, hard labels only
+                train["lr"] = train.get("teacher_lr") or train.get("lr", Train().lr)
         tree["train"] = train
         path = self.loaded.datasets[dataset][1]
         for name in ("teacher", "student"):
@@ -161,7 +161,10 @@ class Plan:
         if stage in ("encode", "rerank"):
             r = s.retrieval
             shared = {"batch_tokens": r.batch_tokens, "precision": s.train.precision}
-            return _json(**shared, **({"fp16": r.fp16} if stage == "encode" else {"rerank_depth": r.rerank_depth}))
+            if stage == "encode":
+                return _json(**shared, fp16=r.fp16)
+            crossed = run is not None and self.kind(run) == "ce" and r.cross_depth is not None
+            return _json(**shared, rerank_depth=r.cross_depth if crossed else r.rerank_depth)
         if stage == "mine":
             return _json(mine_depth=s.retrieval.mine_depth, relevance=relevance)
         if stage == "retrieve":
@@ -175,7 +178,7 @@ class Plan:
             scoring = getattr(s.scoring, row.kind)
             return shared | _json(model=s.models[row.init], kind=row.kind, scoring=scoring, lengths=s.lengths)
         if stage == "distil":
-            distil = s.distil.model_dump(mode="json", include=None if row.method == "lead" else RD)
+            distil = s.distil.model_dump(mode="json", include=READS[row.method])
             return _json(seed=s.seed, method=row.method, train=s.train, distil=distil, relevance=relevance)
         if stage == "evaluate":
             return _json(evaluation=s.evaluation, seed=s.seed) | {"made_by": self._made_by(dataset, run)}
@@ -186,9 +189,9 @@ class Plan:
         made = {"prepare": self.settings("prepare", dataset)}
         lists = [run]
         if "rerank" in self.stages(dataset, run):
-            lists.append(self.resolve(dataset).retrieval.rerank_from)
+            lists.append(self._reranked(dataset, run))
         for listed in lists:
-            for name in self._ancestors(listed):
+            for name in self.ancestors(listed):
                 # of the runs whose lists are read, all stages; of the others, what made their model or negatives
                 stages = [t for t in self.stages(dataset, name) if t != "evaluate"]
                 for stage in stages if name in lists else stages[:1]:
@@ -206,7 +209,7 @@ class Plan:
         if method == "bm25":
             return ["bm25", "evaluate"]
         train = {"contrastive": ["train"], "teacher_of": []}.get(method, ["distil"])
-        return [*train, *(["rerank"] if self.kind(run) == "cb" else ["encode", "retrieve"]), "evaluate"]
+        return [*train, *(["encode", "retrieve"] if self.kind(run) == "de" else ["rerank"]), "evaluate"]
 
     def overview(self) -> str:
         """Datasets and runs with their one-line descriptions."""
@@ -217,69 +220,13 @@ class Plan:
         return "\n".join(lines)
 
     # --- checks ------------------------------------------------------------------------------------------------------
-    def _ancestors(self, run: str) -> list[str]:
-        """A run and every run that it is made from, itself first."""
-        row = self.rows[run]
-        names = [row.start, row.teacher, row.of, row.negatives if row.method in TRAINING else None]
-        found = [run]
-        for name in names:
-            if name in self.rows:
-                found += [a for a in self._ancestors(str(name)) if a not in found]
-        return found
-
-    def _check_row(self, name: str, row: Row, seen: tuple[str, ...] = ()) -> None:
-        where = f"{self.loaded.experiments_path}: run '{name}'"
-        if name in seen:
-            raise LeadError(f"{where} is made from itself ({' -> '.join([*seen, name])}); break the circle")
-        trained = {n for n, r in self.rows.items() if r.method != "bm25"}
-        valid = {
-            "start": trained,
-            "teacher": trained,
-            "of": {n for n, r in self.rows.items() if r.method == "lead"},
-            "negatives": trained | {"bm25"},
-        }
-        for key, names in valid.items():
-            value = getattr(row, key)
-            if value is None or (key == "negatives" and row.method not in TRAINING):
-                continue
-            if value not in names:
-                raise LeadError(f"{where}: key '{key}': no run '{value}' with a model; {nearest(value, names)}")
-            if value in self.rows:
-                self._check_row(value, self.rows[value], (*seen, name))
-        for key, inside in (("checks", None), ("dev_share", None), ("retrieval", "rerank_from")):
-            if key in row.settings and (inside is None or inside in row.settings[key]):
-                full = f"{key}.{inside}" if inside else key
-                raise LeadError(
-                    f"{where}: key 'settings.{full}' is of the whole dataset; move it to the dataset's file"
-                )
-        unread = {"bm25"} if row.method != "bm25" else set()
-        unread |= {"models", "lengths", "scoring"} if row.init is None else set()
-        unread |= {"distil"} if row.method not in ("rd", "lead") else set()
-        for key in sorted(unread & row.settings.keys()):
-            raise LeadError(
-                f"{where}: key 'settings.{key}' is not read by this run; set it for the run or dataset that reads it"
-            )
-        trained_by = name.removesuffix("_teacher")
-        if row.method in TRAINING and trained_by != name and trained_by in self.joint():
-            raise LeadError(f"{where}: '{trained_by}' leaves its teacher under this name; rename the run")
-        if (row.method == "bm25") != (name == "bm25"):
-            raise LeadError(f"{where}: the run of method bm25, and no other, is called 'bm25'; rename it")
-        if row.method in ("rd", "lead") and self.kind(name) != "de":
-            raise LeadError(f"{where}: key 'start': the student must be a dual encoder, '{row.start}' is a ColBERT")
-        if row.method == "teacher_of" and row.of not in self.joint():
-            raise LeadError(f"{where}: key 'of': '{row.of}' does not train its teacher (distil.joint: false)")
-        if row.method in TRAINING and row.negatives != "bm25" and self.kind(row.negatives) != "de":
-            raise LeadError(
-                f"{where}: key 'negatives': '{row.negatives}' is a ColBERT; negatives are mined with a dual encoder"
-            )
-
     def _check_run(self, dataset: str, run: str) -> None:
         """What can be known before any work: K, M and N, the rerank source, source files, precision of combinations."""
         data, path = self.loaded.datasets[dataset]
         for file in self.source_files(dataset):
             if not Path(file).is_file():
                 raise LeadError(f"{path}: key 'source': {file} does not exist; mend the path")
-        for name in self._ancestors(run):
+        for name in self.ancestors(run):
             s, row = self.resolve(dataset, name), self.rows[name]
             where = f"{self.loaded.experiments_path}: run '{name}' on '{dataset}'"
             source = s.retrieval.rerank_from
@@ -290,15 +237,9 @@ class Plan:
                     _pretrained_layers(s.models[row.init])
             except LeadError as e:
                 raise LeadError(f"{where}: {e}") from None
-            if row.method == "lead" and s.distil.joint != (name in self.joint()):
+            if row.method == "lead" and s.distil.joint != (split_seed(name)[0] in self.joint()):
                 raise LeadError(f"{where}: distil.joint is switched off in the row's settings, not elsewhere; move it")
-            if row.method == "lead":
-                n, m = self._layers(dataset, str(row.teacher)), self._layers(dataset, str(row.start))
-                if n is not None and m is not None:
-                    try:
-                        check_layers(s.distil.layers, n, m)
-                    except LeadError as e:
-                        raise LeadError(f"{where}: {e}") from None
+            self._check_layers(dataset, name)
         from lead.evaluation.measures import check_measures
 
         try:
@@ -306,8 +247,20 @@ class Plan:
         except LeadError as e:
             raise LeadError(f"{path}: run '{run}': {e}") from None
 
+    def _check_layers(self, dataset: str, run: str) -> None:
+        """Refuse a LEAD run whose layer selection its teacher and student do not allow."""
+        row = self.rows[run]
+        if row.method != "lead":
+            return
+        n, m = self._layers(dataset, str(row.teacher)), self._layers(dataset, str(row.start))
+        if n is not None and m is not None:
+            try:
+                check_layers(self.resolve(dataset, run).distil.layers, n, m)
+            except LeadError as e:
+                raise LeadError(f"{self.loaded.experiments_path}: run '{run}' on '{dataset}': {e}") from None
+
     def _layers(self, dataset: str, run: str) -> int | None:
-        """Number of transformer layers of a run's model, or None where only the hub can tell."""
+        """Number of layers of a run's model, or None where only the hub can tell."""
         row = self.rows[run]
         if row.method == "teacher_of":
             return self._layers(dataset, str(self.rows[str(row.of)].teacher))
@@ -318,11 +271,12 @@ class Plan:
 
 def _pretrained_layers(model: ModelRef) -> int | None:
     n = None if model.reference.startswith("hub:") else _config_layers(model.reference)
+    extra = int(model.linear is not None)
     if model.layers is None:
-        return n
+        return n if n is None else n + extra
     if n is not None and max(model.layers, default=1) > n:
         raise LeadError(f"models: layers has {max(model.layers)}, but '{model.reference}' has only layers 1..{n}")
-    return len(model.layers)
+    return len(model.layers) + extra
 
 
 @cache

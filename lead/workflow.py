@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from lead.config.load import load, parse_yaml
 from lead.errors import LeadError
 from lead.plan import Plan
+from lead.rows import SEED
 
 R = TypeVar("R")
 DEFAULT_CONFIG = Path("config/config.yaml")
@@ -58,13 +59,13 @@ def slices(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
 
 
 def one_of(names: Iterable[str]) -> str:
-    """A wildcard constraint: exactly one of these names (or nothing at all, if there are none).
+    """A wildcard constraint: exactly one of these names, with or without a seed (nothing at all, if there are none).
 
     Snakemake also tries it with `match` on a bare name, where `lead_cb` would do for `lead_cb_teacher`: hence the
     second half. The first is for a name inside a path.
     """
     either = "|".join(map(re.escape, sorted(names)))
-    return rf"(?!\A)(?:{either})|\A(?:{either})\Z" if either else "(?!)"
+    return rf"(?!\A)(?:{either})(?:{SEED})?|\A(?:{either})(?:{SEED})?\Z" if either else "(?!)"
 
 
 def option(name: str, value: Any) -> str:

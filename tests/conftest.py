@@ -58,7 +58,7 @@ def make_tokenizer(folder: Path) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(t, ids[t]) for t in ("[CLS]", "[SEP]")],
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,11 +150,9 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_retriever(folder: Path, kind: Any = "de", **scoring: Any) -> Any:
     """An untrained retriever over the model in `folder`, queries of 8 and passages of 24 tokens."""
     from lead.config.schema import Lengths, ModelRef, Scoring
-    from lead.models.retriever import Retriever
+    from lead.models.pile import Pile
 
-    return Retriever.pretrained(
-        ModelRef(reference=f"path:{folder}"), kind, Scoring(**scoring), Lengths(query=8, passage=24)
-    )
+    return Pile.pretrained(ModelRef(reference=f"path:{folder}"), kind, Scoring(**scoring), Lengths(query=8, passage=24))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import pytest
 
 from lead import __version__, cli
 from lead.artifacts import write_table
-from lead.config import schema, stages
+from lead.config import experiments, schema, stages
 from lead.errors import LeadError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -306,7 +306,8 @@ def test_show_of_a_stage_that_a_run_does_not_have_is_one_line(refused: Callable[
 @pytest.mark.parametrize("model", ["Config", "Dataset", "Experiments", "Settings"])
 def test_schema_prints_a_json_schema(lead: Lead, model: str) -> None:
     made = json.loads(lead("schema", model).out)
-    assert made["title"] == model and set(made["properties"]) == set(getattr(schema, model).model_fields)
+    module = schema if hasattr(schema, model) else experiments
+    assert made["title"] == model and set(made["properties"]) == set(getattr(module, model).model_fields)
 
 
 def test_table_of_a_file_that_is_not_there_is_one_line(refused: Callable[..., str], tmp_path: Path) -> None:

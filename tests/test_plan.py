@@ -114,7 +114,8 @@ def test_every_question_about_an_unknown_run_is_refused(folder: Path, ask: str) 
 
 @pytest.mark.parametrize("ask", ["source_files", "rerank_from", "resolve"])
 def test_every_question_about_an_unknown_dataset_is_refused(folder: Path, ask: str) -> None:
-    assert refusal(lambda: getattr(plan(folder), ask)("nowhere")).startswith("no dataset 'nowhere' in ")
+    names = ["nowhere", "teacher_cb"] if ask == "rerank_from" else ["nowhere"]
+    assert refusal(lambda: getattr(plan(folder), ask)(*names)).startswith("no dataset 'nowhere' in ")
 
 
 def test_a_training_job_is_refused_whatever_the_target(folder: Path) -> None:
@@ -226,7 +227,7 @@ def test_the_inputs_of_a_run(folder: Path) -> None:
     assert made.model("tiny", "lead_cb_teacher") == f"{base}/models/lead_cb_teacher"
     assert made.negatives("tiny", "miner") == f"{base}/negatives/bm25.parquet"
     assert made.negatives("tiny", "lead_cb") == f"{base}/negatives/miner.parquet"
-    assert made.rerank_from("tiny") == f"{base}/runs/teacher_de.parquet"
+    assert made.rerank_from("tiny", "teacher_cb") == f"{base}/runs/teacher_de.parquet"
     assert made.source_files("docs") == []
     names = [Path(path).name for path in made.source_files("tiny")]
     assert sorted(names) == sorted(os.listdir(folder.parent / "data"))
@@ -247,7 +248,7 @@ def test_kinds_and_joint_runs(folder: Path) -> None:
     made = plan(folder)
     assert set(made.runs(kind="cb")) == {"teacher_cb", "lead_cb_teacher"}
     assert "bm25" not in made.runs(kind="de") and "bm25" in made.runs()
-    assert set(made.joint()) == {"lead_de", "lead_cb", "lead_cb_k3", "lead_cb_docs"}
+    assert set(made.joint()) == {"lead_de", "lead_cb", "lead_ce", "lead_cb_k3", "lead_cb_docs"}
     assert set(made.frozen()) == {"rd_cb", "frozen"}
 
 

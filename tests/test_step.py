@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 from naive import naive_hard, naive_lead
-from steps import build, gradients, lead_step
+from steps import build, compare, gradients, lead_step, naive_candidates, naive_scores, pick
 from torch import Tensor
 
 from lead.config.schema import Distil, Layers, LossWeights
 from lead.layers import select
-from lead.models.features import Candidates
-from lead.models.retriever import Retriever
-from lead.train.data import Batch, TrainingData
+from lead.train.data import TrainingData
 from lead.train.step import DistilStep, LeadStep
 
 
@@ -30,8 +28,8 @@ def test_a_frozen_teacher_has_no_graph_no_gradient_and_no_dropout(
     assert step.trained() == {"student": step.student}
     assert not step.teacher.training and not any(p.requires_grad for p in step.teacher.parameters())
     side = [step.encode(step.teacher, "teacher", data.batch(0), (6,), s, frozen=True) for s in (0, 1)]
-    assert not side[0].passages.x.requires_grad and side[0].passages.x.grad_fn is None
-    assert torch.equal(side[0].passages.x, side[1].passages.x)  # another step, the same outputs: no dropout
+    assert not side[0].features[1].x.requires_grad and side[0].features[1].x.grad_fn is None
+    assert torch.equal(side[0].features[1].x, side[1].features[1].x)  # another step, the same outputs: no dropout
     step(data.batch(0), 0)
     assert all(p.grad is None for p in step.teacher.parameters())
     assert all(p.grad is not None for p in step.student.parameters() if p.requires_grad)
@@ -74,47 +72,6 @@ def test_layers_above_the_highest_one_aligned_get_no_gradient_from_the_layer_los
 
 
 # --- the step against a naive one ------------------------------------------------------------------------------------
-def naive_scores(model: Retriever, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
-    """The whole model's scores [Q, P] and {layer: [Q, P]}: one padded pass, scored pair by pair, with the graph."""
-    states = {}
-    for side, texts in (("query", batch.queries), ("passage", batch.passages)):
-        limit = getattr(model.lengths, side)
-        tokens = model.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        out = model.encoder(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], output_hidden_states=True
-        )
-        states[side] = out.hidden_states, tokens["attention_mask"].bool()
-    (q, q_mask), (p, p_mask) = states["query"], states["passage"]
-    scores = {}
-    for layer in range(1, model.n_layers + 1):
-        rows = []
-        for i in range(len(batch.queries)):
-            row = []
-            for j in range(len(batch.passages)):
-                x, y = q[layer][i][q_mask[i]], p[layer][j][p_mask[j]]
-                x, y = x / x.norm(dim=-1, keepdim=True), y / y.norm(dim=-1, keepdim=True)
-                row.append(x[0] @ y[0] if model.kind == "de" else (x @ y.T).max(1).values.sum())
-            rows.append(torch.stack(row))
-        scores[layer] = torch.stack(rows).double()
-    return 5.0 * scores[model.n_layers], {layer: 3.0 * s for layer, s in scores.items()}  # the scales of SCORING
-
-
-def naive_candidates(batch: Batch, own: bool) -> tuple[Candidates, list[list[int]]]:
-    """Candidates and each query's columns: its positive is the first of its own passages."""
-    width = len(batch.passages) // len(batch.queries)
-    columns, keep, positive = [], [], []
-    for q in range(len(batch.queries)):
-        mine = q * width
-        columns.append(list(range(mine, mine + width)) if own else list(range(len(batch.passages))))
-        keep.append([c == mine or not bool(batch.relevant[q, c]) for c in columns[-1]])
-        positive.append([c == mine for c in columns[-1]])
-    return Candidates(torch.tensor(columns), torch.tensor(keep), torch.tensor(positive)), columns
-
-
-def pick(scores: Tensor, columns: list[list[int]]) -> Tensor:
-    return torch.stack([scores[q, c] for q, c in enumerate(columns)])
-
-
 @pytest.mark.parametrize("cache_above", [1, 10**9], ids=["cached", "with-graph"])
 @pytest.mark.parametrize("candidates", ["batch", "own"])
 @pytest.mark.parametrize("kind", ["de", "cb"])
@@ -141,17 +98,6 @@ def test_a_lead_step_without_dropout_equals_a_naive_one_on_the_whole_batch(
         assert float(part.detach()) == pytest.approx(float(want[name].detach()), rel=1e-3, abs=1e-5), name
     want["total"].backward()
     compare(got, gradients(step), 2e-3)
-
-
-def compare(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
-    """Equal up to `tolerance` of the largest gradient of the same model."""
-    assert set(got) == set(want)
-    for model in {k.split(".")[0] for k in want}:
-        size = max(float(g.abs().max()) for k, g in want.items() if k.startswith(model))
-        assert size > 0
-        for k, g in want.items():
-            if k.startswith(model):
-                assert float((got[k] - g).abs().max()) <= tolerance * size, k
 
 
 def test_a_contrastive_step_equals_a_naive_one(tiny_model: Path, teacher_folder: Path, data: TrainingData) -> None:
@@ -213,8 +159,8 @@ def test_dropout_is_a_function_of_seed_and_step_and_differs_between_the_models(
     step = build(tiny_model, teacher_folder, "de", "contrastive", dropout=0.2)
     model, batch = step.student, data.batch(0)
     torch.manual_seed(0)
-    first = step.encode(model, "student", batch, (4,), 7).queries.x
+    first = step.encode(model, "student", batch, (4,), 7).features[0].x
     torch.manual_seed(1)
-    assert torch.equal(step.encode(model, "student", batch, (4,), 7).queries.x, first)
-    assert not torch.equal(step.encode(model, "student", batch, (4,), 8).queries.x, first)
-    assert not torch.equal(step.encode(model, "teacher", batch, (4,), 7).queries.x, first)
+    assert torch.equal(step.encode(model, "student", batch, (4,), 7).features[0].x, first)
+    assert not torch.equal(step.encode(model, "student", batch, (4,), 8).features[0].x, first)
+    assert not torch.equal(step.encode(model, "teacher", batch, (4,), 7).features[0].x, first)

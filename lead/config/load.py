@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lead.config.schema import Config, Dataset, Experiments, FilesSource, Settings, Train
+from lead.config.experiments import Config, Experiments
+from lead.config.schema import Dataset, FilesSource, Settings, Train
 from lead.errors import LeadError, Named, nearest
 
 T = TypeVar("T", bound=BaseModel)

@@ -23,6 +23,13 @@ class Strict(BaseModel):
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
+class Linear(Strict):
+    """A linear layer after the encoder ("+linear", section 4.7): layer N + 1 of the pile, selected like any other."""
+
+    size: PositiveInt | None = Field(None, description="outputs; null: as many as inputs; fewer make a smaller index")
+    identity: bool = Field(True, description="start as the identity (its first rows, if smaller); false: at random")
+
+
 class ModelRef(Strict):
     """A pretrained encoder."""
 
@@ -33,6 +40,7 @@ class ModelRef(Strict):
     layers: list[PositiveInt] | None = Field(
         None, min_length=1, description="keep only these transformer layers (1..N), in this order"
     )
+    linear: Linear | None = Field(None, description="append a linear layer; null: none")
 
 
 class Scoring(Strict):
@@ -59,6 +67,7 @@ class ScoringByKind(Strict):
 
     de: Scoring = Scoring()
     cb: Scoring = Scoring()
+    ce: Scoring = Scoring()
 
 
 class Lengths(Strict):
@@ -127,12 +136,13 @@ class Layers(Strict):
 
 
 class LossWeights(Strict):
-    """Factors on the four parts of eq. 12 (all 1 in the paper)."""
+    """Factors on the four parts of eq. 12 (all 1 in the paper), and on FD's own."""
 
     lyr: NonNegative = 1.0
     rep: NonNegative = 1.0
     tch: NonNegative = 1.0
     stu: NonNegative = 1.0
+    map: NonNegative = Field(1.0, description="of FD's maps")
 
 
 class Distil(Strict):
@@ -149,7 +159,16 @@ class Distil(Strict):
     )
     detach_target: bool = Field(False, description="no gradient reaches the target side of each KL")
     candidates: Literal["batch", "own"] = Field(
-        "batch", description="passages a distribution is over: the whole (cross-)batch, or the query's own list"
+        "batch",
+        description="passages a distribution is over: the whole (cross-)batch, or the query's own list (always, if the "
+        "teacher is a CE)",
+    )
+    hard_candidates: Literal["batch", "own"] = Field(
+        "batch",
+        description="passages of the student's hard loss; own is what the released code does with a CE teacher",
+    )
+    map_layers: Literal["even", "last"] = Field(
+        "even", description="fd: teacher layers whose maps teach the student's: evenly spread, or the last M"
     )
     weights: LossWeights = LossWeights()
 
@@ -161,6 +180,7 @@ class PhaseTrain(Strict):
     teacher: dict[str, Any] = Field({}, description="warm-up of the teachers on mined negatives")
     student: dict[str, Any] = Field({}, description="warm-up of the student on mined negatives")
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
+    cross: dict[str, Any] = Field({}, description="over the others, in runs that train or learn from a cross encoder")
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -226,8 +246,9 @@ class Retrieval(Strict):
 
     depth: PositiveInt = Field(1000, description="passages in a ranked list")
     mine_depth: PositiveInt = Field(100, description="hard negatives mined for a query")
-    rerank_depth: PositiveInt = Field(1000, description="passages reranked by CB (1000 PAS, 100 DOC)")
-    rerank_from: Name = Field("teacher_de", description="run whose list CB reranks")
+    rerank_depth: PositiveInt = Field(1000, description="passages reranked by CB and CE (1000 PAS, 100 DOC)")
+    cross_depth: PositiveInt | None = Field(None, description="passages reranked by CE; null: rerank_depth")
+    rerank_from: Name = Field("teacher_de", description="run whose list CB and CE rerank")
     fp16: bool = Field(False, description="store embeddings in half precision")
     batch_tokens: PositiveInt = Field(16384, description="padded tokens encoded at a time")
 
@@ -275,60 +296,7 @@ class Dataset(Strict):
     about: str = Field("", description="one line for people")
     source: Annotated[PydocsSource | FilesSource, Field(discriminator="kind")]
     preset: Name = Field("paper", description="a file of config/presets/")
+    runs: list[str] | None = Field(
+        None, min_length=1, description="the runs of its default target; null: every run that makes sense"
+    )
     settings: dict[str, Any] = Field({}, description="any keys of Settings")
-
-
-class Row(Strict):
-    """A row of config/experiments.yaml: one run."""
-
-    about: str = Field("", description="one line for people")
-    method: Literal["bm25", "contrastive", "rd", "lead", "teacher_of"] = Field(
-        description="bm25; contrastive: hard labels only; rd: response-based distillation; lead; "
-        "teacher_of: evaluate the teacher a joint run leaves"
-    )
-    kind: Literal["de", "cb"] = Field("de", description="contrastive: dual encoder or ColBERT")
-    init: Literal["teacher", "student"] | None = Field(
-        None, description="contrastive: the encoder of `models` to start from"
-    )
-    start: Name | None = Field(
-        None, description="the run whose model goes on training, or is the student of rd and lead"
-    )
-    teacher: Name | None = Field(None, description="rd, lead: the run whose model teaches")
-    of: Name | None = Field(None, description="teacher_of: the joint run")
-    negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
-    phase: Literal["miner", "teacher", "student", "distil"] = Field(
-        "distil", description="which overrides of `train` apply"
-    )
-    datasets: list[Name] | None = Field(None, description="only these datasets; null: all")
-    settings: dict[str, Any] = Field({}, description="any keys of Settings")
-
-    @model_validator(mode="after")
-    def _needs(self) -> Row:
-        needs = {"rd": {"start", "teacher"}, "lead": {"start", "teacher"}, "teacher_of": {"of"}}.get(self.method, set())
-        for key in ("init", "start", "teacher", "of"):
-            given = getattr(self, key) is not None
-            if self.method == "contrastive" and key in ("init", "start"):
-                continue
-            if given != (key in needs):
-                raise ValueError(f"method {self.method} {'does not read' if given else 'needs'} `{key}`")
-        if self.init is None and "kind" in self.model_fields_set:
-            raise ValueError("`kind` is read with `init` only; leave it out")
-        if self.method == "contrastive" and (self.init is None) == (self.start is None):
-            raise ValueError("method contrastive needs one of `init` and `start`")
-        return self
-
-
-class Experiments(Strict):
-    """config/experiments.yaml."""
-
-    runs: dict[Name, Row]
-
-
-class Config(Strict):
-    """config/config.yaml."""
-
-    results: str = Field("results", min_length=1, description="folder of everything that is made")
-    datasets: str = Field("datasets", description="folder of dataset files, relative to this file")
-    presets: str = Field("presets", description="folder of presets, relative to this file")
-    experiments: str = Field("experiments.yaml", description="the runs, relative to this file")
-    settings: dict[str, Any] = Field({}, description="any keys of Settings, for every dataset and run")

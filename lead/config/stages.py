@@ -50,7 +50,7 @@ class TrainSettings(Strict):
     model: ModelRef | None = Field(
         None, description="pretrained encoder to start from; null: the model given by --start"
     )
-    kind: Literal["de", "cb"] = "de"
+    kind: Literal["de", "cb", "ce"] = "de"
     scoring: Scoring = Scoring()
     lengths: Lengths = Lengths()
     train: Train = Train()
@@ -61,7 +61,7 @@ class DistilSettings(Strict):
     """Read by `lead distil`."""
 
     seed: int = Field(1, ge=0)
-    method: Literal["rd", "lead"] = "lead"
+    method: Literal["rd", "margin_mse", "fd", "lead"] = "lead"
     train: Train = Train()
     distil: Distil = Distil()
     relevance: PositiveInt = 1

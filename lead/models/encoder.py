@@ -66,9 +66,12 @@ def keep_layers(encoder: nn.Module, layers: list[int], reference: str) -> None:
     encoder.config.num_hidden_layers = len(layers)  # type: ignore[union-attr]
 
 
-def hidden_states(encoder: nn.Module, ids: Tensor, mask: Tensor, layers: tuple[int, ...]) -> list[Tensor]:
-    """Outputs [n, T, d] of these layers (1..N; the embedding output is not a layer). ids, mask: [n, T]."""
-    out: Any = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+def hidden_states(
+    encoder: nn.Module, ids: Tensor, mask: Tensor, layers: tuple[int, ...], types: Tensor | None = None
+) -> list[Tensor]:
+    """Outputs [n, T, d] of these layers (1..N; the embedding output is not a layer). ids, mask, types: [n, T]."""
+    extra = {} if types is None else {"token_type_ids": types}
+    out: Any = encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, **extra)
     return [out.hidden_states[i] for i in layers]
 
 

@@ -7,15 +7,16 @@ Memory: with the graph, activations of all texts; cached, those of one micro-bat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from lead.models.features import Features
-from lead.models.retriever import Retriever
+from lead.models.pile import Pile
 
 
 def micro_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
@@ -50,14 +51,14 @@ class MicroEncoder:
     precision: str = "bf16"
     key: tuple[object, ...] = ()
 
-    def __call__(self, model: Retriever, ids: list[list[int]], layers: tuple[int, ...], part: str) -> Features:
+    def __call__(self, model: Pile, ids: Sequence[Any], layers: tuple[int, ...], part: str) -> Features:
         """Features of all texts, in their order, with the graph if gradients are enabled."""
         groups = micro_batches([len(i) for i in ids], self.micro_tokens)
         pieces = [self._encode(model, ids, layers, part, n, group) for n, group in enumerate(groups)]
         return join(pieces, groups)
 
     def cached(
-        self, model: Retriever, ids: list[list[int]], layers: tuple[int, ...], part: str
+        self, model: Pile, ids: Sequence[Any], layers: tuple[int, ...], part: str
     ) -> tuple[Features, Callable[[], None]]:
         """Features whose x is a leaf, and what to call after backward: it encodes again and passes the gradients on."""
         with torch.no_grad():
@@ -74,12 +75,11 @@ class MicroEncoder:
         return features, replay
 
     def _encode(
-        self, model: Retriever, ids: list[list[int]], layers: tuple[int, ...], part: str, n: int, group: list[int]
+        self, model: Pile, ids: Sequence[Any], layers: tuple[int, ...], part: str, n: int, group: list[int]
     ) -> Features:
         if model.training:
             torch.manual_seed(_seed(self.key, part, n))
-        device = next(model.parameters()).device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             return model.encode([ids[i] for i in group], layers)
 
 

@@ -1,37 +1,38 @@
-"""A retriever: an encoder, a tokenizer, and the way its token vectors become scores at every layer (section 3.2)."""
+"""Dual encoder and ColBERT: how token vectors become a score at every layer (section 3.2)."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lead.artifacts import atomic_folder, check_folder
-from lead.config.schema import Lengths, ModelRef, Scoring
+from lead.config.schema import Lengths, Linear, Scoring
 from lead.errors import LeadError
-from lead.models.encoder import depth, hidden_states, keep_layers, load_encoder, positions
 from lead.models.features import Candidates, Features, Scores
-from lead.models.reference import resolve
+from lead.models.pile import Kind, Pile
 from lead.models.scores import inner_product, max_sim, standardise
 
 Side = Literal["query", "passage"]
-Kind = Literal["de", "cb"]
-DESCRIPTION = "lead.json"
 
 
-class Retriever(nn.Module):
+class Retriever(Pile):
     """Dual encoder (DE) or ColBERT (CB) with tied query and passage encoders, E_Q = E_P."""
 
-    def __init__(self, encoder: nn.Module, tokenizer: Any, kind: Kind, scoring: Scoring, lengths: Lengths) -> None:
-        """`encoder`: a transformers encoder; `tokenizer`: its fast tokenizer."""
-        super().__init__()
-        self.encoder, self.tokenizer, self.kind = encoder, tokenizer, kind
-        self.scoring, self.lengths = scoring, lengths
-        self.n_layers = depth(encoder)
+    kinds: ClassVar[tuple[Kind, ...]] = ("de", "cb")
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        kind: Kind,
+        scoring: Scoring,
+        lengths: Lengths,
+        linear: Linear | None = None,
+    ) -> None:
+        """See `Pile`."""
+        super().__init__(encoder, tokenizer, kind, scoring, lengths, linear)
         self.markers: dict[Side, int] = {}
         if kind == "cb" and scoring.markers:
             vocabulary = tokenizer.get_vocab()
@@ -61,25 +62,18 @@ class Retriever(nn.Module):
     # --- tokens to features ------------------------------------------------------------------------------------------
     def encode(self, ids: list[list[int]], layers: tuple[int, ...]) -> Features:
         """Features of one padded micro-batch of texts at these layers (1..N), in fp32."""
-        device = next(self.encoder.parameters()).device
-        length = max(map(len, ids))
-        padded = torch.full((len(ids), length), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros((len(ids), length), dtype=torch.bool)
-        for row, i in enumerate(ids):
-            padded[row, : len(i)] = torch.tensor(i)
-            mask[row, : len(i)] = True
-        padded, mask = padded.to(device), mask.to(device)
-        states = hidden_states(self.encoder, padded, mask.long(), layers)
+        padded, mask = self.padded(ids, self.tokenizer.pad_token_id or 0)
+        states = self.states(padded, mask.long(), layers)
         if self.kind == "cb":
             if not self.scoring.special_tokens:
-                special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=device)
+                special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=self.device)
                 mask = mask & ~torch.isin(padded, special)
-            return Features(torch.stack([h.float() for h in states]), layers, mask)
+            return Features(torch.stack(states), layers, mask)
         if self.scoring.pooling == "cls":
-            return Features(torch.stack([h[:, 0].float() for h in states]), layers)
+            return Features(torch.stack([h[:, 0] for h in states]), layers)
         share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
         # a product and a sum, not a matrix product, which autocast would do in bf16
-        return Features(torch.stack([(h.float() * share).sum(1) for h in states]), layers)
+        return Features(torch.stack([(h * share).sum(1) for h in states]), layers)
 
     # --- features to scores ------------------------------------------------------------------------------------------
     def score(self, queries: Features, passages: Features, candidates: Candidates) -> Scores:
@@ -117,60 +111,5 @@ class Retriever(nn.Module):
 
     def vectors(self, features: Features) -> Tensor:
         """Last-layer vectors whose inner products (MaxSim for CB) are the model's scores up to the factor `scale`."""
-        x = features.x[-1]
+        x = features.x[-1, ..., : self.size]
         return normalize(x, dim=-1) if self.scoring.normalise == "unit" else x
-
-    # --- on disk -----------------------------------------------------------------------------------------------------
-    def save(self, folder: str | Path) -> None:
-        """Write a transformers folder (safetensors, tokenizer) plus lead.json and checksums, atomically."""
-        with atomic_folder(folder) as temporary:
-            self.encoder.save_pretrained(temporary)  # type: ignore[operator]
-            self.tokenizer.save_pretrained(temporary)
-            description = {
-                "kind": self.kind,
-                "scoring": self.scoring.model_dump(),
-                "lengths": self.lengths.model_dump(),
-            }
-            (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Retriever:
-        """Read what `save` wrote, checksums verified. Raises LeadError for a damaged or foreign folder."""
-        folder = check_folder(folder)
-        try:
-            description = json.loads((folder / DESCRIPTION).read_text())
-            kind, scoring, lengths = (
-                description["kind"],
-                Scoring(**description["scoring"]),
-                Lengths(**description["lengths"]),
-            )
-        except (OSError, ValueError, KeyError) as e:
-            raise LeadError(
-                f"{folder / DESCRIPTION} is missing or not understood ({e}); rerun the stage that makes it"
-            ) from e
-        return cls(
-            load_encoder(str(folder), str(folder)), load_tokenizer(str(folder), str(folder)), kind, scoring, lengths
-        )
-
-    @classmethod
-    def pretrained(cls, model: ModelRef, kind: Kind, scoring: Scoring, lengths: Lengths) -> Retriever:
-        """A retriever that has not been trained to retrieve: a pretrained encoder by reference. Raises LeadError."""
-        name = resolve(model.reference)
-        encoder = load_encoder(name, model.reference)
-        if model.layers is not None:
-            keep_layers(encoder, model.layers, model.reference)
-        longest = positions(encoder)
-        for side, limit in lengths.model_dump().items():
-            if longest is not None and limit > longest:
-                raise LeadError(f"lengths.{side}: {limit} is more than the {longest} positions of '{model.reference}'")
-        return cls(encoder, load_tokenizer(name, model.reference), kind, scoring, lengths)
-
-
-def load_tokenizer(name: str, reference: str) -> Any:
-    """The tokenizer of a model. Raises LeadError in one line."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as e:
-        raise LeadError(f"models: cannot load the tokenizer of '{reference}': {str(e).strip().splitlines()[0]}") from e

@@ -15,6 +15,7 @@ from lead.config.stages import EncodeSettings
 from lead.device import device
 from lead.errors import LeadError
 from lead.models.micro import MicroEncoder, micro_batches
+from lead.models.pile import NAMES, Pile
 from lead.models.retriever import Retriever, Side
 from lead.retrieval.search import write_vectors
 
@@ -40,18 +41,19 @@ def encode_texts(
 def encode(*, settings: EncodeSettings, gpu: int, model: Path, texts: Path, out: Path) -> None:
     """Write the vectors of every text. Memory: all vectors (4 d bytes a text) and one batch's activations.
 
-    Raises LeadError for a ColBERT, whose scores are not inner products of single vectors: rerank with it instead.
+    Raises LeadError for ColBERT and CE, whose scores are not inner products of single vectors: rerank with it instead.
     """
     table = read_table(texts)
     side: Side = "passage" if "pid" in table.column_names else "query"
     if not table.schema.equals(SCHEMAS["corpus" if side == "passage" else "queries"]):
         raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")
-    encoder = Retriever.load(model)
+    encoder = Pile.load(model)
     if encoder.kind != "de":
-        raise LeadError(f"{model} is a ColBERT: it has no single vector a text; use lead rerank")
+        raise LeadError(f"{model} is a {NAMES[encoder.kind]}: it has no single vector a text; use lead rerank")
+    assert isinstance(encoder, Retriever)
     encoder.to(device(gpu))
     texts_ = table["text"].to_pylist()
-    vectors = np.zeros((len(texts_), int(encoder.encoder.config.hidden_size)), np.float32)  # type: ignore[union-attr,arg-type]
+    vectors = np.zeros((len(texts_), encoder.size), np.float32)
     for rows, x, _ in encode_texts(encoder, side, texts_, settings.batch_tokens, settings.precision, f"{side} vectors"):
         vectors[rows] = x.cpu().numpy()
     write_vectors(table["pid" if side == "passage" else "qid"].to_pylist(), vectors, out, settings.fp16)

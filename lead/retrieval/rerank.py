@@ -1,8 +1,9 @@
-"""Reranking the top of a list with ColBERT (section 4.3: the 12DE teacher's top 1000 or 100)."""
+"""Reranking the top of a list with ColBERT or a cross encoder (section 4.3: the 12DE teacher's top 1000 or 100)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,25 +16,35 @@ from lead.artifacts import read_table, write_table
 from lead.config.stages import RerankSettings
 from lead.device import device
 from lead.errors import LeadError
+from lead.models.cross import CrossEncoder
+from lead.models.micro import MicroEncoder
+from lead.models.pile import Pile
 from lead.models.retriever import Retriever, Side
 from lead.models.scores import max_sim
 from lead.retrieval.encode import encode_texts
 from lead.retrieval.search import Floats, Ints, alphabetical, best, ranked_table
 
 
+class Scorer(Protocol):
+    """Scores of one query's passages."""
+
+    def __call__(self, query: int, passages: Ints) -> Floats:
+        """Scores [P] in fp32 of a row of the queries and rows of the passages."""
+
+
 @torch.inference_mode()
 def rerank(
     *, settings: RerankSettings, gpu: int, model: Path, corpus: Path, queries: Path, ranked: Path, out: Path
 ) -> None:
-    """Reorder the top `rerank_depth` of each list by MaxSim; passages below are dropped. Ties: smaller pid first.
+    """Reorder the top `rerank_depth` of each list by MaxSim or CE; passages below are dropped. Ties: smaller pid first.
 
-    Every passage that occurs in a list is encoded once. Memory: its token vectors in half precision, 2 T d bytes each.
+    ColBERT encodes every passage that occurs in a list once, CE every pair. Memory: ColBERT's token vectors in half
+    precision, 2 T d bytes a passage.
     """
-    colbert = Retriever.load(model)
-    if colbert.kind != "cb":
-        raise LeadError(f"{model} is not a ColBERT; a dual encoder's own lists come from lead retrieve")
-    on = device(gpu)
-    colbert.to(on)
+    reranker = Pile.load(model)
+    if reranker.kind == "de":
+        raise LeadError(f"{model} is a dual encoder; its own lists come from lead retrieve")
+    reranker.to(device(gpu)).eval()
     lists = read_table(ranked, "ranked")
     lists = lists.filter(pc.less_equal(lists["rank"], settings.rerank_depth))
     passages = read_table(corpus, "corpus")
@@ -46,20 +57,14 @@ def rerank(
         )
     rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False).astype(np.int64)
     needed, position = np.unique(rows, return_inverse=True)
-    names = passages["pid"].take(pa.array(needed)).combine_chunks()
+    chosen = passages.take(pa.array(needed))
+    names, texts, questions = chosen["pid"].combine_chunks(), chosen["text"], asked["text"].to_pylist()
     alphabetically = alphabetical(names)
-
-    def encode(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[torch.Tensor]:
-        """Token vectors [T, d] of each text, on the CPU."""
-        out = [torch.empty(0)] * len(texts)
-        for group, x, mask in encode_texts(colbert, side, texts, settings.batch_tokens, settings.precision, what):
-            assert mask is not None
-            for i, vectors, keep in zip(group, x, mask, strict=True):
-                out[i] = vectors[keep].to("cpu", dtype)
-        return out
-
-    store = encode("passage", passages["text"].take(pa.array(needed)).to_pylist(), "passages", torch.half)
-    asked_store = encode("query", asked["text"].to_pylist(), "queries", torch.float)
+    if isinstance(reranker, CrossEncoder):
+        score: Scorer = cross_scorer(reranker, questions, texts, settings)
+    else:
+        assert isinstance(reranker, Retriever)
+        score = colbert_scorer(reranker, questions, texts.to_pylist(), settings)
     by_query = np.argsort(query_rows, kind="stable")
     ends = np.cumsum(np.bincount(query_rows, minlength=len(asked)))
     order: list[Ints] = [np.empty(0, np.int64)]
@@ -67,15 +72,45 @@ def rerank(
     for q, members in enumerate(tqdm(np.split(by_query, ends[:-1]), desc="rerank", disable=None, unit="query")):
         if not len(members):
             continue
-        s = _scores(asked_store[q], [store[i] for i in position[members]], on)
+        s = score(q, position[members])
         if not np.isfinite(s).all():
             raise LeadError(f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr")
         top = best(s, alphabetically[position[members]], len(members))
         order.append(members[top])
         scores.append(s[top])
-    chosen = np.concatenate(order)
+    final = np.concatenate(order)
     qids = asked["qid"].combine_chunks()
-    write_table(ranked_table(qids, names, query_rows[chosen], position[chosen], np.concatenate(scores)), out, "ranked")
+    write_table(ranked_table(qids, names, query_rows[final], position[final], np.concatenate(scores)), out, "ranked")
+
+
+def cross_scorer(model: CrossEncoder, queries: list[str], corpus: pa.ChunkedArray, settings: RerankSettings) -> Scorer:
+    """Scores of pairs, encoded when they are asked for: a query's list is sorted by length and cut into batches."""
+    encode = MicroEncoder(settings.batch_tokens, settings.precision)
+
+    def score(query: int, passages: Ints) -> Floats:
+        texts = corpus.take(pa.array(passages)).to_pylist()
+        pairs = model.tokenize([queries[query]] * len(texts), texts)
+        result: Floats = encode(model, pairs, (model.n_layers,), "rerank").x[-1].cpu().numpy()
+        return result
+
+    return score
+
+
+def colbert_scorer(model: Retriever, queries: list[str], corpus: list[str], settings: RerankSettings) -> Scorer:
+    """MaxSim from token vectors of all passages and queries, encoded beforehand and kept on the CPU."""
+
+    def encode(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[torch.Tensor]:
+        """Token vectors [T, d] of each text, on the CPU."""
+        out = [torch.empty(0)] * len(texts)
+        for group, x, mask in encode_texts(model, side, texts, settings.batch_tokens, settings.precision, what):
+            assert mask is not None
+            for i, vectors, keep in zip(group, x, mask, strict=True):
+                out[i] = vectors[keep].to("cpu", dtype)
+        return out
+
+    store = encode("passage", corpus, "passages", torch.half)
+    asked = encode("query", queries, "queries", torch.float)
+    return lambda query, passages: _scores(asked[query], [store[i] for i in passages], model.device)
 
 
 def _scores(query: torch.Tensor, passages: list[torch.Tensor], on: torch.device) -> Floats:

@@ -1,19 +1,20 @@
 """Choosing on dev while training: MRR@10 over a pool of passages small enough to encode often.
 
 The pool is the relevant passages and top mined negatives of some dev queries; every one of them is ranked against the
-whole pool. It orders checkpoints and settings; it is easier than the full collection and is never reported as a result.
+whole pool, or, by a cross encoder, whose pairs cost, against its own passages. It orders checkpoints and settings; it
+is easier than the full collection and is never reported as a result.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from lead.models.features import Features, mask_columns
+from lead.models.cross import CrossEncoder
+from lead.models.features import mask_columns
 from lead.models.micro import MicroEncoder
+from lead.models.pile import Pile
 from lead.models.retriever import Retriever
 from lead.train.data import Queries
 
@@ -28,31 +29,51 @@ class DevPool:
         members = [np.concatenate([queries.positives[r], queries.negatives[r][:n_negatives]]) for r in rows]
         pool = np.unique(np.concatenate(members))
         self.passages: list[str] = corpus["text"].take(pa.array(pool)).to_pylist()
+        self.own = [np.searchsorted(pool, np.unique(m)).tolist() for m in members]  # each query's rows of the pool
         self.relevant = torch.from_numpy(np.stack([np.isin(pool, queries.positives[r]) for r in rows]))
 
     @torch.no_grad()
-    def mrr(self, model: Retriever, encode: MicroEncoder) -> float:
+    def mrr(self, model: Pile, encode: MicroEncoder) -> float:
         """MRR@10 of the model over the pool (dropout off)."""
         training = model.training
         model.eval()
         try:
-            layers = (model.n_layers,)
-            p = encode(model, model.tokenize("passage", self.passages), layers, "dev")
-            ranks = []
-            for start in range(0, len(self.queries), 32):
-                q = encode(model, model.tokenize("query", self.queries[start : start + 32]), layers, "dev")
-                ranks.append(self._ranks(model, q, p, self.relevant[start : start + 32]))
+            s = self._pairs(model, encode) if isinstance(model, CrossEncoder) else self._matrix(model, encode)
         finally:
             model.train(training)
-        rank = torch.cat(ranks)
+        s = s.nan_to_num(nan=-torch.inf)  # a broken model ranks last, not first
+        best = s.masked_fill(~self.relevant, -torch.inf).max(1, keepdim=True).values
+        rank = 1 + ((s >= best) & ~self.relevant & self._seen(model)).sum(1).float()  # ties count against the model
         return float(torch.where(rank <= 10, 1.0 / rank, torch.zeros(())).mean())
 
-    @staticmethod
-    def _ranks(model: Retriever, q: Features, p: Features, relevant: torch.Tensor) -> Any:
-        """Rank, from 1, of the best relevant passage of each query; ties count against the model."""
-        everything = torch.arange(relevant.shape[1]).expand(len(relevant), -1)
-        candidates = mask_columns(everything, torch.zeros_like(relevant), torch.zeros(len(relevant), dtype=torch.long))
-        s = model.score(q, p, candidates.to(q.x.device)).final.cpu()
-        s = s.nan_to_num(nan=-torch.inf)  # a broken model ranks last, not first
-        best = s.masked_fill(~relevant, -torch.inf).max(1, keepdim=True).values
-        return 1 + ((s >= best) & ~relevant).sum(1).float()
+    def _seen(self, model: Pile) -> torch.Tensor:
+        """[Q, P] true where a passage is ranked for a query."""
+        if model.kind != "ce":
+            return torch.ones_like(self.relevant)
+        seen = torch.zeros_like(self.relevant)
+        for row, own in enumerate(self.own):
+            seen[row, own] = True
+        return seen
+
+    def _pairs(self, model: CrossEncoder, encode: MicroEncoder) -> torch.Tensor:
+        """Scores [Q, P] of each query's own passages; 0 elsewhere, which `_seen` leaves out."""
+        s = torch.zeros(self.relevant.shape)
+        queries = [self.queries[row] for row, own in enumerate(self.own) for _ in own]
+        pairs = model.tokenize(queries, [self.passages[p] for own in self.own for p in own])
+        s[self._seen(model)] = encode(model, pairs, (model.n_layers,), "dev").x[-1].cpu()
+        return s
+
+    def _matrix(self, model: Pile, encode: MicroEncoder) -> torch.Tensor:
+        """Scores [Q, P] of every passage of the pool."""
+        assert isinstance(model, Retriever)
+        layers = (model.n_layers,)
+        p = encode(model, model.tokenize("passage", self.passages), layers, "dev")
+        rows = []
+        for start in range(0, len(self.queries), 32):
+            q = encode(model, model.tokenize("query", self.queries[start : start + 32]), layers, "dev")
+            relevant = self.relevant[start : start + 32]
+            everything = torch.arange(relevant.shape[1]).expand(len(relevant), -1)
+            nothing = torch.zeros(len(relevant), dtype=torch.long)
+            candidates = mask_columns(everything, torch.zeros_like(relevant), nothing)
+            rows.append(model.score(q, p, candidates.to(model.device)).final.cpu())
+        return torch.cat(rows)

@@ -19,7 +19,7 @@ from lead.config.schema import Train
 from lead.errors import LeadError
 from lead.losses import Loss
 from lead.models.micro import MicroEncoder
-from lead.models.retriever import Retriever
+from lead.models.pile import Pile
 from lead.train import checkpoint
 from lead.train.data import TrainingData
 from lead.train.dev import DevPool
@@ -40,7 +40,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return (steps - step) / max(1, steps - rising)
 
 
-def make_optimizer(models: dict[str, Retriever], train: Train) -> torch.optim.AdamW:
+def make_optimizer(models: dict[str, Pile], train: Train) -> torch.optim.AdamW:
     """AdamW with a group for each model and for weights with and without decay (biases and LayerNorm have none)."""
     groups: list[dict[str, Any]] = []
     for name, model in models.items():
@@ -109,7 +109,7 @@ class Loop:
                 self._checkpoint(s + 1)
         if self.train.select == "best" and self.dev is not None:
             for name, model in self.models.items():
-                model.encoder.load_state_dict(Retriever.load(self.state / "best" / name).encoder.state_dict())
+                model.load_state_dict(Pile.load(self.state / "best" / name).state_dict())
 
     def _update(self, s: int) -> dict[str, float]:
         """Clip, step, clear. Raises LeadError when a gradient is not finite."""

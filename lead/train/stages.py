@@ -18,10 +18,12 @@ from lead.config.stages import DistilSettings, TrainSettings
 from lead.device import device
 from lead.errors import LeadError
 from lead.layers import check_layers
+from lead.models.pile import Pile
 from lead.models.reference import local_weights
 from lead.models.retriever import Retriever
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
+from lead.train.fd import FdStep
 from lead.train.loop import Loop
 from lead.train.step import DistilStep, LeadStep, Step
 
@@ -49,11 +51,11 @@ def train(
     check_replaceable(out)
     on = device(gpu)
     if start is not None:
-        model = Retriever.load(start)
+        model: Pile = Pile.load(start)
     else:
         assert settings.model is not None
         torch.manual_seed(settings.seed)
-        model = Retriever.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
+        model = Pile.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
     weights = start if settings.model is None else local_weights(settings.model.reference)
     files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, weights]
     loop = _loop(Step(model.to(on), settings.train, settings.seed), settings, files, state)
@@ -90,11 +92,8 @@ def distil(
         if folder is not None:
             check_replaceable(folder)
     on = device(gpu)
-    student, master = Retriever.load(start).to(on), Retriever.load(teacher).to(on)
-    if settings.method == "lead":
-        check_layers(settings.distil.layers, master.n_layers, student.n_layers)
-    cls = LeadStep if settings.method == "lead" else DistilStep
-    step = cls(student, master, settings.train, settings.distil, settings.seed, joint)
+    student, master = Retriever.load(start).to(on), Pile.load(teacher).to(on)
+    step = make_step(settings, student, master)
     files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start, teacher]
     loop = _loop(step, settings, files, state)
     loop.run()
@@ -103,6 +102,17 @@ def distil(
         master.save(teacher_out)
     loop.write_metrics(metrics)
     _clear(state)
+
+
+def make_step(settings: DistilSettings, student: Retriever, teacher: Pile) -> DistilStep:
+    """The step of the settings' method. Raises LeadError when the two models do not fit it."""
+    shared = student, teacher, settings.train, settings.distil, settings.seed
+    if settings.method == "fd":
+        return FdStep(*shared)
+    if settings.method != "lead":
+        return DistilStep(*shared, joint=False, method=settings.method)
+    check_layers(settings.distil.layers, teacher.n_layers, student.n_layers)
+    return LeadStep(*shared, joint=settings.distil.joint)
 
 
 def _clear(state: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -12,44 +13,48 @@ from lead import losses
 from lead.config.schema import Distil, Train
 from lead.layers import select
 from lead.losses import Loss
+from lead.models.cross import CrossEncoder
 from lead.models.encoder import prepare_for_training
 from lead.models.features import Candidates, Features, Scores
 from lead.models.micro import MicroEncoder, padded_tokens
+from lead.models.pile import Pile
 from lead.models.retriever import Retriever
 from lead.train.data import Batch
 
 
 @dataclass(frozen=True)
 class Side:
-    """A model's encoded batch, and what passes gradients on when they were cached."""
+    """A model's encoded batch, and what passes gradients on when they were cached.
 
-    model: Retriever
-    queries: Features
-    passages: Features
+    features: queries and passages of DE and CB; pairs of CE, for each query's own candidates only.
+    """
+
+    model: Pile
+    features: tuple[Features, ...]
     replays: tuple[Callable[[], None], ...] = ()
 
     def score(self, candidates: Candidates) -> Scores:
         """Scores of the candidates at every encoded layer."""
-        return self.model.score(self.queries, self.passages, candidates)
+        return self.model.score(*self.features, candidates)
 
 
 class Step:
     """Computes a batch's loss and leaves gradients in the parameters. Subclasses say which loss."""
 
-    def __init__(self, student: Retriever, train: Train, seed: int):
+    def __init__(self, student: Pile, train: Train, seed: int):
         """`train`: batch encoding settings; `seed`: seeds dropout with the step number."""
         self.student, self.train, self.seed = student, train, seed
-        self.device = next(student.parameters()).device
+        self.device = student.device
         prepare_for_training(student.encoder, train.dropout)
 
-    def trained(self) -> dict[str, Retriever]:
+    def trained(self) -> dict[str, Pile]:
         """The models that receive gradients, by name."""
         return {"student": self.student}
 
     def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
         """The loss of this batch, and the sides whose cached gradients must be replayed."""
         side = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
-        candidates = batch.candidates("batch").to(self.device)
+        candidates = batch.candidates(widest(self.student)).to(self.device)
         return losses.contrastive(side.score(candidates), candidates), [side]
 
     def __call__(self, batch: Batch, step: int) -> Loss:
@@ -62,47 +67,85 @@ class Step:
         return loss
 
     def encode(
-        self, model: Retriever, name: str, batch: Batch, layers: tuple[int, ...], step: int, frozen: bool = False
+        self, model: Pile, name: str, batch: Batch, layers: tuple[int, ...], step: int, frozen: bool = False
     ) -> Side:
-        """Encode queries and passages; above `cache_above` tokens with cached gradients, else with the graph."""
+        """Encode a batch; above `cache_above` tokens with cached gradients, else with the graph."""
         micro = MicroEncoder(self.train.micro_tokens, self.train.precision, (self.seed, step, name))
-        queries, passages = model.tokenize("query", batch.queries), model.tokenize("passage", batch.passages)
-        tokens = sum(padded_tokens([len(i) for i in ids], self.train.micro_tokens) for ids in (queries, passages))
+        if not isinstance(model, CrossEncoder):
+            return self.features(micro, model, model, texts(model, batch), layers, frozen)
+        index = batch.candidates("own").index
+        passages = [batch.passages[i] for i in index.flatten()]
+        pairs = model.tokenize([q for q in batch.queries for _ in range(index.shape[1])], passages)
+        return self.features(micro, model, model, {"pairs": pairs}, layers, frozen)
+
+    def features(
+        self,
+        micro: MicroEncoder,
+        view: Any,
+        model: Pile,
+        inputs: dict[str, list[Any]],
+        layers: tuple[int, ...],
+        frozen: bool,
+    ) -> Side:
+        """Features of each of `inputs` as `view` encodes it: without a graph, with one, or with cached gradients."""
+        tokens = sum(padded_tokens([len(i) for i in ids], self.train.micro_tokens) for ids in inputs.values())
         if frozen or tokens <= self.train.cache_above:
             with torch.no_grad() if frozen else nullcontext():
-                return Side(model, micro(model, queries, layers, "queries"), micro(model, passages, layers, "passages"))
-        q, replay_queries = micro.cached(model, queries, layers, "queries")
-        p, replay_passages = micro.cached(model, passages, layers, "passages")
-        return Side(model, q, p, (replay_queries, replay_passages))
+                return Side(model, tuple(micro(view, ids, layers, part) for part, ids in inputs.items()))
+        cached = [micro.cached(view, ids, layers, part) for part, ids in inputs.items()]
+        return Side(model, tuple(f for f, _ in cached), tuple(replay for _, replay in cached))
+
+
+def texts(model: Pile, batch: Batch) -> dict[str, list[Any]]:
+    """Token ids of a batch for a model that encodes queries and passages apart."""
+    assert isinstance(model, Retriever)
+    return {
+        "queries": model.tokenize("query", batch.queries),
+        "passages": model.tokenize("passage", batch.passages),
+    }
+
+
+def widest(model: Pile) -> str:
+    """The most candidates a model can score at once: the whole batch, or for CE, whose pairs cost, the query's own."""
+    return "own" if model.kind == "ce" else "batch"
 
 
 class DistilStep(Step):
-    """RD: frozen teacher, final scores only."""
+    """Response-based distillation, final scores only: RD, or one of `losses.RESPONSES`; the teacher is frozen."""
 
-    def __init__(self, student: Retriever, teacher: Retriever, train: Train, distil: Distil, seed: int, joint: bool):
+    def __init__(
+        self, student: Pile, teacher: Pile, train: Train, distil: Distil, seed: int, joint: bool, method: str = "rd"
+    ):
         """A teacher that is not trained jointly is put in eval mode for good and never builds a graph."""
         super().__init__(student, train, seed)
-        self.teacher, self.distil, self.joint = teacher, distil, joint
+        self.teacher, self.distil, self.joint, self.method = teacher, distil, joint, method
         teacher.train(joint).requires_grad_(joint)
         if joint:
             prepare_for_training(teacher.encoder, train.dropout)
 
-    def trained(self) -> dict[str, Retriever]:
+    def trained(self) -> dict[str, Pile]:
         """Student, and the teacher under joint training."""
         return super().trained() | ({"teacher": self.teacher} if self.joint else {})
 
     def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
-        """L_stu + D_KL(t_N, s_M)."""
+        """The student's hard loss and what its final scores learn from the teacher's."""
         student = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
         teacher = self.encode(self.teacher, "teacher", batch, (self.teacher.n_layers,), step, frozen=True)
         hard, soft = self.candidates(batch)
         s_hard, s_soft = _both(student, hard, soft)
-        return losses.rd(s_hard, teacher.score(soft), hard, soft, s_soft, self.distil), [student]
+        respond = losses.RESPONSES[self.method]
+        return respond(s_hard, teacher.score(soft), hard, soft, s_soft, self.distil), [student]
 
     def candidates(self, batch: Batch) -> tuple[Candidates, Candidates]:
-        """Of the hard losses (always the whole batch) and of the distillation losses; the same object if they agree."""
-        hard = batch.candidates("batch").to(self.device)
-        return hard, hard if self.distil.candidates == "batch" else batch.candidates("own").to(self.device)
+        """Of the student's hard loss, and of the distillation losses; the same object if they agree.
+
+        A CE teacher scores a query's own list only. The student's hard loss keeps the whole batch all the same, so that
+        teachers are comparable (`hard_candidates: own` is the released code's way).
+        """
+        own = self.distil.candidates == "own" or widest(self.teacher) == "own"
+        names = self.distil.hard_candidates, "own" if own else "batch"
+        hard, soft = (batch.candidates(name).to(self.device) for name in names)
+        return hard, hard if names[0] == names[1] else soft
 
 
 class LeadStep(DistilStep):
@@ -118,8 +161,11 @@ class LeadStep(DistilStep):
         )
         hard, soft = self.candidates(batch)
         s_hard, s_soft = _both(student, hard, soft)
-        t_hard, t_soft = _both(teacher, hard, soft)
-        loss = losses.lead(s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, self.distil)
+        # the teacher's own hard loss does not depend on the student's options
+        t_hard_candidates = batch.candidates(widest(self.teacher)).to(self.device)
+        t_soft = teacher.score(soft)
+        t_hard = t_soft if soft.index.shape == t_hard_candidates.index.shape else teacher.score(t_hard_candidates)
+        loss = losses.lead(s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, self.distil, t_hard_candidates)
         return loss, [student, teacher] if self.joint else [student]
 
 

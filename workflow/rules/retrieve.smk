@@ -1,4 +1,4 @@
-# Ranked lists of the test queries (section 4.3): exact search for dual encoders, reranking for ColBERT.
+# Ranked lists of the test queries (section 4.3): exact search for dual encoders, reranking for ColBERT and cross encoders.
 rule retrieve:
     input:
         passages=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages.parquet",
@@ -30,7 +30,7 @@ rule rerank:
         model=one_line(lambda w: plan.model(w.dataset, w.run)),
         corpus=rules.prepare.output.corpus,
         queries=f"{DATA}/queries.test.parquet",
-        ranked=one_line(lambda w: plan.rerank_from(w.dataset)),
+        ranked=one_line(lambda w: plan.rerank_from(w.dataset, w.run)),
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
     log:
@@ -38,7 +38,7 @@ rule rerank:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/rerank.{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.runs(kind="cb")),
+        run=one_of(plan.reranking()),
     threads: 8
     resources:
         mem_mb=lambda w, attempt: 12000 * attempt,

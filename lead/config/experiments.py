@@ -1,0 +1,74 @@
+"""The keys of config/experiments.yaml, the runs as data, and of config/config.yaml."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from lead.config.schema import Name, Strict
+
+DISTILLATION = ("rd", "margin_mse", "fd", "lead")
+
+
+class Row(Strict):
+    """A row of config/experiments.yaml: one run."""
+
+    about: str = Field("", description="one line for people")
+    method: Literal["bm25", "contrastive", "rd", "margin_mse", "fd", "lead", "teacher_of"] = Field(
+        description="bm25; contrastive: hard labels only; rd, margin_mse: response-based distillation; fd: "
+        "feature-based (VIRT); lead; teacher_of: evaluate the teacher a joint run leaves"
+    )
+    kind: Literal["de", "cb", "ce"] = Field("de", description="contrastive: dual encoder, ColBERT or cross encoder")
+    init: Literal["teacher", "student"] | None = Field(
+        None, description="contrastive: the encoder of `models` to start from"
+    )
+    start: Name | None = Field(
+        None, description="the run whose model goes on training, or is the student of distillation"
+    )
+    teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
+    of: Name | None = Field(None, description="teacher_of: the joint run")
+    negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
+    phase: Literal["miner", "teacher", "student", "distil"] = Field(
+        "distil", description="which overrides of `train` apply"
+    )
+    datasets: list[Name] | None = Field(None, description="only these datasets; null: all")
+    settings: dict[str, Any] = Field({}, description="any keys of Settings")
+
+    @model_validator(mode="after")
+    def _needs(self) -> Row:
+        distils = dict.fromkeys(DISTILLATION, {"start", "teacher"})
+        needs = {**distils, "teacher_of": {"of"}}.get(self.method, set())
+        for key in ("init", "start", "teacher", "of"):
+            given = getattr(self, key) is not None
+            if self.method == "contrastive" and key in ("init", "start"):
+                continue
+            if given != (key in needs):
+                raise ValueError(f"method {self.method} {'does not read' if given else 'needs'} `{key}`")
+        if self.init is None and "kind" in self.model_fields_set:
+            raise ValueError("`kind` is read with `init` only; leave it out")
+        if self.method == "contrastive" and (self.init is None) == (self.start is None):
+            raise ValueError("method contrastive needs one of `init` and `start`")
+        return self
+
+
+class Experiments(Strict):
+    """config/experiments.yaml."""
+
+    runs: dict[Name, Row]
+
+
+class Config(Strict):
+    """config/config.yaml."""
+
+    seeds: Literal["distil", "chain"] = Field(
+        "distil",
+        description="what RUN-s2 makes anew: distil: the run and what it is made from in the phase distil, on a shared "
+        "warm-up; chain: everything but data and BM25",
+    )
+
+    results: str = Field("results", min_length=1, description="folder of everything that is made")
+    datasets: str = Field("datasets", description="folder of dataset files, relative to this file")
+    presets: str = Field("presets", description="folder of presets, relative to this file")
+    experiments: str = Field("experiments.yaml", description="the runs, relative to this file")
+    settings: dict[str, Any] = Field({}, description="any keys of Settings, for every dataset and run")

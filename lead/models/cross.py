@@ -1,0 +1,97 @@
+"""Cross encoder: query and passage through one encoder, the projection w shared by all layers (eq. 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from lead.config.schema import Lengths, Linear, Scoring
+from lead.errors import LeadError
+from lead.models.features import Candidates, Features, Scores
+from lead.models.pile import Kind, Pile
+from lead.models.scores import standardise
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Token ids of [q; p] with all special tokens, token types, and where the tokens of q and of p stand."""
+
+    ids: list[int]
+    types: list[int]
+    query: range
+    passage: range
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class CrossEncoder(Pile):
+    """f_CE(q, p) = w^T E_CE([q; p]) (eq. 3); at layer i the same w projects the first token's output of layer i."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ("ce",)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        kind: Kind,
+        scoring: Scoring,
+        lengths: Lengths,
+        linear: Linear | None = None,
+    ) -> None:
+        """See `Pile`. w starts at random: seed torch first."""
+        super().__init__(encoder, tokenizer, kind, scoring, lengths, linear)
+        if self.size != self.width:
+            raise LeadError("models: linear.size of a cross encoder must be its width: w is shared by all layers")
+        if scoring.normalise != "none" or scoring.layer_normalise == "unit":
+            raise LeadError(
+                "scoring.ce: a score is one number, nothing has unit length; normalise: none, and layer_normalise: "
+                "none or standard"
+            )
+        self.w = nn.Linear(self.width, 1, bias=False)
+        self.n_types = int(getattr(encoder.config, "type_vocab_size", 0) or 0)
+
+    def tokenize(self, queries: list[str], passages: list[str]) -> list[Pair]:
+        """Pairs [CLS] q [SEP] p [SEP], or as the tokenizer builds them.
+
+        Both are cut as a dual encoder cuts them (`lengths`, which counts its own special tokens): the teacher reads
+        what the student reads, and the total is at most lengths.query + lengths.passage - 1 for two-separator models.
+        """
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        cut = {}
+        for texts, limit in ((queries, self.lengths.query - 2), (passages, self.lengths.passage - 2)):
+            distinct = [t for t in dict.fromkeys(texts) if (t, limit) not in cut]
+            for text, encoding in zip(distinct, backend.encode_batch(distinct, add_special_tokens=False), strict=True):
+                encoding.truncate(limit)
+                cut[text, limit] = encoding
+        pairs = []
+        for q, p in zip(queries, passages, strict=True):
+            built = backend.post_process(cut[q, self.lengths.query - 2], cut[p, self.lengths.passage - 2], True)
+            content = [i for i, special in enumerate(built.special_tokens_mask) if not special]
+            n = len(cut[q, self.lengths.query - 2])
+            spans = (range(part[0], part[-1] + 1) if part else range(0) for part in (content[:n], content[n:]))
+            pairs.append(Pair(built.ids, built.type_ids, *spans))
+        return pairs
+
+    def encode(self, pairs: list[Pair], layers: tuple[int, ...]) -> Features:
+        """Projections x [L, n] of one padded micro-batch of pairs at these layers (1..N), in fp32."""
+        ids, mask = self.padded([p.ids for p in pairs], self.tokenizer.pad_token_id or 0)
+        types = self.padded([p.types for p in pairs], 0)[0] if self.n_types > 1 else None
+        first = torch.stack([h[:, 0] for h in self.states(ids, mask.long(), layers, types)])
+        with torch.autocast(ids.device.type, enabled=False):  # scores are fp32
+            return Features(self.w(first).squeeze(-1), layers)
+
+    def score(self, pairs: Features, candidates: Candidates) -> Scores:
+        """Scores of the candidates, whose pairs were encoded in the order of `candidates.index`, row by row."""
+        if pairs.layers[-1] != self.n_layers:
+            raise ValueError(f"layers {pairs.layers} lack the last, {self.n_layers}, which gives the final scores")
+        if pairs.x.shape[1] != candidates.index.numel():
+            raise ValueError(f"{pairs.x.shape[1]} pairs were encoded, not the {candidates.index.numel()} candidates")
+        s = pairs.x.view(-1, *candidates.index.shape)
+        features = standardise(s, candidates.keep) if self.scoring.layer_normalise == "standard" else s
+        return Scores(self.scoring.layer_scale * features, pairs.layers, self.scoring.scale * s[-1])

@@ -1,0 +1,141 @@
+"""Query-passage maps (VIRT, Li et al. 2021): which passage tokens each query token looks at, and the other way round.
+
+The one place where a distillation method sees more than scores, and so needs teacher and student to share a tokenizer.
+A map is a pair of log-distributions [L, n, X, Y] of n query-passage pairs: over the passage's tokens for each query
+token, and over the query's tokens for each passage token. Special tokens take no part, so that the tokens of a cross
+encoder's pair and of a dual encoder's two texts are the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lead.models.cross import CrossEncoder, Pair
+from lead.models.features import Features
+from lead.models.pile import Pile
+from lead.models.retriever import Retriever
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Maps of n pairs at L layers, and keep [n, X, Y]: true where both tokens exist."""
+
+    to_passage: Tensor
+    to_query: Tensor
+    keep: Tensor
+
+
+class TokenView:
+    """A dual encoder or ColBERT seen as token vectors at every layer, as `MicroEncoder` reads it."""
+
+    def __init__(self, model: Retriever) -> None:
+        """`model`: its weights, mode and device are used as they are."""
+        self.model, self.device = model, model.device
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+        return self.model.training
+
+    def encode(self, ids: list[list[int]], layers: tuple[int, ...]) -> Features:
+        """Token vectors x [L, n, T, d], with a mask [n, T] that is false for special tokens and padding."""
+        padded, mask = self.model.padded(ids, self.model.tokenizer.pad_token_id or 0)
+        special = torch.tensor(self.model.tokenizer.all_special_ids, device=padded.device)
+        unknown = self.model.tokenizer.unk_token_id  # a word, though the tokenizer lists it among the special ones
+        content = mask & (~torch.isin(padded, special) | (padded == unknown if unknown is not None else False))
+        return Features(torch.stack(self.model.states(padded, mask.long(), layers)), layers, content)
+
+
+def virtual_maps(queries: Features, passages: Features, index: Tensor) -> Maps:
+    """Virtual interaction of a model that encodes texts apart: softmax of q_x . p_y / sqrt(d), both ways.
+
+    index [Q, C]: the passages of each query; pairs are in its order, row by row. Memory: L Q C X Y numbers.
+    """
+    assert queries.mask is not None and passages.mask is not None
+    q, q_mask = _content(queries.x, queries.mask)
+    p, p_mask = _content(passages.x, passages.mask)
+    (_, n, x, d), c = q.shape, index.shape[1]
+    logits = torch.einsum("lqxd,lqcyd->lqcxy", q, p[:, index]) / d**0.5
+    keep = q_mask[:, None, :, None] & p_mask[index][:, :, None, :]
+    shape = (n * c, x, p.shape[2])
+    logits, keep = logits.reshape(len(q), *shape), keep.reshape(shape)
+    return _maps(logits, keep)
+
+
+def _content(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Token vectors [L, n, T, d] of content tokens only, moved to the front, and their mask."""
+    order = (~mask).int().argsort(dim=1, stable=True)[:, : max(1, int(mask.sum(1).max()))]
+    expanded = order[None, :, :, None].expand(len(x), -1, -1, x.shape[-1])
+    return x.gather(2, expanded), mask.gather(1, order)
+
+
+def _maps(logits: Tensor, keep: Tensor) -> Maps:
+    lowest = torch.finfo(logits.dtype).min / 2  # finite: a row without tokens must not become NaN
+    hidden = logits.masked_fill(~keep, lowest)
+    return Maps(hidden.log_softmax(-1), hidden.log_softmax(-2), keep)
+
+
+class AttentionView:
+    """A cross encoder seen as its attention between the two segments, as `MicroEncoder` reads it."""
+
+    def __init__(self, model: CrossEncoder) -> None:
+        """`model`: must run eager attention, the only one that returns its probabilities."""
+        model.encoder.set_attn_implementation("eager")  # type: ignore[operator]
+        self.model, self.device = model, model.device
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+        return self.model.training
+
+    def encode(self, pairs: list[Pair], layers: tuple[int, ...]) -> Maps:
+        """Maps of one micro-batch: attention probabilities, averaged over heads, within the block query x passage.
+
+        Probabilities of a row restricted to the block and brought to sum 1 are the softmax of its logits there: no
+        second softmax is taken (the released code takes one, which leaves them nearly uniform).
+        """
+        model = self.model
+        ids, mask = model.padded([p.ids for p in pairs], model.tokenizer.pad_token_id or 0)
+        extra = {"token_type_ids": model.padded([p.types for p in pairs], 0)[0]} if model.n_types > 1 else {}
+        out: Any = model.encoder(input_ids=ids, attention_mask=mask.long(), output_attentions=True, **extra)
+        attention = torch.stack([out.attentions[i - 1].float().mean(1) for i in layers])  # [L, n, T, T]
+        x, y = (max(1, *(len(getattr(p, side)) for p in pairs)) for side in ("query", "passage"))
+        block, back = (attention.new_zeros(len(layers), len(pairs), x, y) for _ in range(2))
+        keep = torch.zeros(len(pairs), x, y, dtype=torch.bool, device=ids.device)
+        for n, pair in enumerate(pairs):
+            q, p = pair.query, pair.passage
+            block[:, n, : len(q), : len(p)] = attention[:, n, q.start : q.stop, p.start : p.stop]
+            back[:, n, : len(q), : len(p)] = attention[:, n, p.start : p.stop, q.start : q.stop].transpose(1, 2)
+            keep[n, : len(q), : len(p)] = True
+        tiny = torch.finfo(torch.float32).tiny
+        return Maps(
+            _maps(block.clamp(min=tiny).log(), keep).to_passage, _maps(back.clamp(min=tiny).log(), keep).to_query, keep
+        )
+
+
+def join_maps(pieces: Sequence[Maps], groups: list[list[int]]) -> Maps:
+    """Maps of micro-batches put back into the order of the pairs, padded to the longest texts."""
+    x, y = (max(p.keep.shape[i] for p in pieces) for i in (1, 2))
+    order = torch.tensor([i for group in groups for i in group])
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order))
+
+    def joined(tensors: list[Tensor], axis: int) -> Tensor:
+        padded = [torch.nn.functional.pad(t, (0, y - t.shape[-1], 0, x - t.shape[-2])) for t in tensors]
+        return torch.cat(padded, axis).index_select(axis, back.to(padded[0].device))
+
+    return Maps(
+        joined([p.to_passage for p in pieces], 1),
+        joined([p.to_query for p in pieces], 1),
+        joined([p.keep for p in pieces], 0),
+    )
+
+
+def same_tokenizer(a: Pile, b: Pile) -> bool:
+    """Whether two models cut texts into the same tokens with the same ids."""
+    return bool(a.tokenizer.get_vocab() == b.tokenizer.get_vocab()) and a.lengths == b.lengths

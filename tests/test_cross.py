@@ -1,0 +1,320 @@
+"""The cross encoder: its inputs, its scores at every layer, its steps, and its students (eq. 3; pitfalls 6, 10, 14)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from conftest import make_bert, make_retriever
+from naive import naive_hard, naive_lead
+from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores, pick
+from transformers import AutoModel, AutoTokenizer
+
+from lead.artifacts import read_table, write_table
+from lead.config.schema import Distil, Layers, Linear, Train
+from lead.config.stages import RerankSettings
+from lead.errors import LeadError
+from lead.layers import select
+from lead.losses import hard_loss
+from lead.models.cross import CrossEncoder
+from lead.models.micro import MicroEncoder
+from lead.models.pile import Pile
+from lead.models.retriever import Retriever
+from lead.retrieval.rerank import rerank
+from lead.train.data import TrainingData
+from lead.train.dev import DevPool
+from lead.train.step import DistilStep, LeadStep, Step
+
+QUERIES = ["array shape", "graph edge of a vertex path and a long cycle with the degree", "", "token"]
+PASSAGES = ["the array shape " * 20, "tree node leaf", "token", ""]
+ALL = (1, 2, 3, 4)
+
+
+@pytest.fixture
+def cross(tiny_model: Path) -> CrossEncoder:
+    torch.manual_seed(5)
+    return make_retriever(tiny_model, "ce").eval()
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+def test_a_short_pair_is_what_the_stock_tokenizer_makes_of_it(cross: CrossEncoder, tiny_model: Path) -> None:
+    stock = AutoTokenizer.from_pretrained(tiny_model)("array shape", "tree node leaf", return_token_type_ids=True)
+    (pair,) = cross.tokenize(["array shape"], ["tree node leaf"])
+    assert pair.ids == stock["input_ids"] and pair.types == stock["token_type_ids"] and 1 in pair.types
+    assert [pair.ids[i] for i in pair.passage] == stock["input_ids"][-4:-1]
+
+
+def test_both_separators_survive_and_both_texts_are_cut_as_a_dual_encoder_cuts_them(
+    cross: CrossEncoder, tiny_model: Path
+) -> None:
+    dual, sep = make_retriever(tiny_model), cross.tokenizer.sep_token_id
+    for pair, q, p in zip(cross.tokenize(QUERIES, PASSAGES), QUERIES, PASSAGES, strict=True):
+        assert pair.ids.count(sep) == 2 and pair.ids[-1] == sep and len(pair) <= 8 + 24 - 1
+        assert [pair.ids[i] for i in pair.query] == dual.tokenize("query", [q])[0][1:-1]
+        assert [pair.ids[i] for i in pair.passage] == dual.tokenize("passage", [p])[0][1:-1]
+        assert all(pair.types[i] == 0 for i in pair.query) and all(pair.types[i] == 1 for i in pair.passage)
+
+
+def test_a_length_that_the_positions_do_not_allow_is_refused(tiny_model: Path) -> None:
+    from lead.config.schema import Lengths, ModelRef, Scoring
+
+    ref = ModelRef(reference=f"path:{tiny_model}")
+    CrossEncoder.pretrained(ref, "ce", Scoring(), Lengths(query=25, passage=40))
+    with pytest.raises(LeadError, match=r"65 is more than the 64 positions"):
+        CrossEncoder.pretrained(ref, "ce", Scoring(), Lengths(query=26, passage=40))
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def test_each_layer_is_the_shared_projection_of_the_first_token(cross: CrossEncoder, tiny_model: Path) -> None:
+    pairs = cross.tokenize(QUERIES, PASSAGES)
+    x = MicroEncoder(40, "fp32")(cross, pairs, ALL, "p").x
+    stock = AutoModel.from_pretrained(tiny_model).eval()
+    for n, pair in enumerate(pairs):
+        ids, types = torch.tensor([pair.ids]), torch.tensor([pair.types])
+        states = stock(input_ids=ids, token_type_ids=types, output_hidden_states=True).hidden_states
+        for i in ALL:
+            assert float(x[i - 1, n]) == pytest.approx(float(states[i][0, 0] @ cross.w.weight[0]), abs=1e-4)
+
+
+def test_saved_and_loaded_it_scores_the_same_and_a_lost_projection_is_noticed(
+    cross: CrossEncoder, tmp_path: Path
+) -> None:
+    from lead.artifacts import atomic_folder
+
+    pairs = cross.tokenize(QUERIES, PASSAGES)
+    cross.save(tmp_path / "m")
+    again = Pile.load(tmp_path / "m").eval()
+    assert isinstance(again, CrossEncoder)
+    assert torch.equal(again.encode(pairs, ALL).x, cross.encode(pairs, ALL).x)
+    with pytest.raises(LeadError, match="is a cross encoder, which cannot be used here"):
+        Retriever.load(tmp_path / "m")
+    with atomic_folder(tmp_path / "lost") as lost:
+        for file in (tmp_path / "m").iterdir():
+            if file.name not in ("head.safetensors", "manifest.json") and file.suffix in (".json", ".safetensors"):
+                (lost / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(LeadError, match=r"does not hold \['w.weight'\]"):
+        Pile.load(tmp_path / "lost")
+
+
+@pytest.mark.parametrize("options", [{"normalise": "unit"}, {"layer_normalise": "unit"}])
+def test_vectors_of_unit_length_make_no_sense(tiny_model: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(LeadError, match="scoring.ce"):
+        make_retriever(tiny_model, "ce", **options)
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+def ce_scores(model: CrossEncoder, batch: Any) -> dict[int, torch.Tensor]:
+    """Scores [Q, 1 + n] of every layer, one pair at a time, standardised."""
+    width = len(batch.passages) // len(batch.queries)
+    out = {}
+    layers = tuple(range(1, model.n_layers + 1))
+    rows = [
+        [model.encode(model.tokenize([q], [batch.passages[i * width + c]]), layers).x[:, 0] for c in range(width)]
+        for i, q in enumerate(batch.queries)
+    ]
+    for i in layers:
+        out[i] = torch.stack([torch.stack([pair[i - 1] for pair in row]) for row in rows])
+    return out
+
+
+@pytest.mark.parametrize("cache_above", [1, 10**9])
+def test_its_warm_up_is_the_hard_loss_over_each_querys_own_list(
+    tiny_model: Path, data: TrainingData, cache_above: int
+) -> None:
+    model = make_retriever(tiny_model, "ce").train()
+    step = Step(model, Train(**{**TRAIN, "dropout": 0.0, "cache_above": cache_above}), seed=3)
+    batch = data.batch(1)
+    loss, got = step(batch, 1), gradients(step)
+    model.zero_grad()
+    want = naive_hard(ce_scores(model, batch)[4], naive_candidates(batch, own=True)[0])
+    assert float(loss.total.detach()) == pytest.approx(float(want.detach()), rel=1e-4)
+    want.backward()
+    compare(got, gradients(step), 2e-3)
+    assert float(got["student.w.weight"].abs().sum()) > 0
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("hard", ["batch", "own"])
+def test_lead_from_a_cross_encoder_equals_a_naive_one(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, joint: bool, hard: Any
+) -> None:
+    """The student's hard loss keeps cross-batch negatives (pitfall 10) unless the released way is asked for."""
+    distil = Distil(layers=Layers(k=3), joint=joint, hard_candidates=hard)
+    torch.manual_seed(8)
+    student, teacher = make_retriever(tiny_model, "de", **SCORING), make_retriever(teacher_folder, "ce")
+    step = LeadStep(student.train(), teacher, Train(**{**TRAIN, "dropout": 0.0}), distil, 3, joint)
+    batch = data.batch(2)
+    loss, got = step(batch, 2), gradients(step)
+    student.zero_grad(), teacher.zero_grad()
+    s, s_layers = naive_scores(student, batch)
+    own, columns = naive_candidates(batch, own=True)
+    hard_candidates, hard_columns = naive_candidates(batch, own=hard == "own")
+    t_layers = ce_scores(teacher, batch)
+    if not joint:
+        t_layers = {i: x.detach() for i, x in t_layers.items()}
+    pairs = select(distil.layers, 6, 4, 3, 2)
+    want = naive_lead(
+        t_layers[6], pick(s, columns), t_layers[6], pick(s, columns), t_layers,
+        {i: pick(x, columns) for i, x in s_layers.items()}, own, own, pairs, distil,
+    )  # fmt: skip
+    stu = naive_hard(pick(s, hard_columns), hard_candidates)
+    total = want["total"] - want["stu"] + stu
+    assert float(loss.parts["stu"].detach()) == pytest.approx(float(stu.detach()), rel=1e-3)
+    assert float(loss.total.detach()) == pytest.approx(float(total.detach()), rel=1e-3)
+    total.backward()
+    want_grads = gradients(step)
+    for grads in (got, want_grads) if not joint else ():
+        assert not any(grads.pop(k).any() for k in list(grads) if k.startswith("teacher"))
+    compare(got, want_grads, 3e-3)
+    assert joint == ("teacher.w.weight" in got) and (not joint or float(got["teacher.w.weight"].abs().sum()) > 0)
+
+
+@pytest.mark.parametrize("method", ["rd", "margin_mse"])
+def test_response_losses_from_a_frozen_cross_encoder(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, method: str
+) -> None:
+    student, teacher = make_retriever(tiny_model), make_retriever(teacher_folder, "ce")
+    step = DistilStep(student, teacher, Train(**TRAIN), Distil(), 3, joint=False, method=method)
+    batch = data.batch(0)
+    loss = step(batch, 0)
+    assert all(p.grad is None for p in teacher.parameters()) and not teacher.training
+    hard = batch.candidates("batch")
+    student.eval()
+    side = step.encode(student, "student", batch, (4,), 0)
+    step.student.train()
+    off = DistilStep(student, teacher, Train(**{**TRAIN, "dropout": 0.0}), Distil(), 3, joint=False, method=method)
+    assert float(off(batch, 0).parts["stu"].detach()) == pytest.approx(
+        float(hard_loss(side.score(hard).final, hard).detach()), rel=1e-4
+    )
+    assert set(loss.parts) == {"stu", "rep"}
+
+
+def test_margin_mse_by_hand() -> None:
+    from lead.losses import margin_mse
+    from lead.models.features import Candidates, Scores
+
+    # margins: teacher 3 - 1 = 2, 3 - 0 = 3 (masked); student 1 - 2 = -1: (2 - -1)^2 = 9. Second query: 0 and 0.
+    t = torch.tensor([[3.0, 1.0, 0.0], [5.0, 5.0, 5.0]])
+    s = torch.tensor([[1.0, 2.0, 7.0], [1.0, 1.0, 1.0]])
+    keep = torch.tensor([[True, True, False], [True, True, True]])
+    positive = torch.tensor([[True, False, False], [True, False, False]])
+    c = Candidates(torch.arange(3).expand(2, -1), keep, positive)
+    scores = [Scores(x[None], (1,), x) for x in (s, t)]
+    loss = margin_mse(scores[0], scores[1], c, c, scores[0], Distil(weights={"stu": 0.0}))
+    assert float(loss.total) == pytest.approx((9 + 0) / 2)
+
+
+# --- dev and reranking -----------------------------------------------------------------------------------------------
+@torch.no_grad()
+def test_dev_ranks_each_querys_own_passages(cross: CrossEncoder, tiny_collection: Path) -> None:
+    from lead.train.data import Queries
+
+    corpus = read_table(tiny_collection / "corpus.parquet", "corpus")
+    files = [tiny_collection / f"{n}.parquet" for n in ("queries.dev", "qrels.dev", "negatives")]
+    queries = Queries(corpus["pid"], *files, 1, 10)
+    pool = DevPool(corpus, queries, 10, 4)
+    got = pool.mrr(cross, MicroEncoder(64, "fp32"))
+    values = []
+    for row, text in enumerate(queries.texts.to_pylist()):
+        own = [*queries.positives[row], *queries.negatives[row][:4]]
+        texts = corpus["text"].take(pa.array(own)).to_pylist()
+        s = [float(cross.encode(cross.tokenize([text], [t]), (4,)).x[-1, 0]) for t in texts]
+        n = len(queries.positives[row])
+        values.append(1 / (1 + sum(x >= max(s[:n]) for x in s[n:])))
+    assert got == pytest.approx(sum(values) / len(values))
+
+
+@torch.no_grad()
+def test_reranking_orders_the_list_by_the_pairs_scores(
+    cross: CrossEncoder, tiny_collection: Path, tmp_path: Path
+) -> None:
+    cross.save(tmp_path / "m")
+    write_table(
+        pa.table(
+            {"qid": ["test0"] * 5, "pid": [f"p{i}" for i in range(5)], "rank": [1, 2, 3, 4, 5], "score": [0.0] * 5}
+        ),
+        tmp_path / "list.parquet",
+        "ranked",
+    )
+    files = {"corpus": tiny_collection / "corpus.parquet", "queries": tiny_collection / "queries.test.parquet"}
+    rerank(
+        settings=RerankSettings(rerank_depth=4, batch_tokens=50, precision="fp32"), gpu=0, model=tmp_path / "m",
+        ranked=tmp_path / "list.parquet", out=tmp_path / "out.parquet", **files,
+    )  # fmt: skip
+    got = read_table(tmp_path / "out.parquet", "ranked")
+    texts = dict(zip(*read_table(files["corpus"]).to_pydict().values(), strict=True))
+    query = read_table(files["queries"])["text"][0].as_py()
+    want = {f"p{i}": float(cross.encode(cross.tokenize([query], [texts[f"p{i}"]]), (4,)).x[-1, 0]) for i in range(4)}
+    assert got["pid"].to_pylist() == sorted(want, key=lambda p: -want[p])
+    assert got["score"].to_pylist() == pytest.approx(sorted(want.values(), reverse=True), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cb", "ce"])
+def test_a_diverged_model_is_not_ranked_with(
+    tiny_model: Path, tiny_collection: Path, tmp_path: Path, kind: str
+) -> None:
+    model = make_retriever(tiny_model, kind)
+    with torch.no_grad():
+        next(model.encoder.parameters()).fill_(float("nan"))
+    model.save(tmp_path / "m")
+    ranked = {"qid": ["test0"], "pid": ["p1"], "rank": [1], "score": [0.0]}
+    write_table(pa.table(ranked), tmp_path / "list.parquet", "ranked")
+    with pytest.raises(LeadError, match="NaN or infinite"):
+        rerank(
+            settings=RerankSettings(), gpu=0, model=tmp_path / "m", ranked=tmp_path / "list.parquet",
+            corpus=tiny_collection / "corpus.parquet", queries=tiny_collection / "queries.test.parquet",
+            out=tmp_path / "o.parquet",
+        )  # fmt: skip
+
+
+# --- a linear layer --------------------------------------------------------------------------------------------------
+def linear_model(folder: Path, kind: str, **linear: Any) -> Any:
+    from lead.config.schema import Lengths, ModelRef, Scoring
+
+    ref = ModelRef(reference=f"path:{folder}", linear=Linear(**linear))
+    return Pile.pretrained(ref, kind, Scoring(), Lengths(query=8, passage=24)).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["de", "cb", "ce"])
+def test_an_appended_linear_layer_is_layer_n_plus_1_and_starts_as_the_identity(tiny_model: Path, kind: str) -> None:
+    torch.manual_seed(1)
+    model = linear_model(tiny_model, kind)
+    tokens = model.tokenize(QUERIES, PASSAGES) if kind == "ce" else model.tokenize("passage", PASSAGES)
+    x = model.encode(tokens, (1, 4, 5)).x
+    assert model.n_layers == 5 and torch.allclose(x[1], x[2], atol=1e-6) and not torch.allclose(x[0], x[1])
+    model.linear.weight.mul_(2)
+    model.linear.bias.add_(1)
+    again = model.encode(tokens, (1, 4, 5)).x
+    assert torch.equal(again[:2], x[:2])
+    if kind == "de":
+        assert torch.allclose(again[2], 2 * x[1] + 1, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_smaller_linear_layer_makes_smaller_vectors(tiny_model: Path, tmp_path: Path) -> None:
+    model = linear_model(tiny_model, "de", size=8)
+    f = model.encode(model.tokenize("passage", PASSAGES), (2, 5))
+    assert f.x.shape[-1] == 32 and not f.x[1, :, 8:].any() and f.x[0, :, 8:].any()
+    assert model.vectors(f).shape == (4, 8) and torch.equal(model.vectors(f), f.x[1, :, :8])
+    model.save(tmp_path / "m")
+    again = Pile.load(tmp_path / "m").eval()
+    assert again.size == 8 and torch.equal(again.encode(model.tokenize("passage", PASSAGES), (2, 5)).x, f.x)
+    with pytest.raises(LeadError, match=r"linear.size 33 is more than the encoder's 32"):
+        linear_model(tiny_model, "de", size=33)
+    with pytest.raises(LeadError, match=r"linear.size of a cross encoder"):
+        linear_model(tiny_model, "ce", size=8)
+
+
+def test_lead_aligns_the_linear_layer_like_any_other(tiny_model: Path, tmp_path: Path, data: TrainingData) -> None:
+    student, teacher = linear_model(tiny_model, "de", size=8), linear_model(make_bert(tmp_path / "t", 6), "cb")
+    distil = Distil(layers=Layers(strategy="pairs", pairs=[[3, 2], [7, 5]]))
+    step = LeadStep(student.train(), teacher, Train(**{**TRAIN, "cache_above": 1}), distil, 3, True)
+    step(data.batch(0), 0)
+    got = gradients(step)
+    for name in ("student.linear.weight", "teacher.linear.weight"):
+        assert float(got[name].abs().sum()) > 0

@@ -1,0 +1,129 @@
+"""FD (VIRT): maps against loops, aligned tokens, one softmax only, who receives gradients (pitfalls 11, 13)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_bert, make_retriever
+from steps import TRAIN, compare, gradients
+from transformers import AutoModel
+
+from lead.config.schema import Distil, Train
+from lead.errors import LeadError
+from lead.losses import map_loss
+from lead.models.maps import AttentionView, TokenView, join_maps, virtual_maps
+from lead.models.micro import MicroEncoder
+from lead.train.data import TrainingData
+from lead.train.fd import FdStep, map_layers
+
+QUERIES = ["array shape token", "graph edge"]
+PASSAGES = ["the array shape of a token", "tree node", "path", "long cycle with the degree"]
+INDEX = torch.tensor([[0, 1], [2, 3]])
+
+
+def softmax(row: list[float]) -> list[float]:
+    e = [math.exp(v - max(row)) for v in row]
+    return [v / sum(e) for v in e]
+
+
+@torch.no_grad()
+def test_virtual_maps_are_the_loops_over_content_tokens(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model).eval()
+    encode, view = MicroEncoder(12, "fp32"), TokenView(model)
+    q = encode(view, model.tokenize("query", QUERIES), (2, 4), "q")
+    p = encode(view, model.tokenize("passage", PASSAGES), (2, 4), "p")
+    maps = virtual_maps(q, p, INDEX)
+    stock = AutoModel.from_pretrained(tiny_model).eval()
+
+    def vectors(text: str, side: str, layer: int) -> torch.Tensor:
+        (ids,) = model.tokenize(side, [text])
+        return stock(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0, 1:-1]
+
+    for n, (i, j) in enumerate([(0, 0), (0, 1), (1, 2), (1, 3)]):
+        for row, layer in enumerate((2, 4)):
+            x, y = vectors(QUERIES[i], "query", layer), vectors(PASSAGES[j], "passage", layer)
+            logits = (x @ y.T / math.sqrt(32)).tolist()
+            keep = maps.keep[n]
+            assert int(keep.sum()) == len(x) * len(y) and bool(keep[: len(x), : len(y)].all())
+            for a, values in enumerate(logits):
+                got = maps.to_passage[row, n, a, : len(y)].exp().tolist()
+                assert got == pytest.approx(softmax(values), abs=1e-5)
+            for b, column in enumerate(zip(*logits, strict=True)):
+                got = maps.to_query[row, n, : len(x), b].exp().tolist()
+                assert got == pytest.approx(softmax(list(column)), abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_cross_encoders_maps_are_its_attention_between_the_segments_normalised_once(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model, "ce").eval()
+    texts = [QUERIES[i] for i in (0, 0, 1, 1)], PASSAGES
+    pairs = model.tokenize(*texts)
+    view = AttentionView(model)
+    groups = [[1, 2], [0, 3]]
+    maps = join_maps([view.encode([pairs[i] for i in g], (2, 4)) for g in groups], groups)
+    stock = AutoModel.from_pretrained(tiny_model, attn_implementation="eager").eval()
+    for n, pair in enumerate(pairs):
+        out = stock(
+            input_ids=torch.tensor([pair.ids]), token_type_ids=torch.tensor([pair.types]), output_attentions=True
+        )
+        for row, layer in enumerate((2, 4)):
+            attention = out.attentions[layer - 1][0].mean(0)
+            for a, position in enumerate(pair.query):
+                block = attention[position, list(pair.passage)]
+                got = maps.to_passage[row, n, a, : len(block)].exp()
+                assert torch.allclose(got, block / block.sum(), atol=1e-5)
+            for b, position in enumerate(pair.passage):
+                block = attention[position, list(pair.query)]
+                got = maps.to_query[row, n, : len(block), b].exp()
+                assert torch.allclose(got, block / block.sum(), atol=1e-5)
+
+
+@torch.no_grad()
+def test_teacher_and_student_see_the_same_tokens_of_every_pair(tiny_model: Path) -> None:
+    dual, cross = make_retriever(tiny_model).eval(), make_retriever(tiny_model, "ce").eval()
+    encode, view = MicroEncoder(99, "fp32"), TokenView(dual)
+    long = ["the array shape " * 30, "", "path", "unheardof words here"]
+    q = encode(view, dual.tokenize("query", ["a long " * 9, "graph"]), (4,), "q")
+    p = encode(view, dual.tokenize("passage", long), (4,), "p")
+    pairs = cross.tokenize(["a long " * 9] * 2 + ["graph"] * 2, long)
+    assert torch.equal(AttentionView(cross).encode(pairs, (4,)).keep, virtual_maps(q, p, INDEX).keep)
+
+
+def test_the_map_loss_by_hand() -> None:
+    # one pair, two rows over two tokens, the second row padding: (0.9-0.5)^2 + (0.1-0.5)^2 = 0.32, one row
+    t, s = torch.tensor([[[[0.9, 0.1], [0.5, 0.5]]]]).log(), torch.full((1, 1, 2, 2), 0.5).log()
+    keep = torch.tensor([[[True, True], [False, False]]])
+    assert float(map_loss(t, s, keep)) == pytest.approx(0.32)
+    assert float(map_loss(t, s, torch.zeros_like(keep))) == 0.0
+
+
+def test_layers_are_spread_evenly_or_the_last() -> None:
+    assert map_layers("even", 6, 3) == [(2, 1), (4, 2), (6, 3)]
+    assert map_layers("even", 4, 3) == [(1, 1), (2, 2), (4, 3)]
+    assert map_layers("last", 4, 3) == [(2, 1), (3, 2), (4, 3)]
+
+
+@pytest.mark.parametrize("kind", ["de", "cb", "ce"])
+def test_a_step_from_each_kind_of_teacher(tiny_model: Path, tmp_path: Path, data: TrainingData, kind: str) -> None:
+    results = []
+    for cache_above in (1, 10**9):
+        torch.manual_seed(2)
+        student = make_retriever(tiny_model).train()
+        teacher = make_retriever(make_bert(tmp_path / f"t{cache_above}", 6, hidden=16, seed=1), kind)
+        step = FdStep(student, teacher, Train(**{**TRAIN, "cache_above": cache_above, "dropout": 0.2}), Distil(), 3)
+        loss = step(data.batch(1), 1)
+        assert set(loss.parts) == {"stu", "map"} and float(loss.parts["map"].detach()) > 0
+        assert not teacher.training and all(p.grad is None for p in teacher.parameters())
+        results.append({k: g for k, g in gradients(step).items() if k.startswith("student")})
+    compare(*results, 1e-4)
+
+
+def test_another_tokenizer_is_refused_in_one_line(tiny_model: Path, tmp_path: Path) -> None:
+    student, teacher = make_retriever(tiny_model), make_retriever(make_bert(tmp_path / "t", 6))
+    teacher.tokenizer.add_tokens(["anotherword"])
+    with pytest.raises(LeadError, match="must have the same tokenizer") as error:
+        FdStep(student, teacher, Train(**TRAIN), Distil(), 3)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,107 @@
+"""Runs of other seeds, chains of runs, and runs with a cross encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dag.project import copy_config, refusal
+
+from lead.config.load import load
+from lead.plan import Plan
+from lead.rows import split_seed
+from lead.workflow import one_of
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = copy_config(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("corpus", "queries.train", "queries.dev", "queries.test"):
+        (data / f"{name}.jsonl").touch()
+    for split in ("train", "dev", "test"):
+        (data / f"{split}.tsv").touch()
+    return made
+
+
+def plan(folder: Path, seeds: str = "distil") -> Plan:
+    return Plan(load(folder / "config.yaml", {"seeds": seeds}))
+
+
+def test_another_seed_shares_the_warm_up_or_makes_the_whole_chain_anew(folder: Path) -> None:
+    shared, chain = plan(folder), plan(folder, "chain")
+    base = "all results/tiny/models"
+    assert shared.start("tiny", "lead_cb-s2") == [f"{base}/student"]
+    assert chain.start("tiny", "lead_cb-s2") == [f"{base}/student-s2"]
+    assert shared.teacher("tiny", "lead_cb-s3") == f"{base}/teacher_cb"
+    assert chain.teacher("tiny", "lead_cb-s3") == f"{base}/teacher_cb-s3"
+    for made in (shared, chain):
+        assert made.model("tiny", "lead_cb_teacher-s2") == f"{base}/lead_cb-s2_teacher"
+    assert chain.negatives("tiny", "miner-s2").endswith("negatives/bm25.parquet")
+    assert chain.negatives("tiny", "student-s2").endswith("negatives/miner-s2.parquet")
+    assert chain.rerank_from("tiny", "teacher_cb-s2").endswith("runs/teacher_de-s2.parquet")
+    assert shared.rerank_from("tiny", "teacher_cb-s2").endswith("runs/teacher_de.parquet")
+
+
+def test_a_seed_changes_the_seed_and_nothing_else(folder: Path) -> None:
+    made = plan(folder)
+    first, third = made.settings("distil", "tiny", "lead_cb"), made.settings("distil", "tiny", "lead_cb-s3")
+    assert third == {**first, "seed": first["seed"] + 2}
+    assert made.stages("tiny", "lead_cb-s3") == made.stages("tiny", "lead_cb")
+    assert "lead_cb-s3.distil" in made.settings("evaluate", "tiny", "lead_cb-s3")["made_by"]["settings"]
+
+
+@pytest.mark.parametrize("run", ["bm25-s2", "lead_cb-s1", "lead_cb-s0", "nothing-s2", "lead_cb-sx", "lead_cb-s02"])
+def test_what_is_no_seed_of_a_run_is_refused(folder: Path, run: str) -> None:
+    assert refusal(lambda: plan(folder).check("tiny", run)).startswith(f"no run '{run}' in ")
+
+
+def test_rules_match_a_run_and_its_seeds() -> None:
+    import re
+
+    pattern = re.compile(one_of(["lead_cb"]))
+    for name in ("lead_cb", "lead_cb-s2", "lead_cb-s10"):
+        assert pattern.match(name)
+    for name in ("lead_cb-s1", "lead_cb-s", "lead_cb_teacher", "lead_cb-s2_teacher", "xlead_cb"):
+        assert not pattern.match(name)
+    assert split_seed("a-s10") == ("a", 10)
+
+
+def test_a_row_may_not_look_like_a_seed(folder: Path) -> None:
+    with (folder / "experiments.yaml").open("a") as f:
+        f.write("  x-s2: {method: contrastive, init: student}\n")
+    assert "names that end in -s2" in refusal(lambda: plan(folder))
+
+
+def test_the_cross_phase_is_read_by_runs_with_a_cross_encoder_only(folder: Path) -> None:
+    with (folder / "presets" / "tiny.yaml").open("a") as f:
+        f.write("phases: {cross: {batch_size: 3}, teacher: {batch_size: 5}, distil: {steps: 4}}\n")
+    text = (folder / "presets" / "tiny.yaml").read_text().replace("phases:\n  distil: {steps: 4}\n", "")
+    (folder / "presets" / "tiny.yaml").write_text(text)
+    made = plan(folder)
+    assert made.settings("train", "tiny", "teacher_ce")["train"]["batch_size"] == 3
+    assert made.settings("distil", "tiny", "lead_ce")["train"]["batch_size"] == 3
+    assert made.settings("train", "tiny", "teacher_cb")["train"]["batch_size"] == 5
+    assert made.settings("distil", "tiny", "lead_cb")["train"]["batch_size"] == 4
+
+
+def test_a_teacher_that_goes_on_alone_has_the_rate_of_a_jointly_trained_one(folder: Path) -> None:
+    with (folder / "experiments.yaml").open("a") as f:
+        f.write("  teacher_cb_more: {method: contrastive, start: teacher_cb}\n")
+    path = folder / "presets" / "tiny.yaml"
+    path.write_text(path.read_text().replace("lr: 1e-3", "lr: 1e-3, teacher_lr: 2e-5"))
+    made = plan(folder)
+    assert made.settings("train", "tiny", "teacher_cb_more")["train"]["lr"] == 2e-5
+    assert made.settings("train", "tiny", "student_more")["train"]["lr"] == 1e-3
+    assert made.settings("train", "tiny", "teacher_cb")["train"]["lr"] == 1e-3
+
+
+def test_the_projects_own_rows_and_datasets() -> None:
+    made = Plan(load("config/config.yaml"))
+    assert "lead_cb_k6" not in made.sensible("demo") and "lead_cb_k3" in made.sensible("demo")
+    for run in made.sensible("pydocs"):
+        made.settings("evaluate", "pydocs", run)
+    assert made.kind("lead_ce_teacher") == "ce" and made.kind("prod_lead_s3") == "de"
+    assert made.start("demo", "lead_cb_linear") == ["results/demo/models/student_linear"]
+    assert made.settings("train", "demo", "student_linear")["model"]["linear"] == {"size": None, "identity": True}
