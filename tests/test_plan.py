@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dag.project import copy_config, refusal, replace
+from dag.project import empty_project, refusal, replace
 
 from lead.cli import STAGES
 from lead.config import stages
@@ -22,16 +22,7 @@ RUNS = ["student", "student_more", "teacher_cb", "rd_cb", "lead_cb"]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A project's configuration, and empty files for all that it names but the 4 layers of the model."""
-    config = copy_config(tmp_path)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"num_hidden_layers": 4}', encoding="utf-8")
-    replace(config / "presets" / "tiny.yaml", '"path:model"', f'"path:{tmp_path / "model"}"')
-    (tmp_path / "data").mkdir()
-    splits = ("train", "dev", "test")
-    for name in ["corpus.jsonl", *(f"queries.{s}.jsonl" for s in splits), *(f"{s}.tsv" for s in splits)]:
-        (tmp_path / "data" / name).touch()
-    return config
+    return empty_project(tmp_path)
 
 
 def add_rows(folder: Path, *rows: str) -> None:
@@ -249,7 +240,7 @@ def test_kinds_and_joint_runs(folder: Path) -> None:
     assert set(made.runs(kind="cb")) == {"teacher_cb", "lead_cb_teacher"}
     assert "bm25" not in made.runs(kind="de") and "bm25" in made.runs()
     assert set(made.joint()) == {"lead_de", "lead_cb", "lead_ce", "lead_cb_k3", "lead_cb_docs"}
-    assert set(made.frozen()) == {"rd_cb", "frozen"}
+    assert set(made.frozen()) == {"rd_cb", "fd_ce", "margin_mse", "frozen"}
 
 
 def test_targets_are_the_runs_meant_for_a_dataset(folder: Path) -> None:

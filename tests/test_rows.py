@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dag.project import copy_config, refusal
+from dag.project import empty_project, refusal
 
 from lead.config.load import load
 from lead.plan import Plan
@@ -15,14 +15,7 @@ from lead.workflow import one_of
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    made = copy_config(tmp_path)
-    data = tmp_path / "data"
-    data.mkdir()
-    for name in ("corpus", "queries.train", "queries.dev", "queries.test"):
-        (data / f"{name}.jsonl").touch()
-    for split in ("train", "dev", "test"):
-        (data / f"{split}.tsv").touch()
-    return made
+    return empty_project(tmp_path)
 
 
 def plan(folder: Path, seeds: str = "distil") -> Plan:

@@ -26,6 +26,19 @@ def copy_config(folder: Path) -> Path:
     return Path(shutil.copytree(ROOT / "tests" / "dag" / "config", folder / "config"))
 
 
+def empty_project(tmp_path: Path) -> Path:
+    """A project's configuration, and empty files for all that it names but the 4 layers of the model."""
+    config = copy_config(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"num_hidden_layers": 4}', encoding="utf-8")
+    replace(config / "presets" / "tiny.yaml", '"path:model"', f'"path:{tmp_path / "model"}"')
+    (tmp_path / "data").mkdir()
+    splits = ("train", "dev", "test")
+    for name in ["corpus.jsonl", *(f"queries.{s}.jsonl" for s in splits), *(f"{s}.tsv" for s in splits)]:
+        (tmp_path / "data" / name).touch()
+    return config
+
+
 def replace(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
