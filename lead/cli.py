@@ -220,6 +220,13 @@ def _table(args: argparse.Namespace) -> None:
     print(table(args.results, args.baseline or ["rd_cb", "student_more"]))
 
 
+def _tables(args: argparse.Namespace) -> None:
+    from lead.evaluation.tables import tables
+
+    written = tables(args.config, args.dataset, args.results, args.out)
+    logging.getLogger("lead").info("%d files, %s the last", len(written), written[-1])
+
+
 def _setup_logging(log: Path | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if log is not None:
@@ -291,6 +298,15 @@ def parser() -> argparse.ArgumentParser:
         help="run to test against, can be given again (default: rd_cb, student_more)",
     )
     table.set_defaults(call=_table)
+    paper = commands.add_parser(
+        "tables", help="Rebuild the paper's tables from a dataset's results, as far as they exist."
+    )
+    paper.add_argument("dataset", metavar="DATASET")
+    paper.add_argument("--out", type=Path, metavar="PATH", help="folder (default: tables in --results)")
+    paper.add_argument("--results", type=Path, metavar="PATH", help="the dataset's results, if not where config says")
+    paper.add_argument("--config", type=Path, default=Path("config/config.yaml"), metavar="PATH")
+    paper.add_argument("--log", type=Path, metavar="PATH", help="write the log there too")
+    paper.set_defaults(call=_tables)
     return top
 
 

@@ -35,6 +35,14 @@ class Plan(Rows):
         super().__init__(loaded.experiments_path, loaded.experiments.runs, loaded.config.seeds)
         self.results = str(Path(loaded.config.results))
 
+    def path(self) -> str:
+        """The file that everything was read from."""
+        return str(self.loaded.path)
+
+    def paper(self) -> str:
+        """The file of the paper's tables."""
+        return str(self.loaded.path.parent / "paper.yaml")
+
     # --- which runs there are ----------------------------------------------------------------------------------------
     def check(self, dataset: str, run: str) -> None:
         """Refuse a dataset or run that does not exist, or a pair that does not make sense, with what exists."""

@@ -50,7 +50,8 @@ class Result:
         return table["qid"].to_pylist(), table["value"].to_numpy()
 
 
-def _load(path: Path) -> Result:
+def read_result(path: Path) -> Result:
+    """The result in a file of lead evaluate. Raises LeadError when it is not one."""
     raw: Any = read_json(path)
     try:
         measures = list(raw["measures"])
@@ -70,7 +71,7 @@ def table(results: list[Path], baselines: list[str]) -> str:
     """
     datasets: dict[Path, list[Result]] = {}
     for path in dict.fromkeys(results):
-        datasets.setdefault(path.parent, []).append(_load(path))
+        datasets.setdefault(path.parent, []).append(read_result(path))
     return "\n\n".join(_dataset_table(folder.absolute().name, rows, baselines) for folder, rows in datasets.items())
 
 
@@ -85,12 +86,12 @@ def _dataset_table(dataset: str, rows: list[Result], baselines: list[str]) -> st
     columns = [["run", *(row.run for row in rows)]]
     columns.append([f"{first} [{rows[0].confidence:.0%} interval]", *(_interval(row.metrics[first]) for row in rows)])
     for name in measures[1:]:
-        columns.append([name, *(_number(row.metrics[name]["mean"]) if name in row.metrics else "-" for row in rows)])
+        columns.append([name, *(number(row.metrics[name]["mean"]) if name in row.metrics else "-" for row in rows)])
     notes = []
     for name in present:
         others = [row for row in rows if row.run != name]
         tests = dict(zip((row.run for row in others), _compare(others, by_run[name], first), strict=True))
-        cells = (_difference(*tests[row.run]) if row.run in tests else "baseline" for row in rows)
+        cells = (difference(*tests[row.run]) if row.run in tests else "baseline" for row in rows)
         columns.append([f"vs {name}", *cells])
         if tests and all(p >= SIGNIFICANT for _, p in tests.values()):
             notes.append(
@@ -126,22 +127,27 @@ def _compare(rows: Sequence[Result], baseline: Result, measure: str) -> list[tup
     return list(zip(differences, holm(p_values), strict=True))
 
 
-def _number(value: float, sign: str = "") -> str:
+def number(value: float, sign: str = "") -> str:
     """Three decimals, no zero before the point.
 
-    >>> _number(0.4386), _number(1.0), _number(-0.0123, "+")
+    >>> number(0.4386), number(1.0), number(-0.0123, "+")
     ('.439', '1.000', '-.012')
     """
     return f"{value:{sign}.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:{sign}.3f}"
 
 
 def _interval(metric: dict[str, float]) -> str:
-    return f"{_number(metric['mean'])} [{_number(metric['low'])}, {_number(metric['high'])}]"
+    return f"{number(metric['mean'])} [{number(metric['low'])}, {number(metric['high'])}]"
 
 
-def _difference(difference: float, p: float) -> str:
+def difference(delta: float, p: float) -> str:
+    """A difference and how sure it is.
+
+    >>> difference(-0.0123, 0.004)
+    '-.012 p=.004 **'
+    """
     stars = "**" if p < VERY_SIGNIFICANT else "*" if p < SIGNIFICANT else ""
-    return f"{_number(difference, '+')} p{'<.001' if p < 0.001 else '=' + _number(p)} {stars}".rstrip()
+    return f"{number(delta, '+')} p{'<.001' if p < 0.001 else '=' + number(p)} {stars}".rstrip()
 
 
 def _align(columns: list[list[str]]) -> list[str]:

@@ -1,0 +1,21 @@
+# The paper's tables, rebuilt from every run of the dataset (`runs` of its file, or all that make sense).
+rule tables:
+    input:
+        results=one_line(lambda w: plan.targets(w.dataset)),
+        paper=plan.paper(),
+    output:
+        multiext(f"{RESULTS}/{{dataset}}/tables/all", ".md", ".html"),
+    log:
+        f"{RESULTS}/{{dataset}}/logs/tables.log",
+    threads: 1
+    resources:
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        runtime=lambda w, attempt: 60 * attempt,
+        gpu=0,
+    params:
+        results=f"{RESULTS}/{{dataset}}",
+        config=plan.path(),
+    message:
+        "{wildcards.dataset}: the paper's tables"
+    shell:
+        "lead tables {wildcards.dataset:q} --results {params.results:q} --config {params.config:q} --log {log:q}"
