@@ -52,6 +52,9 @@ STAGES: dict[str, Stage] = {
         "Bring a collection into Parquet: corpus, queries and judgements of train, dev and test.",
         "lead.data.prepare:prepare",
         "PrepareSettings",
+        inputs={
+            "corpus?": "for a source of kind evaluation: the prepared " + CORPUS + " that its queries are asked of"
+        },
         outputs={"out": "folder for corpus.parquet, queries.SPLIT.parquet, qrels.SPLIT.parquet, report.json"},
     ),
     "bm25": Stage(
@@ -60,12 +63,12 @@ STAGES: dict[str, Stage] = {
         "Bm25Settings",
         inputs={
             "corpus": CORPUS,
-            "queries+": QUERIES + ": train and dev, for negatives",
-            "qrels+": QRELS + " of these queries",
+            "queries+?": QUERIES + ": train and dev, for negatives",
+            "qrels+?": QRELS + " of these queries",
             "test-queries": QUERIES + ": those to rank as a run",
         },
         outputs={
-            "negatives": "hard negatives of train and dev queries, no known positive among them",
+            "negatives?": "hard negatives of train and dev queries, no known positive among them",
             "ranked": RANKED + " of the test queries",
         },
     ),
@@ -268,8 +271,8 @@ def parser() -> argparse.ArgumentParser:
                     type=Path,
                     metavar="PATH",
                     help=about,
-                    required=not option.endswith("?"),
-                    nargs="+" if option.endswith("+") else None,
+                    required="?" not in option,
+                    nargs="+" if "+" in option else None,
                 )
         sub.add_argument(
             "--settings", default="{}", metavar="JSON", help="this stage's settings: JSON text, or a JSON or YAML file"

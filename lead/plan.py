@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lead.config.load import Loaded, merge, source_paths, validate
-from lead.config.schema import FilesSource, ModelRef, Settings, Train
+from lead.config.schema import EvaluationSource, FilesSource, ModelRef, Settings, SplitFiles, Train
 from lead.errors import LeadError
 from lead.layers import check_layers
 from lead.rows import Rows, seeded, split_seed
 
 SHARED = ("prepare", "bm25")  # stages of a dataset, not of a run
+LISTING = ("bm25", "retrieve", "rerank")  # stages that an evaluation set has of its own
 RESPONSE: Any = {"candidates": True, "hard_candidates": True, "weights": {"rep", "stu"}}
 READS: dict[str, Any] = {  # the keys of `distil` that a method reads; None: all
     "rd": {"tau": True, **RESPONSE},
@@ -83,11 +84,32 @@ class Plan(Rows):
         return found
 
     # --- what a run is made of ---------------------------------------------------------------------------------------
+    def whole(self, dataset: str) -> str:
+        """The dataset whose corpus, models and embeddings this one uses: itself, but for more evaluation queries."""
+        source = self.loaded.datasets[dataset][0].source
+        return source.of if isinstance(source, EvaluationSource) else dataset
+
+    def collections(self) -> list[str]:
+        """Datasets with a corpus of their own."""
+        return [name for name in self.loaded.datasets if self.whole(name) == name]
+
+    def evaluations(self) -> list[str]:
+        """Datasets that are more evaluation queries of another one."""
+        return [name for name in self.loaded.datasets if self.whole(name) != name]
+
+    def corpus(self, dataset: str) -> str:
+        """File of the passages that a dataset's queries are asked of."""
+        return f"{self.results}/{self.whole(dataset)}/data/corpus.parquet"
+
+    def vectors(self, dataset: str, run: str) -> str:
+        """File of the passages' vectors, which evaluation sets share."""
+        return f"{self.results}/{self.whole(dataset)}/embeddings/{run}/passages.parquet"
+
     def model(self, dataset: str, run: str) -> str:
         """Model folder of a run: its own, or, for `teacher_of`, the one that the joint run leaves."""
         row = self.rows[run]
         name = f"{row.of}_teacher" if row.method == "teacher_of" else run
-        return f"{self.results}/{dataset}/models/{name}"
+        return f"{self.results}/{self.whole(dataset)}/models/{name}"
 
     def start(self, dataset: str, run: str) -> list[str]:
         """Model folder that training goes on from; none when it starts from a pretrained encoder.
@@ -116,11 +138,12 @@ class Plan(Rows):
     def source_files(self, dataset: str) -> list[str]:
         """Files that a dataset of kind `files` is read from."""
         data, path = self.loaded.datasets[dataset]
-        if not isinstance(data.source, FilesSource):
+        if not isinstance(data.source, FilesSource | EvaluationSource):
             return []
         source = source_paths(data.source, path)
-        splits = [s for s in (source.train, source.test, source.dev) if s is not None]
-        return [source.corpus, *(f for s in splits for f in (s.queries, s.qrels))]
+        splits = [source.test] if isinstance(source, EvaluationSource) else [source.train, source.test, source.dev]
+        corpus = [source.corpus] if isinstance(source, FilesSource) else []
+        return corpus + [f for s in splits if isinstance(s, SplitFiles) for f in (s.queries, s.qrels)]
 
     # --- settings ----------------------------------------------------------------------------------------------------
     def resolve(self, dataset: str, run: str | None = None) -> Settings:
@@ -161,8 +184,10 @@ class Plan(Rows):
         relevance = s.evaluation.relevance
         if stage == "prepare":
             data, path = self.loaded.datasets[dataset]
-            source = source_paths(data.source, path) if isinstance(data.source, FilesSource) else data.source
-            return _json(source=source, dev_share=s.dev_share, relevance=relevance, checks=s.checks)
+            on_disk = isinstance(data.source, FilesSource | EvaluationSource)
+            source = source_paths(data.source, path) if on_disk else data.source
+            share = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
+            return _json(source=source, **share, relevance=relevance, checks=s.checks, expect=data.expect)
         if stage == "bm25":
             r = s.retrieval
             return _json(bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=relevance)
@@ -194,7 +219,10 @@ class Plan(Rows):
 
     def _made_by(self, dataset: str, run: str) -> dict[str, Any]:
         """What a result tells of its making: the settings of every stage behind it, by `run.stage`."""
-        made = {"prepare": self.settings("prepare", dataset)}
+        whole = self.whole(dataset)
+        made = {"prepare": self.settings("prepare", whole)}
+        if whole != dataset:
+            made["prepare_evaluation"] = self.settings("prepare", dataset)
         lists = [run]
         if "rerank" in self.stages(dataset, run):
             lists.append(self._reranked(dataset, run))
@@ -203,7 +231,8 @@ class Plan(Rows):
                 # of the runs whose lists are read, all stages; of the others, what made their model or negatives
                 stages = [t for t in self.stages(dataset, name) if t != "evaluate"]
                 for stage in stages if name in lists else stages[:1]:
-                    made[f"{name}.{stage}"] = self.settings(stage, dataset, name)
+                    of = dataset if stage in LISTING else whole
+                    made[f"{name}.{stage}"] = self.settings(stage, of, name)
         facts = {"dataset": dataset, "run": run, "settings": made}
         return facts if len(lists) == 1 else {**facts, "rerank_from": lists[1]}
 

@@ -59,13 +59,25 @@ def slices(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
 
 
 def one_of(names: Iterable[str]) -> str:
-    """A wildcard constraint: exactly one of these names, with or without a seed (nothing at all, if there are none).
-
-    Snakemake also tries it with `match` on a bare name, where `lead_cb` would do for `lead_cb_teacher`: hence the
-    second half. The first is for a name inside a path.
-    """
+    """A wildcard constraint: exactly one of these names, with or without a seed (nothing at all, if there are none)."""
+    names = list(names)
     either = "|".join(map(re.escape, sorted(names)))
-    return rf"(?!\A)(?:{either})(?:{SEED})?|\A(?:{either})(?:{SEED})?\Z" if either else "(?!)"
+    return _whole(rf"(?:{either})(?:{SEED})?") if names else "(?!)"
+
+
+def exactly(names: Iterable[str]) -> str:
+    """A wildcard constraint: exactly one of these names, such as datasets."""
+    either = "|".join(map(re.escape, sorted(names)))
+    return _whole(f"(?:{either})") if either else "(?!)"
+
+
+def _whole(pattern: str) -> str:
+    """A pattern that must match the whole name.
+
+    Snakemake also tries a constraint with `match` on a bare name, where `lead_cb` would do for `lead_cb_teacher`: hence
+    the second half. The first is for a name inside a path.
+    """
+    return rf"(?!\A){pattern}|\A{pattern}\Z"
 
 
 def option(name: str, value: Any) -> str:

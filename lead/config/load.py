@@ -14,11 +14,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lead.config.experiments import Config, Experiments
-from lead.config.schema import Dataset, FilesSource, Settings, Train
+from lead.config.schema import Dataset, EvaluationSource, Settings, Train
 from lead.errors import LeadError, Named, nearest
 
 T = TypeVar("T", bound=BaseModel)
 Tree = dict[str, Any]
+Source = TypeVar("Source", bound=BaseModel)
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
@@ -125,7 +126,11 @@ def _fields(cls: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 def _without_tags(cls: type[BaseModel], location: tuple[Any, ...]) -> list[Any]:
     """The location without the discriminator tags (`source.pydocs.packages` is `source.packages` in the file)."""
-    return [p for n, p in enumerate(location) if not (n and location[n - 1] == "source" and p in ("pydocs", "files"))]
+    return [
+        p
+        for n, p in enumerate(location)
+        if not (n and location[n - 1] == "source" and p in ("pydocs", "files", "ir_datasets", "evaluation"))
+    ]
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
@@ -151,8 +156,13 @@ class Loaded:
     def parts(self, dataset: str, run: str | None) -> list[Part]:
         """What is laid over the defaults: preset < dataset < config < experiment row."""
         data, path = self.datasets[dataset]
+        shared = []
+        if isinstance(data.source, EvaluationSource):  # as the dataset it belongs to, but for its own settings
+            of, of_path = self.datasets[data.source.of]
+            shared, data = [Part(of.settings, str(of_path))], data.model_copy(update={"preset": of.preset})
         parts = [
             self.presets[data.preset],
+            *shared,
             Part(data.settings, str(path)),
             Part(self.config.settings, str(self.path)),
         ]
@@ -178,6 +188,9 @@ def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
     presets = {p.stem: _preset(p) for p in _files(base / config.presets, "presets", path)}
     found = {p.stem: (_dataset(p, presets), p) for p in _files(base / config.datasets, "datasets", path)}
     datasets = Named("dataset", base / config.datasets, found)
+    for data, data_path in found.values():
+        if isinstance(data.source, EvaluationSource):
+            _check_parent(data.source.of, data_path, found)
     rows_path = base / config.experiments
     rows, rows_text = read_yaml(rows_path)
     experiments = validate(Experiments, rows, str(rows_path), rows_text)
@@ -210,6 +223,12 @@ def _dataset(path: Path, presets: dict[str, Part]) -> Dataset:
     return dataset
 
 
+def _check_parent(of: str, path: Path, found: dict[str, tuple[Dataset, Path]]) -> None:
+    whole = [name for name, (dataset, _) in found.items() if not isinstance(dataset.source, EvaluationSource)]
+    if of not in whole:
+        raise LeadError(f"{path}: key 'source.of': no dataset '{of}' with a corpus; {nearest(of, whole)}")
+
+
 def _check_settings(tree: Any, where: str, text: str, prefix: tuple[str, ...]) -> None:
     """Check the keys that one file gives, on their own, so that the message can name the file and the line."""
     if not isinstance(tree, dict):
@@ -232,7 +251,7 @@ def merge(base: Tree, over: Tree) -> Tree:
     return out
 
 
-def source_paths(source: FilesSource, dataset_file: Path) -> FilesSource:
+def source_paths(source: Source, dataset_file: Path) -> Source:
     """The source with paths as they are seen from here: in the file, relative ones count from the dataset file.
 
     They stay relative, so that a checkout can be moved without anything being made again.
@@ -244,4 +263,4 @@ def source_paths(source: FilesSource, dataset_file: Path) -> FilesSource:
             return {k: seen(v, k) for k, v in tree.items()}
         return str(base / os.path.expanduser(tree)) if key in ("corpus", "queries", "qrels") else tree
 
-    return FilesSource.model_validate(seen(source.model_dump()))
+    return type(source).model_validate(seen(source.model_dump()))

@@ -219,6 +219,36 @@ class FilesSource(Strict):
     dev: SplitFiles | None = Field(None, description="null: carved from train")
 
 
+class IrDatasetsSource(Strict):
+    """A collection of the library ir_datasets, which downloads it."""
+
+    kind: Literal["ir_datasets"]
+    corpus: str = Field(description="id whose docs are the corpus, such as msmarco-passage")
+    fields: list[str] = Field(["text"], min_length=1, description="what a passage is made of, in this order")
+    train: str = Field(description="id whose queries and qrels are the train split")
+    test: str = Field(description="id of the evaluation split")
+    dev: str | None = Field(None, description="id of the dev split; null: carved from train")
+
+
+class EvaluationSource(Strict):
+    """More evaluation queries for another dataset: corpus, models, embeddings and index are that one's."""
+
+    kind: Literal["evaluation"]
+    of: Name = Field(description="the dataset that everything but the queries comes from")
+    test: SplitFiles | str = Field(description="files of queries and qrels, or an id of ir_datasets")
+
+
+AnySource = Annotated[PydocsSource | FilesSource | IrDatasetsSource | EvaluationSource, Field(discriminator="kind")]
+
+
+class Expect(Strict):
+    """Counts that are known of a collection; others stop the stage, for something is missing."""
+
+    passages: PositiveInt | None = None
+    train: PositiveInt | None = Field(None, description="judged train queries, dev carved from them included")
+    test: PositiveInt | None = Field(None, description="judged evaluation queries")
+
+
 class Checks(Strict):
     """Shares above which prepared data makes no sense and the stage stops."""
 
@@ -294,8 +324,9 @@ class Dataset(Strict):
     """A file of config/datasets/: where the data is, and settings that differ from the preset."""
 
     about: str = Field("", description="one line for people")
-    source: Annotated[PydocsSource | FilesSource, Field(discriminator="kind")]
+    source: AnySource
     preset: Name = Field("paper", description="a file of config/presets/")
+    expect: Expect = Expect()
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"
     )

@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lead.config.schema import (
+    AnySource,
     Bm25,
     Checks,
     Distil,
     Evaluation,
-    FilesSource,
+    Expect,
     Lengths,
     ModelRef,
     PositiveInt,
-    PydocsSource,
     Scoring,
     Strict,
     Train,
@@ -28,10 +28,11 @@ from lead.config.schema import (
 class PrepareSettings(Strict):
     """Read by `lead prepare`."""
 
-    source: Annotated[PydocsSource | FilesSource, Field(discriminator="kind")]
+    source: AnySource
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     relevance: PositiveInt = 1
     checks: Checks = Checks()
+    expect: Expect = Expect()
 
 
 class Bm25Settings(Strict):

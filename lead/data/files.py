@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from lead.artifacts import SCHEMAS
-from lead.config.schema import FilesSource
+from lead.config.schema import FilesSource, SplitFiles
 from lead.data.collection import Collection, Split, hash64
 from lead.data.records import bad, format_of, identifier, lines, records, string, tsv, wrong_width
 from lead.errors import LeadError
@@ -30,24 +30,26 @@ PID, QID = ("pid", "_id", "id"), ("qid", "_id", "id")
 
 def collect(source: FilesSource) -> Collection:
     """Read queries and judgements, and get ready to stream the corpus. Raises LeadError for a missing file."""
-    paths = {"source.corpus": source.corpus}
+    _check_file("source.corpus", source.corpus)
     splits = {"train": source.train, "dev": source.dev, "test": source.test}
-    for name, split in splits.items():
-        if split is not None:
-            paths |= {f"source.{name}.queries": split.queries, f"source.{name}.qrels": split.qrels}
-    for key, path in paths.items():
-        if not Path(path).is_file():
-            raise LeadError(f"{key}: no file {path}; download it, or mend the path")
-        if format_of(Path(path)) is None and not key.endswith("qrels"):
-            raise LeadError(f"{key}: the name of {path} tells no format; {EXPECTED_NAMES}")
     return Collection(
         passages=read_corpus(Path(source.corpus), source.fields),
-        splits={
-            name: Split(read_queries(Path(split.queries)), *read_qrels(Path(split.qrels)))
-            for name, split in splits.items()
-            if split is not None
-        },
+        splits={name: collect_split(name, split) for name, split in splits.items() if split is not None},
     )
+
+
+def collect_split(name: str, split: SplitFiles) -> Split:
+    """Read queries and judgements of a split. Raises LeadError for a missing or malformed file."""
+    for key, path in split.model_dump().items():
+        _check_file(f"source.{name}.{key}", path)
+    return Split(read_queries(Path(split.queries)), *read_qrels(Path(split.qrels)))
+
+
+def _check_file(key: str, path: str) -> None:
+    if not Path(path).is_file():
+        raise LeadError(f"{key}: no file {path}; download it, or mend the path")
+    if format_of(Path(path)) is None and not key.endswith("qrels"):
+        raise LeadError(f"{key}: the name of {path} tells no format; {EXPECTED_NAMES}")
 
 
 def read_corpus(path: Path, fields: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, atomic_file, write_json, write_table
-from lead.config.schema import Checks, FilesSource, PydocsSource
+from lead.artifacts import SCHEMAS, atomic_file, read_table, write_json, write_table
+from lead.config.schema import Checks, EvaluationSource, Expect, FilesSource, IrDatasetsSource, PydocsSource
 from lead.config.stages import PrepareSettings
-from lead.data import files, pydocs
+from lead.data import files, ir, pydocs
 from lead.data.collection import Collection, Split, hash64
 from lead.errors import LeadError
 
@@ -55,21 +55,27 @@ class Corpus:
         return np.asarray(self.ids[at] == hashes)
 
 
-def prepare(*, settings: PrepareSettings, out: Path) -> None:
+def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None) -> None:
     """Write corpus.parquet, {queries,qrels}.{train,dev,test}.parquet and report.json into the folder `out`.
 
     Memory: a batch of passages, 24 bytes a passage (about 200 MB for MS MARCO, twice that while they are sorted), and
     all queries and judgements. Raises LeadError for unreadable input, an empty split, or a share above its check.
     """
+    if isinstance(settings.source, EvaluationSource):
+        _prepare_evaluation(settings, settings.source, corpus, out)
+        return
+    if corpus is not None:
+        raise LeadError("--corpus is read for a source of kind evaluation only; leave it out")
     collection = _collect(settings.source)
     # Checks are made inside the block, so that a corpus that fails one, or whose splits do, leaves no file
     with atomic_file(out / "corpus.parquet") as temporary:
-        corpus = _write_corpus(collection.passages, temporary)
-        log.info("corpus: %s passages", f"{corpus.passages:,}")
-        _check("duplicate_passages", corpus.duplicates, settings.checks)
-        _check("empty_passages", corpus.empty, settings.checks)
+        passages = _write_corpus(collection.passages, temporary)
+        log.info("corpus: %s passages", f"{passages.passages:,}")
+        _check("duplicate_passages", passages.duplicates, settings.checks)
+        _check("empty_passages", passages.empty, settings.checks)
         report: dict[str, Any] = {}
-        splits = {name: _resolve(name, split, corpus, settings, report) for name, split in collection.splits.items()}
+        splits = {name: _resolve(name, split, passages, settings, report) for name, split in collection.splits.items()}
+        _check_counts(settings.expect, passages.passages, splits, settings.relevance)
         if "dev" not in splits:
             splits["train"], splits["dev"] = _carve(splits["train"], settings.dev_share)
         _report_leaks(splits, report)
@@ -80,16 +86,59 @@ def prepare(*, settings: PrepareSettings, out: Path) -> None:
         write_table(split.queries, out / f"queries.{name}.parquet", "queries")
         write_table(split.qrels, out / f"qrels.{name}.parquet", "qrels")
     counts = {
-        "passages": corpus.passages,
-        "duplicate_passages": corpus.duplicates.count,
-        "empty_passages": corpus.empty.count,
+        "passages": passages.passages,
+        "duplicate_passages": passages.duplicates.count,
+        "empty_passages": passages.empty.count,
     }
     source = {"kind": settings.source.kind} | collection.facts
     write_json({"source": source, "corpus": counts, "splits": report}, out / "report.json")
 
 
-def _collect(source: PydocsSource | FilesSource) -> Collection:
-    return pydocs.mine(source) if isinstance(source, PydocsSource) else files.collect(source)
+def _collect(source: PydocsSource | FilesSource | IrDatasetsSource) -> Collection:
+    if isinstance(source, PydocsSource):
+        return pydocs.mine(source)
+    return files.collect(source) if isinstance(source, FilesSource) else ir.collect(source)
+
+
+def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, corpus: Path | None, out: Path) -> None:
+    """Write queries.test.parquet, qrels.test.parquet and report.json of queries that are asked of a prepared corpus."""
+    if corpus is None:
+        raise LeadError("--corpus is missing: a source of kind evaluation needs the prepared corpus of its dataset")
+    if isinstance(source.test, str):
+        split = ir.read_split(source.test, "source.test")
+    else:
+        split = files.collect_split("test", source.test)
+    pids = read_table(corpus, columns=["pid"])["pid"]
+    hashes = np.fromiter((hash64(p.as_py()) for p in pids), dtype=np.uint64, count=len(pids))
+    nothing = Share("corpus", 0, len(pids), [])
+    report: dict[str, Any] = {}
+    split = _resolve("test", split, Corpus(len(pids), np.sort(hashes), nothing, nothing), settings, report)
+    _check_counts(settings.expect, None, {"test": split}, settings.relevance)
+    report["test"] |= {"queries": split.queries.num_rows, "judgements": split.qrels.num_rows}
+    write_table(split.queries, out / "queries.test.parquet", "queries")
+    write_table(split.qrels, out / "qrels.test.parquet", "qrels")
+    write_json({"source": {"kind": source.kind, "of": source.of}, "splits": report}, out / "report.json")
+
+
+def _check_counts(expect: Expect, passages: int | None, splits: dict[str, Split], relevance: int) -> None:
+    """Raise LeadError where a known count of the collection is another: a file is truncated, or another version."""
+
+    def judged(name: str) -> int:
+        qrels = splits[name].qrels
+        # a TREC topic is judged whatever its grades
+        return len(
+            (qrels if name == "test" else qrels.filter(pc.greater_equal(qrels["rel"], relevance)))["qid"].unique()
+        )
+
+    found = {"passages": passages} | {name: judged(name) for name in ("train", "test") if name in splits}
+    for name, count in found.items():
+        wanted = getattr(expect, name)
+        if wanted is not None and count is not None and wanted != count:
+            what = "passages" if name == "passages" else f"judged {name} queries"
+            raise LeadError(
+                f"expect.{name}: {count:,} {what}, not {wanted:,}: a file is incomplete or of another version; get it "
+                "again, or mend `expect` in the dataset's file"
+            )
 
 
 def _write_corpus(passages: Iterator[pa.RecordBatch], path: Path) -> Corpus:

@@ -102,19 +102,21 @@ def bm25(
     *,
     settings: Bm25Settings,
     corpus: Path,
-    queries: list[Path],
-    qrels: list[Path],
+    queries: list[Path] | None,
+    qrels: list[Path] | None,
     test_queries: Path,
-    negatives: Path,
+    negatives: Path | None,
     ranked: Path,
 ) -> None:
     """Rank the test queries as a run, and the train and dev `queries` for hard negatives without any known positive.
 
-    Raises LeadError when two files of `queries` hold the same id.
+    Without `negatives` it ranks only. Raises LeadError when two files of `queries` hold the same id.
     """
+    if (negatives is None) != (not queries) or (negatives is None) != (not qrels):
+        raise LeadError("lead bm25: --queries, --qrels and --negatives go together; give all three or none")
     seen: dict[str, Path] = {}
-    to_mine = [read_table(path, "queries") for path in queries]
-    for table, path in zip(to_mine, queries, strict=True):
+    to_mine = [read_table(path, "queries") for path in queries or []]
+    for table, path in zip(to_mine, queries or [], strict=True):
         check_distinct(table["qid"].to_pylist(), path, seen)
     to_rank = read_table(test_queries, "queries")
     index = Index(read_table(corpus, "corpus"), settings.bm25)
@@ -122,7 +124,9 @@ def bm25(
     tables = index.rank(to_rank, settings.depth)
     write_table(pa.concat_tables([SCHEMAS["ranked"].empty_table(), *tables]), ranked, "ranked")
 
-    positives = known_positives(qrels, settings.relevance)
+    if negatives is None:
+        return
+    positives = known_positives(qrels or [], settings.relevance)
     deep = settings.mine_depth + most_positives(positives)
     deep_lists = (lists for table in to_mine for lists in index.rank(table, deep))
     write_negatives(deep_lists, positives, settings.mine_depth, negatives)

@@ -11,6 +11,8 @@ rule prepare:
         f"{RESULTS}/{{dataset}}/logs/prepare.log",
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/prepare.tsv"
+    wildcard_constraints:
+        dataset=exactly(plan.collections()),
     threads: 1
     resources:
         mem_mb=lambda w, attempt: 4000 * attempt,
@@ -19,7 +21,23 @@ rule prepare:
     params:
         settings=settings("prepare"),
         folder=f"{DATA}",
+        corpus=lambda w, input: option("corpus", input.get("corpus")),
     message:
         "{wildcards.dataset}: preparing corpus, queries and judgements"
     shell:
-        "lead prepare --out {params.folder:q} --settings {params.settings:q} --threads {threads} --log {log:q}"
+        "lead prepare --out {params.folder:q} {params.corpus} --settings {params.settings:q} --threads {threads} --log {log:q}"
+
+
+# More evaluation queries of a collection: corpus, models, embeddings and index are that one's.
+use rule prepare as prepare_evaluation with:
+    input:
+        one_line(lambda w: plan.source_files(w.dataset)),
+        corpus=one_line(lambda w: plan.corpus(w.dataset)),
+    output:
+        queries=f"{DATA}/queries.test.parquet",
+        qrels=f"{DATA}/qrels.test.parquet",
+        report=f"{DATA}/report.json",
+    wildcard_constraints:
+        dataset=exactly(plan.evaluations()),
+    message:
+        "{wildcards.dataset}: preparing evaluation queries and judgements"

@@ -1,7 +1,7 @@
 # Ranked lists of the test queries (section 4.3): exact search for dual encoders, reranking for ColBERT and cross encoders.
 rule retrieve:
     input:
-        passages=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages.parquet",
+        passages=one_line(lambda w: plan.vectors(w.dataset, w.run)),
         queries=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.test.parquet",
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
@@ -28,7 +28,7 @@ rule retrieve:
 rule rerank:
     input:
         model=one_line(lambda w: plan.model(w.dataset, w.run)),
-        corpus=rules.prepare.output.corpus,
+        corpus=one_line(lambda w: plan.corpus(w.dataset)),
         queries=f"{DATA}/queries.test.parquet",
         ranked=one_line(lambda w: plan.rerank_from(w.dataset, w.run)),
     output:

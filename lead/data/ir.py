@@ -1,0 +1,103 @@
+"""Collections of the library `ir_datasets`: it downloads, resumes and verifies; we stream what it has on disk.
+
+Where its files lie is `IR_DATASETS_HOME`'s business (default ~/.ir_datasets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from lead.artifacts import SCHEMAS
+from lead.config.schema import IrDatasetsSource
+from lead.data.collection import Collection, Split
+from lead.errors import LeadError
+
+BATCH_ROWS = 50_000
+BATCH_CHARACTERS = 16 << 20
+
+
+def collect(source: IrDatasetsSource) -> Collection:
+    """Read queries and judgements of each split, and get ready to stream the corpus. Raises LeadError."""
+    corpus = load(source.corpus, "source.corpus", "docs")
+    splits = {"train": source.train, "dev": source.dev, "test": source.test}
+    return Collection(
+        passages=_passages(corpus, source),
+        splits={name: read_split(id_, f"source.{name}") for name, id_ in splits.items() if id_ is not None},
+        facts={"corpus": source.corpus} | {name: id_ for name, id_ in splits.items() if id_ is not None},
+    )
+
+
+def load(id_: str, key: str, *parts: str) -> Any:
+    """A dataset of the library that has these parts (docs, queries, qrels). Raises LeadError naming the key."""
+    import ir_datasets
+
+    try:
+        dataset = ir_datasets.load(id_)
+    except KeyError:
+        raise LeadError(f"{key}: ir_datasets has no '{id_}'; ids are listed at https://ir-datasets.com") from None
+    for part in parts:
+        if not getattr(dataset, f"has_{part}")():
+            raise LeadError(f"{key}: '{id_}' of ir_datasets has no {part}; give an id that has")
+    return dataset
+
+
+def read_split(id_: str, key: str) -> Split:
+    """Queries and judgements of an id. A pair judged twice must be judged the same. Raises LeadError."""
+    dataset = load(id_, key, "queries", "qrels")
+    try:
+        queries = [(q.query_id, q.default_text()) for q in dataset.queries_iter()]
+        judged: dict[tuple[str, str], int] = {}
+        rows = 0
+        for judgement in dataset.qrels_iter():
+            rows += 1
+            pair = judgement.query_id, judgement.doc_id
+            before = judged.setdefault(pair, judgement.relevance)
+            if before != judgement.relevance:
+                raise LeadError(f"{key}: '{id_}' judges query {pair[0]} and passage {pair[1]} twice, differently")
+    except (OSError, RuntimeError, ValueError) as e:
+        raise _unavailable(key, id_, e) from e
+    qids, texts = zip(*queries, strict=True) if queries else ((), ())
+    columns = [[q for q, _ in judged], [p for _, p in judged], list(judged.values())]
+    return Split(
+        pa.table({"qid": list(qids), "text": list(texts)}, schema=SCHEMAS["queries"]),
+        pa.table(columns, schema=SCHEMAS["qrels"]),
+        rows - len(judged),
+    )
+
+
+def _passages(dataset: Any, source: IrDatasetsSource) -> Iterator[pa.RecordBatch]:
+    """Batches (pid, text) of the chosen fields, in the library's order."""
+    _check_fields(dataset.docs_cls(), source.fields)
+    pids: list[str] = []
+    texts: list[str] = []
+    characters = 0
+    try:
+        for doc in dataset.docs_iter():
+            pids.append(doc.doc_id)
+            texts.append(" ".join(part for field in source.fields if (part := getattr(doc, field))))
+            characters += len(texts[-1])
+            if len(pids) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+                yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
+                pids, texts, characters = [], [], 0
+    except (OSError, RuntimeError, ValueError) as e:
+        raise _unavailable("source.corpus", source.corpus, e) from e
+    if pids:
+        yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
+
+
+def _check_fields(cls: Any, fields: Sequence[str]) -> None:
+    known = [name for name in cls._fields if name != "doc_id"]
+    for field in fields:
+        if field not in known:
+            raise LeadError(f"source.fields: passages have no '{field}'; they have {', '.join(known)}")
+
+
+def _unavailable(key: str, id_: str, error: Exception) -> LeadError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return LeadError(
+        f"{key}: cannot get '{id_}' from ir_datasets: {reason[:200]}; check the network and IR_DATASETS_HOME, or "
+        "use the official files with a source of kind files"
+    )
