@@ -32,6 +32,7 @@ class Stage:
     inputs: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     gpu: bool = False
+    ranks: bool = False  # whether several processes can share its work, one a GPU
 
 
 CORPUS = "passages (Parquet: pid, text)"
@@ -83,6 +84,7 @@ STAGES: dict[str, Stage] = {
             "metrics": "JSON lines of training",
         },
         gpu=True,
+        ranks=True,
     ),
     "distil": Stage(
         "Distil a teacher into a student: LEAD (eqs. 4 to 12) or RD (response loss, frozen teacher).",
@@ -96,6 +98,7 @@ STAGES: dict[str, Stage] = {
             "metrics": "JSON lines of training",
         },
         gpu=True,
+        ranks=True,
     ),
     "encode": Stage(
         "Encode passages or queries with a dual encoder.",
@@ -180,9 +183,16 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
                 raise LeadError(f"--{option.rstrip('?+')} {path} does not exist; run the stage that makes it")
     if args.threads is not None and args.threads < 1:
         raise LeadError(f"--threads {args.threads}: give at least 1, or leave it out for all")
+    world, ranks = int(os.environ.get("WORLD_SIZE", "1")), int((args.ranks or args.gpu) if stage.ranks else 1)
+    if ranks > 1 and world == 1:
+        from lead.train.exchange import launch
+
+        launch(ranks, sys.argv[1:] if args.argv is None else list(args.argv))
+        return
     if args.threads:  # before NumPy, torch or faiss start their threads
+        threads = max(1, args.threads // world)
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ[variable] = str(args.threads)
+            os.environ[variable] = str(threads)
     if stage.gpu:
         keywords["gpu"] = args.gpu
     module, function = stage.function.split(":")
@@ -232,16 +242,17 @@ def _tables(args: argparse.Namespace) -> None:
 
 def _setup_logging(log: Path | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if log is not None:
+    rank = int(os.environ.get("RANK", "0"))
+    if log is not None and rank == 0:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            handlers.append(logging.FileHandler(log, mode="w", encoding="utf-8"))
+            handlers.append(logging.FileHandler(log, mode="a" if "RANK" in os.environ else "w", encoding="utf-8"))
         except OSError as e:
             raise LeadError(f"cannot write --log {log}: {e.strerror or e}") from e
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
-    logging.getLogger("lead").setLevel(logging.INFO)
+    logging.getLogger("lead").setLevel(logging.WARNING if rank else logging.INFO)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -283,6 +294,8 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--gpu", type=int, default=0, metavar="N", help="GPUs granted; 0 (default): run on the CPU"
             )
+        if stage.ranks:
+            sub.add_argument("--ranks", type=int, metavar="N", help="processes that share a batch (default: one a GPU)")
         sub.set_defaults(call=lambda args, stage=stage: _run_stage(stage, args))
     show = commands.add_parser("show", help="List datasets and runs, or print what a run resolves to.")
     show.add_argument("target", nargs="?", metavar="DATASET/RUN")
@@ -317,11 +330,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A user's mistake prints one line and returns 1."""
     try:
         args = parser().parse_args(argv)
+        args.argv = argv
         _setup_logging(getattr(args, "log", None))
         args.call(args)
         return 0
     except LeadError as e:
-        if logging.getLogger().handlers:  # the log file is one of them, if there is one
+        if report := os.environ.get("LEAD_ERRORS"):  # one of several ranks: whoever launched them prints the first
+            Path(report, os.environ.get("RANK", "0")).write_text(str(e), encoding="utf-8")
+        elif logging.getLogger().handlers:  # the log file is one of them, if there is one
             logging.getLogger("lead").error("lead: error: %s", e)
         else:
             print(f"lead: error: {e}", file=sys.stderr)

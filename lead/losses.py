@@ -127,11 +127,10 @@ def map_loss(teacher: Tensor, student: Tensor, keep: Tensor) -> Tensor:
     """L_virt of one direction of attention (VIRT, Li et al. 2021): squared difference of two maps, scalar.
 
     Log-maps [L, n, X, Y] of L layers and n pairs, each row a distribution over Y; keep [n, X, Y] is true where both
-    tokens exist. Summed over Y, averaged over the rows X that exist, pairs and layers.
+    tokens exist. Summed over Y, averaged over the rows X that a pair has, then over pairs and layers.
     """
-    square = ((teacher.exp() - student.exp()) * keep).square().sum(-1)
-    rows = keep.any(-1)
-    return (square * rows).sum() / (rows.sum() * len(teacher)).clamp(min=1)
+    square = ((teacher.exp() - student.exp()) * keep).square().sum((-2, -1))
+    return (square / keep.any(-1).sum(-1).clamp(min=1)).mean()
 
 
 RESPONSES = {"rd": rd, "margin_mse": margin_mse}

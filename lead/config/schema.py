@@ -244,7 +244,7 @@ AnySource = Annotated[PydocsSource | FilesSource | IrDatasetsSource | Evaluation
 class Expect(Strict):
     """Counts that are known of a collection; others stop the stage, for something is missing."""
 
-    passages: PositiveInt | None = None
+    passages: PositiveInt | None = Field(None, description="passages of the corpus")
     train: PositiveInt | None = Field(None, description="judged train queries, dev carved from them included")
     test: PositiveInt | None = Field(None, description="judged evaluation queries")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,6 +16,7 @@ from lead.models.pile import Kind, Pile
 from lead.models.scores import inner_product, max_sim, standardise
 
 Side = Literal["query", "passage"]
+Columns = Callable[[Tensor], Tensor]
 
 
 class Retriever(Pile):
@@ -76,27 +78,33 @@ class Retriever(Pile):
         return Features(torch.stack([(h * share).sum(1) for h in states]), layers)
 
     # --- features to scores ------------------------------------------------------------------------------------------
-    def score(self, queries: Features, passages: Features, candidates: Candidates) -> Scores:
-        """Scores of each query's candidates at every encoded layer, the last one among them: f or g of eqs. 4 and 5."""
+    def score(
+        self, queries: Features, passages: Features, candidates: Candidates, columns: Columns = lambda s: s
+    ) -> Scores:
+        """Scores of each query's candidates at every encoded layer, the last one among them: f or g of eqs. 4 and 5.
+
+        `columns`: where ranks hold the passages, what brings scores of all queries and these passages to scores of this
+        rank's queries and all passages.
+        """
         if queries.layers != passages.layers:
             raise ValueError(f"queries have layers {queries.layers}, passages {passages.layers}")
         if queries.layers[-1] != self.n_layers:
             raise ValueError(f"layers {queries.layers} lack the last, {self.n_layers}, which gives the final scores")
         features = [
-            self._similarity(queries, passages, n, candidates, self.scoring.layer_normalise)
+            self._similarity(queries, passages, n, candidates, self.scoring.layer_normalise, columns)
             for n in range(len(queries.layers))
         ]
         if (self.scoring.normalise == "none") == (self.scoring.layer_normalise == "none"):
             final = features[-1]  # the same vectors, scaled another way
         else:
-            final = self._similarity(queries, passages, -1, candidates, self.scoring.normalise)
+            final = self._similarity(queries, passages, -1, candidates, self.scoring.normalise, columns)
         s = torch.stack(features)
         if self.scoring.layer_normalise == "standard":
             s = standardise(s, candidates.keep)
         return Scores(self.scoring.layer_scale * s, queries.layers, self.scoring.scale * final)
 
     def _similarity(
-        self, queries: Features, passages: Features, n: int, candidates: Candidates, normalise: str
+        self, queries: Features, passages: Features, n: int, candidates: Candidates, normalise: str, columns: Columns
     ) -> Tensor:
         """f_DE (eq. 1) or f_CB (eq. 2) [Q, C] of the n-th encoded layer, on raw vectors or on those of unit length."""
         q, p = queries.x[n], passages.x[n]
@@ -107,7 +115,7 @@ class Retriever(Pile):
         else:
             assert queries.mask is not None and passages.mask is not None
             s = max_sim(q, queries.mask, p, passages.mask)
-        return torch.gather(s, 1, candidates.index)
+        return torch.gather(columns(s), 1, candidates.index)
 
     def vectors(self, features: Features) -> Tensor:
         """Last-layer vectors whose inner products (MaxSim for CB) are the model's scores up to the factor `scale`."""

@@ -22,19 +22,35 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's texts: Q queries and P = Q (1 + n) passages, each query's positive first, then its n negatives."""
+    """One step's texts, or a rank's part: Q queries and Q (1 + n) passages, each query's positive, then its negatives.
+
+    The columns of `relevant` and of candidates are the P passages of the global batch.
+    """
 
     queries: list[str]
     passages: list[str]
     relevant: torch.Tensor  # [Q, P] true where the passage is known to be relevant to the query, by id
+    first: int = 0  # column in the global batch of the first passage here
 
     def candidates(self, which: str) -> Candidates:
         """`batch`: every passage of the batch (C = P); `own`: the query's positive and negatives (C = 1 + n)."""
         n, width = len(self.queries), len(self.passages) // len(self.queries)
-        start = torch.arange(n) * width
+        start = self.first + torch.arange(n) * width
         own = start[:, None] + torch.arange(width)
-        index = own if which == "own" else torch.arange(len(self.passages)).expand(n, -1)
+        index = own if which == "own" else torch.arange(self.relevant.shape[1]).expand(n, -1)
         return mask_columns(index, self.relevant, start)
+
+    def own(self) -> torch.Tensor:
+        """[Q, 1 + n] places in `passages` of each query's own."""
+        return torch.arange(len(self.passages)).view(len(self.queries), -1)
+
+    def shard(self, rank: int, world: int) -> Batch:
+        """The part of one of `world` ranks: its queries and their passages, and all columns of `relevant`."""
+        if world == 1:
+            return self
+        q, p = len(self.queries) // world, len(self.passages) // world
+        rows, columns = slice(rank * q, (rank + 1) * q), slice(rank * p, (rank + 1) * p)
+        return Batch(self.queries[rows], self.passages[columns], self.relevant[rows], rank * p)
 
 
 class Queries:

@@ -62,10 +62,9 @@ class FdStep(DistilStep):
     def _teacher_maps(self, batch: Batch, layers: tuple[int, ...], step: int) -> Maps:
         if self.attention is None:
             return self._virtual(self.teacher, batch, layers, step, frozen=True)[0]
-        index = batch.candidates("own").index
         model = cast(CrossEncoder, self.teacher)
-        queries = [q for q in batch.queries for _ in range(index.shape[1])]
-        pairs = model.tokenize(queries, [batch.passages[i] for i in index.flatten()])
+        queries = [q for q in batch.queries for _ in range(batch.own().shape[1])]
+        pairs = model.tokenize(queries, batch.passages)
         groups = micro_batches([len(p) for p in pairs], self.train.micro_tokens)
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, self.train.precision == "bf16"):
             return join_maps([self.attention.encode([pairs[i] for i in group], layers) for group in groups], groups)
@@ -78,4 +77,4 @@ class FdStep(DistilStep):
         micro = MicroEncoder(self.train.micro_tokens, self.train.precision, (self.seed, step, "maps"))
         side = self.features(micro, TokenView(model), model, texts(model, batch), layers, frozen)
         queries, passages = side.features
-        return virtual_maps(queries, passages, batch.candidates("own").index.to(self.device)), side
+        return virtual_maps(queries, passages, batch.own().to(self.device)), side

@@ -60,7 +60,8 @@ class Loop:
     def __init__(self, step: Step, data: TrainingData, dev: DevPool | None, train: Train, state: Path):
         """`state`: folder for checkpoints, created when needed, kept until the caller removes it."""
         self.step, self.data, self.dev, self.train, self.state = step, data, dev, train, state
-        self.models = step.trained()
+        self.models, self.exchange = step.trained(), step.exchange
+        self.main = self.exchange.rank == 0  # the rank that looks at dev, logs and writes
         self.optimizer = make_optimizer(self.models, train)
         self.encoder = MicroEncoder(train.micro_tokens, train.precision)
         self.lines: list[dict[str, Any]] = []
@@ -69,6 +70,7 @@ class Loop:
     def run(self) -> None:
         """Train to the last step, from the newest checkpoint if there is one. The models keep the final weights."""
         first = self._restore()
+        self.exchange.wait()
         for name, model in self.models.items():
             model.train()
             log.info(
@@ -83,7 +85,7 @@ class Loop:
             range(first, self.train.steps),
             initial=first,
             total=self.train.steps,
-            disable=None,
+            disable=None if self.main else True,
             unit="step",
             mininterval=1,
         )
@@ -96,7 +98,7 @@ class Loop:
             line["seconds"] = round(time.monotonic() - begun, 3)
             self.lines.append(line)
             bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in line["loss"].items()))
-            if bar.disable and time.monotonic() > next_note:  # not a terminal: a line now and then
+            if bar.disable and self.main and time.monotonic() > next_note:  # not a terminal: a line now and then
                 left = (time.monotonic() - started) / (s + 1 - first) * (self.train.steps - s - 1)
                 log.info(
                     "step %d of %d, loss %.3f, about %.0f s left", s + 1, self.train.steps, line["loss"]["total"], left
@@ -132,7 +134,8 @@ class Loop:
     def _line(self, step: int, loss: Loss) -> dict[str, Any]:
         """A line of the log. Raises LeadError when a loss part is not finite."""
         parts = {**loss.parts, "total": loss.total}
-        values = torch.stack([v.detach() for v in parts.values()]).tolist()  # one synchronisation a step
+        # one synchronisation a step
+        values = self.exchange.mean(torch.stack([v.detach() for v in parts.values()])).tolist()
         for name, value in zip(parts, values, strict=True):
             if not math.isfinite(value):
                 raise LeadError(
@@ -146,7 +149,8 @@ class Loop:
         }
 
     def _evaluate(self, step: int) -> None:
-        if self.dev is None:
+        if self.dev is None or not self.main:
+            self.exchange.wait()
             return
         scores = {name: round(self.dev.mrr(model, self.encoder), 6) for name, model in self.models.items()}
         log.info("step %d: MRR@10 on the dev pool: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
@@ -155,15 +159,21 @@ class Loop:
             self.best = scores["student"]
             for name, model in self.models.items():
                 model.save(self.state / "best" / name)
+        self.exchange.wait()
 
     def _checkpoint(self, step: int) -> None:
+        if not self.main:
+            self.exchange.wait()
+            return
         extra = {"lines": self.lines, "best": self.best}
         checkpoint.save(self.state, step, dict(self.models), self.optimizer, extra, self.train.checkpoint_keep)
+        self.exchange.wait()
 
     def _restore(self) -> int:
         found = checkpoint.restore(self.state, dict(self.models), self.optimizer)
         if found is None:
-            shutil.rmtree(self.state, ignore_errors=True)
+            if self.main:
+                shutil.rmtree(self.state, ignore_errors=True)
             return 0
         step, extra = found
         self.lines, self.best = extra["lines"], extra["best"]

@@ -23,6 +23,7 @@ from lead.models.reference import local_weights
 from lead.models.retriever import Retriever
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
+from lead.train.exchange import join_ranks
 from lead.train.fd import FdStep
 from lead.train.loop import Loop
 from lead.train.step import DistilStep, LeadStep, Step
@@ -50,6 +51,7 @@ def train(
         raise LeadError("lead train needs one of settings.model (a pretrained encoder) and --start (a model folder)")
     check_replaceable(out)
     on = device(gpu)
+    join_ranks(gpu)
     if start is not None:
         model: Pile = Pile.load(start)
     else:
@@ -60,9 +62,11 @@ def train(
     files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, weights]
     loop = _loop(Step(model.to(on), settings.train, settings.seed), settings, files, state)
     loop.run()
-    model.save(out)
-    loop.write_metrics(metrics)
-    _clear(state)
+    if loop.main:
+        model.save(out)
+        loop.write_metrics(metrics)
+        _clear(state)
+    loop.exchange.wait()
 
 
 def distil(
@@ -92,16 +96,19 @@ def distil(
         if folder is not None:
             check_replaceable(folder)
     on = device(gpu)
+    join_ranks(gpu)
     student, master = Retriever.load(start).to(on), Pile.load(teacher).to(on)
     step = make_step(settings, student, master)
     files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start, teacher]
     loop = _loop(step, settings, files, state)
     loop.run()
-    student.save(out)
-    if teacher_out is not None:
-        master.save(teacher_out)
-    loop.write_metrics(metrics)
-    _clear(state)
+    if loop.main:
+        student.save(out)
+        if teacher_out is not None:
+            master.save(teacher_out)
+        loop.write_metrics(metrics)
+        _clear(state)
+    loop.exchange.wait()
 
 
 def make_step(settings: DistilSettings, student: Retriever, teacher: Pile) -> DistilStep:

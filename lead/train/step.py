@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from lead import losses
 from lead.config.schema import Distil, Train
+from lead.errors import LeadError
 from lead.layers import select
 from lead.losses import Loss
 from lead.models.cross import CrossEncoder
@@ -20,6 +21,7 @@ from lead.models.micro import MicroEncoder, padded_tokens
 from lead.models.pile import Pile
 from lead.models.retriever import Retriever
 from lead.train.data import Batch
+from lead.train.exchange import Exchange
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,13 @@ class Side:
     model: Pile
     features: tuple[Features, ...]
     replays: tuple[Callable[[], None], ...] = ()
+    exchange: Exchange = field(default_factory=Exchange)
 
     def score(self, candidates: Candidates) -> Scores:
-        """Scores of the candidates at every encoded layer."""
-        return self.model.score(*self.features, candidates)
+        """Scores of the candidates at every encoded layer; other ranks' passages are among them."""
+        if self.model.kind != "cb" or self.exchange.world == 1:
+            return self.model.score(*self.features, candidates)
+        return self.model.score(*self.features, candidates, self.exchange.columns)
 
 
 class Step:
@@ -44,6 +49,11 @@ class Step:
     def __init__(self, student: Pile, train: Train, seed: int):
         """`train`: batch encoding settings; `seed`: seeds dropout with the step number."""
         self.student, self.train, self.seed = student, train, seed
+        self.exchange = Exchange.here()
+        if train.batch_size % self.exchange.world:
+            raise LeadError(
+                f"train.batch_size: {train.batch_size} queries cannot be shared equally by {self.exchange.world} ranks"
+            )
         self.device = student.device
         prepare_for_training(student.encoder, train.dropout)
 
@@ -58,24 +68,31 @@ class Step:
         return losses.contrastive(side.score(candidates), candidates), [side]
 
     def __call__(self, batch: Batch, step: int) -> Loss:
-        """Forward and backward. Gradients are added to `.grad` of the trained models' parameters."""
-        loss, sides = self.loss(batch, step)
+        """Forward and backward. Gradients are added to `.grad` of the trained models' parameters.
+
+        `batch` is the global one; with several ranks each computes its part, and gradients are averaged at the end.
+        """
+        loss, sides = self.loss(batch.shard(self.exchange.rank, self.exchange.world), step)
         loss.total.backward()
         for side in sides:
             for replay in side.replays:
                 replay()
+        self.exchange.average_gradients(list(self.trained().values()))
         return loss
 
     def encode(
         self, model: Pile, name: str, batch: Batch, layers: tuple[int, ...], step: int, frozen: bool = False
     ) -> Side:
         """Encode a batch; above `cache_above` tokens with cached gradients, else with the graph."""
-        micro = MicroEncoder(self.train.micro_tokens, self.train.precision, (self.seed, step, name))
+        micro = MicroEncoder(self.train.micro_tokens, self.train.precision, (self.seed, step, name, self.exchange.rank))
         if not isinstance(model, CrossEncoder):
-            return self.features(micro, model, model, texts(model, batch), layers, frozen)
-        index = batch.candidates("own").index
-        passages = [batch.passages[i] for i in index.flatten()]
-        pairs = model.tokenize([q for q in batch.queries for _ in range(index.shape[1])], passages)
+            side = self.features(micro, model, model, texts(model, batch), layers, frozen)
+            queries, passages = side.features
+            gather = self.exchange.features
+            shared = (gather(queries), passages) if model.kind == "cb" else (queries, gather(passages))
+            return replace(side, features=shared, exchange=self.exchange)
+        repeated = [q for q in batch.queries for _ in range(batch.own().shape[1])]
+        pairs = model.tokenize(repeated, batch.passages)
         return self.features(micro, model, model, {"pairs": pairs}, layers, frozen)
 
     def features(
@@ -119,6 +136,8 @@ class DistilStep(Step):
         """A teacher that is not trained jointly is put in eval mode for good and never builds a graph."""
         super().__init__(student, train, seed)
         self.teacher, self.distil, self.joint, self.method = teacher, distil, joint, method
+        if distil.layer_weights == "batch" and self.exchange.world > 1:
+            raise LeadError("distil.layer_weights: batch averages over a whole batch; use per_query with several ranks")
         teacher.train(joint).requires_grad_(joint)
         if joint:
             prepare_for_training(teacher.encoder, train.dropout)

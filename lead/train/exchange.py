@@ -1,0 +1,143 @@
+"""Cross-batch exchange between ranks (section 5 of the design): what must travel for every query to see every passage.
+
+DE: vectors of the passages at the aligned layers, [L, P, d]. ColBERT: token vectors of the queries, and score columns;
+passages' token vectors, some 75 times more, never leave their rank. CE: nothing. Gradients travel back the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from lead.errors import LeadError
+from lead.models.features import Features
+
+
+class _Gather(torch.autograd.Function):
+    """Tensors of all ranks joined along an axis; the gradient of a rank's own is the sum of what all ranks return."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: int, exchange: Exchange) -> Tensor:
+        ctx.axis, ctx.exchange, ctx.size = axis, exchange, x.shape[axis]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(exchange.world)]
+        dist.all_gather(parts, x.contiguous())
+        exchange.count(x)
+        return torch.cat(parts, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        ctx.exchange.count(grad)
+        return grad.narrow(ctx.axis, ctx.exchange.rank * ctx.size, ctx.size), None, None
+
+
+@dataclass
+class Exchange:
+    """The place of a process among the ranks that share a global batch. One process alone exchanges nothing."""
+
+    rank: int = 0
+    world: int = 1
+    sent: int = 0  # bytes that this rank has handed to collectives
+
+    @classmethod
+    def here(cls) -> Exchange:
+        """Of this process: as torchrun started it, or alone."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    def count(self, x: Tensor) -> None:
+        """Remember that `x` was handed to a collective."""
+        self.sent += x.numel() * x.element_size()
+
+    def gather(self, x: Tensor, axis: int) -> Tensor:
+        """`x` of all ranks, of equal shape, joined along an axis, with gradients."""
+        if self.world == 1:
+            return x
+        joined: Tensor = _Gather.apply(x, axis, self)
+        return joined
+
+    def features(self, x: Features) -> Features:
+        """Features of all ranks' texts; token axes are padded to the longest anywhere, masks travel along."""
+        if self.world == 1:
+            return x
+        if x.mask is None:
+            return Features(self.gather(x.x, 1), x.layers)
+        longest = torch.tensor(x.mask.shape[1], device=x.x.device)
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+        more = int(longest) - x.mask.shape[1]
+        mask = self.gather(pad(x.mask, (0, more)).to(torch.uint8), 0).bool()
+        return Features(self.gather(pad(x.x, (0, 0, 0, more)), 1), x.layers, mask)
+
+    def columns(self, s: Tensor) -> Tensor:
+        """From scores [Q, p] of all queries and this rank's passages: [q, P], this rank's queries and all passages."""
+        rows = s.shape[0] // self.world
+        return self.gather(s, 1).narrow(0, self.rank * rows, rows)
+
+    def average_gradients(self, models: list[nn.Module]) -> None:
+        """One all-reduce of all gradients at the end of a step: the mean over ranks."""
+        if self.world == 1:
+            return
+        parameters = [p for m in models for p in m.parameters() if p.requires_grad]
+        for p in parameters:
+            if p.grad is None:  # a rank whose loss does not reach it must still take part
+                p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        dist.all_reduce(flat)
+        self.count(flat)
+        flat /= self.world
+        for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            g.copy_(part.view_as(g))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Values averaged over ranks, for the log and for stopping together."""
+        if self.world == 1:
+            return values
+        values = values.detach().clone()
+        dist.all_reduce(values)
+        return values / self.world
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def join_ranks(gpu: int) -> None:
+    """Take the place that torchrun gave this process, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if gpu else "gloo")
+
+
+def launch(ranks: int, arguments: list[str]) -> None:
+    """Run `lead ARGUMENTS` in this many processes with torchrun. Raises LeadError as soon as one of them dies."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for noisy in ("torch.distributed.elastic", "torch.distributed.launcher"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    with tempfile.TemporaryDirectory() as errors:
+        os.environ["LEAD_ERRORS"] = errors
+        try:
+            elastic_launch(config, sys.executable)("-m", "lead", *arguments)
+        except ChildFailedError as e:
+            rank, failure = min(e.failures.items(), key=lambda item: item[1].timestamp)
+            said = Path(errors, str(rank))
+            how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit status {failure.exitcode}"
+            what = said.read_text(encoding="utf-8") if said.exists() else f"died with {how}; its messages are above"
+            raise LeadError(f"rank {rank} of {ranks}: {what} (the other ranks were stopped)") from e
+        finally:
+            del os.environ["LEAD_ERRORS"]

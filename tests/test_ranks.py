@@ -1,0 +1,206 @@
+"""Several ranks (gloo, CPU) against one process on the same global batch; what travels; a rank that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from conftest import make_retriever
+from steps import SCORING, TRAIN, gradients
+
+from lead.artifacts import read_table
+from lead.config.schema import Distil, Layers, Train
+from lead.train.data import Queries, TrainingData
+from lead.train.exchange import Exchange
+from lead.train.fd import FdStep
+from lead.train.step import DistilStep, LeadStep, Step
+
+CASES = [
+    ("contrastive", "de", {}), ("contrastive", "cb", {}), ("contrastive", "ce", {}),
+    ("rd", "cb", {}), ("rd", "ce", {}), ("fd", "ce", {}), ("fd", "cb", {}),
+    ("lead", "de", {}), ("lead", "cb", {}), ("lead", "ce", {}),
+    ("lead", "cb", {"joint": False}), ("lead", "cb", {"candidates": "own"}), ("lead", "ce", {"hard_candidates": "own"}),
+]  # fmt: skip
+
+
+def make_step(tiny_model: Path, teacher_folder: Path, method: str, kind: str, options: Any, cache_above: int) -> Step:
+    torch.manual_seed(9)
+    train = Train(**{**TRAIN, "dropout": 0.0, "cache_above": cache_above, "batch_size": 8})
+    scoring = SCORING | ({"normalise": "none", "layer_normalise": "standard"} if kind == "ce" else {})
+    if method == "contrastive":
+        return Step(make_retriever(tiny_model, kind, **scoring).train(), train, 3)
+    student, teacher = make_retriever(tiny_model, **SCORING).train(), make_retriever(teacher_folder, kind, **scoring)
+    distil = Distil(layers=Layers(k=3), **options)
+    if method == "lead":
+        return LeadStep(student, teacher, train, distil, 3, distil.joint)
+    if method == "fd":
+        teacher = make_retriever(tiny_model, kind, **scoring)
+        return FdStep(student, teacher, train, distil, 3)
+    return DistilStep(student, teacher, train, distil, 3, joint=False)
+
+
+def run_case(files: Any, collection: Path, case: Any, cache_above: int) -> tuple[dict[str, float], Any, int]:
+    """Loss parts averaged over ranks, gradients, and bytes sent, of one step."""
+    corpus = read_table(collection / "corpus.parquet", "corpus")
+    paths = [collection / f"{name}.parquet" for name in ("queries.train", "qrels.train", "negatives")]
+    data = TrainingData(corpus, Queries(corpus["pid"], *paths, 1, 10), 8, 2, seed=5)
+    step = make_step(*files, *case, cache_above)
+    loss = step(data.batch(0), 0)
+    parts = {k: float(step.exchange.mean(v.detach())) for k, v in {**loss.parts, "total": loss.total}.items()}
+    return parts, gradients(step), step.exchange.sent
+
+
+def worker(rank: int, world: int, port: int, files: Any, collection: Path, cache_above: int, out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        results = [run_case(files, collection, case, cache_above) for case in CASES]
+        torch.save(results, f"{out}/{rank}.pt")
+    except Exception:
+        Path(out, f"{rank}.error").write_text(traceback.format_exc())
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.mark.parametrize(("world", "cache_above"), [(2, 10**9), (4, 1)])
+def test_ranks_give_the_losses_and_gradients_of_one_process(
+    tiny_model: Path, teacher_folder: Path, tiny_collection: Path, tmp_path: Path, world: int, cache_above: int
+) -> None:
+    files = (tiny_model, teacher_folder)
+    arguments = (world, free_port(), files, tiny_collection, cache_above, str(tmp_path))
+    mp.spawn(worker, args=arguments, nprocs=world)
+    for i, case in enumerate(CASES):
+        want_parts, want, sent = run_case(files, tiny_collection, case, cache_above)
+        assert sent == 0
+        for rank in range(world):
+            parts, got, _ = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[i]
+            assert parts == pytest.approx(want_parts, rel=1e-5, abs=1e-6), case
+            for model in ("student", "teacher"):
+                keys = [k for k in want if k.startswith(model)]
+                size = max((float(want[k].abs().max()) for k in keys), default=0.0)
+                for k in keys:
+                    assert float((got[k] - want[k]).abs().max()) <= 1e-5 * max(size, 1e-3), (case, k)
+
+
+def test_what_travels_is_counted_and_never_the_passages_tokens(
+    tiny_model: Path, teacher_folder: Path, tiny_collection: Path, tmp_path: Path
+) -> None:
+    """Contrastive, one layer, 4 queries and 12 passages a rank, width 32, fp32: exactly what the design says."""
+    mp.spawn(worker, args=(2, free_port(), (tiny_model, teacher_folder), tiny_collection, 1, str(tmp_path)), nprocs=2)
+    sent = {case[:2]: torch.load(tmp_path / "0.pt", weights_only=True)[i][2] for i, case in enumerate(CASES[:3])}
+    weights = sum(p.numel() for p in make_retriever(tiny_model).parameters()) * 4
+    assert sent["contrastive", "de"] == weights + 12 * 32 * 4 + 24 * 32 * 4  # vectors there, their gradients back
+    assert sent["contrastive", "ce"] == weights + 32 * 4  # nothing but the gradients, w's too
+    tokens = sent["contrastive", "cb"] - weights
+    longest = tokens_of_queries(tokens)
+    assert longest <= 8  # query tokens, not the 24 of a passage
+
+
+def tokens_of_queries(sent: int) -> int:
+    """Query length X for which ColBERT's exchange explains the bytes: vectors, masks, score columns, and gradients."""
+    for x in range(1, 30):
+        forward = 4 * x * 32 * 4 + 4 * x + 2 * 8 * 12 * 4  # two score matrices: layer feature and final
+        backward = 8 * x * 32 * 4 + 1 * 8 * 24 * 4
+        if sent in (forward + backward, forward + backward + 8 * 24 * 4, forward + backward - 8 * 12 * 4):
+            return x
+    raise AssertionError(sent)
+
+
+def test_one_process_exchanges_nothing() -> None:
+    x = torch.ones(2, 3, requires_grad=True)
+    alone = Exchange.here()
+    assert alone.gather(x, 0) is x and alone.world == 1 and alone.sent == 0
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+def train_command(tiny_model: Path, collection: Path, out: Path, settings: dict[str, Any], *more: str) -> list[str]:
+    files = {
+        "corpus": "corpus", "queries": "queries.train", "qrels": "qrels.train", "dev-queries": "queries.dev",
+        "dev-qrels": "qrels.dev", "negatives": "negatives",
+    }  # fmt: skip
+    train = {
+        "steps": 4,
+        "batch_size": 4,
+        "negatives": 2,
+        "lr": 1e-3,
+        "precision": "fp32",
+        "dropout": 0.0,
+        "dev_queries": 4,
+    }
+    model = {"reference": f"path:{tiny_model}"}
+    all_settings = {"model": model, "lengths": {"query": 8, "passage": 24}, "train": train} | settings
+    return [
+        sys.executable, "-m", "lead", "train",
+        *(a for k, v in files.items() for a in (f"--{k}", f"{collection / v}.parquet")),
+        "--out", str(out / "m"), "--state", str(out / "s"), "--metrics", str(out / "metrics.jsonl"),
+        "--settings", json.dumps(all_settings), "--threads", "2", *more,
+    ]  # fmt: skip
+
+
+def test_two_ranks_train_what_one_does(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    for name, more in (("one", ()), ("two", ("--ranks", "2"))):
+        done = subprocess.run(
+            train_command(tiny_model, tiny_collection, tmp_path / name, {}, *more), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "m" / "model.safetensors") for name in ("one", "two"))
+    # the gradient of an attention key's bias is zero but for rounding, which Adam turns into steps of the learning rate
+    apart = {k: float((one[k] - two[k]).abs().mean()) for k in one if not k.endswith("key.bias")}
+    assert max(apart.values()) < 1e-6, apart
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    losses = [[json.loads(x)["loss"]["total"] for x in part if "loss" in json.loads(x)] for part in lines]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_mistake_under_ranks_is_one_line(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    command = train_command(tiny_model, tiny_collection, tmp_path, {}, "--ranks", "3")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if "error" in line]
+    assert len(said) == 1 and "4 queries cannot be shared equally by 3 ranks" in said[0], done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_rank_that_is_killed_takes_the_job_down(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    import signal
+    import time
+
+    settings = {"train": {"steps": 100000, "batch_size": 4, "negatives": 2, "precision": "fp32", "dev_queries": 0}}
+    command = train_command(tiny_model, tiny_collection, tmp_path, settings, "--ranks", "2")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        victims: list[int] = []
+        while time.monotonic() < deadline and not victims:
+            time.sleep(0.5)
+            found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            victims = [int(p) for p in found] if len(found) == 2 else []
+        assert victims
+        time.sleep(8)
+        os.kill(victims[1], signal.SIGKILL)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    errors = [line for line in said.splitlines() if "lead: error" in line]
+    assert len(errors) == 1 and "of 2: died with signal 9" in errors[0], said
