@@ -165,6 +165,40 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
     return table
 
 
+def open_table(path: str | Path) -> pq.ParquetFile:
+    """A Parquet file, to be read row group by row group. Raises LeadError as `read_table` does."""
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise LeadError(f"{path} does not exist; run the stage that makes it") from None
+    except (OSError, pa.ArrowException) as e:
+        reason = str(e).splitlines()[0]
+        raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
+
+
+def read_rows(file: pq.ParquetFile, start: int, stop: int, size: int) -> Iterator[pa.Table]:
+    """Rows [start, stop) as tables of `size` rows; no row group outside is read. Raises LeadError for damage."""
+    first, groups = 0, []
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first < stop and first + rows > start:
+            groups.append((group, max(0, start - first), min(rows, stop - first)))
+        first += rows
+    waiting: list[pa.Table] = []
+    try:
+        for group, low, high in groups:
+            waiting.append(file.read_row_group(group).slice(low, high - low))
+            while sum(map(len, waiting)) >= size:
+                table = pa.concat_tables(waiting)
+                yield table.slice(0, size)
+                waiting = [table.slice(size)]
+    except (OSError, pa.ArrowException) as e:
+        raise LeadError(f"a Parquet file is damaged ({str(e).splitlines()[0]}); delete it and rerun its stage") from e
+    rest = pa.concat_tables(waiting) if waiting else None
+    if rest is not None and len(rest):
+        yield rest
+
+
 def write_json(value: Any, path: str | Path) -> None:
     """Write JSON atomically: sorted keys, so that the same value is the same bytes."""
     with atomic_file(path) as temporary:

@@ -113,7 +113,7 @@ STAGES: dict[str, Stage] = {
         "lead.retrieval.mine:mine",
         "MineSettings",
         inputs={
-            "passages": "vectors of the corpus",
+            "passages+": "vectors of the corpus, all shards",
             "queries+": "vectors of train and dev queries",
             "qrels+": QRELS + " of these queries",
         },
@@ -123,7 +123,7 @@ STAGES: dict[str, Stage] = {
         "Search exactly by inner product (eq. 1), with the kernel of faiss's IndexFlatIP.",
         "lead.retrieval.search:retrieve",
         "RetrieveSettings",
-        inputs={"passages": "vectors of the corpus", "queries": "vectors of the queries"},
+        inputs={"passages+": "vectors of the corpus, all shards", "queries": "vectors of the queries"},
         outputs={"out": RANKED},
     ),
     "rerank": Stage(

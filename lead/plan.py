@@ -101,9 +101,16 @@ class Plan(Rows):
         """File of the passages that a dataset's queries are asked of."""
         return f"{self.results}/{self.whole(dataset)}/data/corpus.parquet"
 
-    def vectors(self, dataset: str, run: str) -> str:
-        """File of the passages' vectors, which evaluation sets share."""
-        return f"{self.results}/{self.whole(dataset)}/embeddings/{run}/passages.parquet"
+    def vectors(self, dataset: str, run: str) -> list[str]:
+        """Files of the passages' vectors, one a shard; evaluation sets share them."""
+        whole = self.whole(dataset)
+        n = self.loaded.datasets[whole][0].shards
+        names = [f".{i}of{n}" for i in range(1, n + 1)] if n > 1 else [""]
+        return [f"{self.results}/{whole}/embeddings/{run}/passages{name}.parquet" for name in names]
+
+    def gpus(self, dataset: str) -> int:
+        """GPUs that a training job asks for."""
+        return self.loaded.datasets[self.whole(dataset)][0].gpus
 
     def model(self, dataset: str, run: str) -> str:
         """Model folder of a run: its own, or, for `teacher_of`, the one that the joint run leaves."""
@@ -236,9 +243,10 @@ class Plan(Rows):
         facts = {"dataset": dataset, "run": run, "settings": made}
         return facts if len(lists) == 1 else {**facts, "rerank_from": lists[1]}
 
-    def settings_json(self, stage: str, dataset: str, run: str | None = None) -> str:
-        """`settings` as JSON with sorted keys, for the command line."""
-        return json.dumps(self.settings(stage, dataset, run), sort_keys=True)
+    def settings_json(self, stage: str, dataset: str, run: str | None = None, shard: str = "") -> str:
+        """`settings` as JSON with sorted keys, for the command line; `shard`: such as `.3of16`, of `encode`."""
+        part = {"shard": shard[1:]} if shard else {}
+        return json.dumps(self.settings(stage, dataset, run) | part, sort_keys=True)
 
     def stages(self, dataset: str, run: str) -> list[str]:
         """The stages that make this run itself, in order."""

@@ -53,7 +53,7 @@ def slices(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
     """`settings("train")`: the params function of the settings that a stage's job reads (a change reruns the job)."""
 
     def settings(stage: str) -> Callable[[Any], str]:
-        return one_line(lambda w: plan.settings_json(stage, w.dataset, w.get("run")))
+        return one_line(lambda w: plan.settings_json(stage, w.dataset, w.get("run"), w.get("shard", "")))
 
     return settings
 

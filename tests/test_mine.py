@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from searching import top_k
 
 from lead.artifacts import SCHEMAS, read_table, write_table
 from lead.config.stages import MineSettings
 from lead.errors import LeadError
 from lead.retrieval.mine import drop_positives, known_positives, mine, most_positives
-from lead.retrieval.search import ranked_table, top_k, write_vectors
+from lead.retrieval.search import ranked_table, write_vectors
 
 
 def make_qrels(rows: list[tuple[str, str, int]]) -> pa.Table:
@@ -84,7 +85,7 @@ def test_mine(tmp_path: Path) -> None:
     splits = ("train", "dev")
     mine(
         settings=MineSettings(mine_depth=10),
-        passages=tmp_path / "p.parquet",
+        passages=[tmp_path / "p.parquet"],
         queries=[tmp_path / f"q.{s}.parquet" for s in splits],
         qrels=[tmp_path / f"qrels.{s}.parquet" for s in splits],
         out=tmp_path / "n.parquet",
@@ -101,7 +102,7 @@ def test_a_query_id_in_two_files(tmp_path: Path) -> None:
     with pytest.raises(LeadError, match="query '1' is in"):
         mine(
             settings=MineSettings(),
-            passages=tmp_path / "v.parquet",
+            passages=[tmp_path / "v.parquet"],
             queries=[tmp_path / "v.parquet"] * 2,
             qrels=[tmp_path / "qrels.parquet"],
             out=tmp_path / "n.parquet",

@@ -9,12 +9,21 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from searching import top_k
 
 from lead.artifacts import read_table, write_table
 from lead.config.stages import RetrieveSettings
 from lead.errors import LeadError
 from lead.retrieval import search
-from lead.retrieval.search import best, openblas_coretype, ranks, read_vectors, retrieve, top_k, write_vectors
+from lead.retrieval.search import (
+    best,
+    openblas_coretype,
+    ranks,
+    read_vectors,
+    retrieve,
+    search_files,
+    write_vectors,
+)
 
 
 def brute_force(queries: np.ndarray, passages: np.ndarray, k: int, ids: list[str]) -> list[list[str]]:
@@ -168,7 +177,7 @@ def test_retrieve(tmp_path: Path) -> None:
     write_vectors(["q2", "q1"], np.array([[1, 0], [0, 1]], np.float32), tmp_path / "q.parquet")
     retrieve(
         settings=RetrieveSettings(depth=2),
-        passages=tmp_path / "p.parquet",
+        passages=[tmp_path / "p.parquet"],
         queries=tmp_path / "q.parquet",
         out=tmp_path / "r.parquet",
     )
@@ -186,7 +195,68 @@ def test_widths_must_agree(tmp_path: Path) -> None:
     with pytest.raises(LeadError, match=r"q\.parquet holds vectors of width 2, .*p\.parquet of width 3"):
         retrieve(
             settings=RetrieveSettings(),
-            passages=tmp_path / "p.parquet",
+            passages=[tmp_path / "p.parquet"],
             queries=tmp_path / "q.parquet",
             out=tmp_path / "r.parquet",
         )
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("cuts", [[], [1], [13, 14, 40], [0, 30, 60]])
+@pytest.mark.parametrize("k", [1, 7, 100])
+def test_the_number_of_shards_and_their_order_do_not_matter(tmp_path: Path, cuts: list[int], k: int) -> None:
+    rng = np.random.default_rng(3)
+    vectors = np.repeat(rng.normal(size=(30, 8)), 2, axis=0).astype(np.float32)  # every passage twice: ties
+    ids = [f"p{i}" for i in rng.permutation(60)]
+    files = []
+    for n, (start, stop) in enumerate(zip([0, *cuts], [*cuts, 60], strict=True)):
+        files.append(tmp_path / f"{n}.parquet")
+        write_vectors(ids[start:stop], vectors[start:stop], files[-1])
+    queries = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    write_vectors([f"q{i}" for i in range(5)], rng.normal(size=(5, 8)), queries[0])
+    write_vectors(["other"], rng.normal(size=(1, 8)), queries[1])
+    whole = tmp_path / "whole.parquet"
+    write_vectors(ids, vectors, whole)
+    want = pa.concat_tables(search_files([whole], queries, k))
+    assert len(want) == 6 * min(k, 60)
+    assert pa.concat_tables(search_files(files, queries, k)).equals(want)
+    assert pa.concat_tables(search_files(files[::-1], queries, k)).equals(want)
+
+
+def test_shards_that_overlap_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b", "q"):
+        write_vectors([f"{name[0] if name == 'q' else 'p'}0"], np.ones((1, 4)), tmp_path / f"{name}.parquet")
+    with pytest.raises(LeadError, match="hold a passage twice"):
+        list(search_files([tmp_path / "a.parquet", tmp_path / "b.parquet"], [tmp_path / "q.parquet"], 1))
+
+
+@pytest.mark.parametrize("row_group", [1, 7, 1000])
+def test_rows_are_read_as_asked_for_whatever_the_row_groups(tmp_path: Path, row_group: int) -> None:
+    from lead.artifacts import open_table, read_rows
+
+    table = pa.table({"pid": [str(i) for i in range(50)], "text": ["x"] * 50})
+    write_table(table, tmp_path / "t.parquet", "corpus", row_group_size=row_group)
+    for start, stop, size in ((0, 50, 8), (3, 4, 1), (10, 10, 5), (13, 47, 100), (0, 50, 50)):
+        chunks = list(read_rows(open_table(tmp_path / "t.parquet"), start, stop, size))
+        assert [len(c) for c in chunks[:-1]] == [size] * (len(chunks) - 1)
+        assert [p for c in chunks for p in c["pid"].to_pylist()] == [str(i) for i in range(start, stop)]
+
+
+def test_shards_of_an_encoding_are_the_encoding(tmp_path: Path, tiny_model: Path, tiny_collection: Path) -> None:
+    from conftest import make_retriever
+
+    from lead.config.stages import EncodeSettings
+    from lead.retrieval import encode as module
+
+    make_retriever(tiny_model).save(tmp_path / "m")
+    files = []
+    for shard in (None, "1of3", "2of3", "3of3"):
+        files.append(tmp_path / f"{shard}.parquet")
+        module.encode(
+            settings=EncodeSettings(shard=shard, precision="fp32", batch_tokens=64), gpu=0, model=tmp_path / "m",
+            texts=tiny_collection / "corpus.parquet", out=files[-1],
+        )  # fmt: skip
+    ids, vectors = read_vectors(files[0])
+    parts = [read_vectors(f) for f in files[1:]]
+    assert ids == [i for part, _ in parts for i in part] and len(ids) == 160
+    np.testing.assert_allclose(np.concatenate([v for _, v in parts]), vectors, atol=1e-5)

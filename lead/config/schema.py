@@ -327,6 +327,8 @@ class Dataset(Strict):
     source: AnySource
     preset: Name = Field("paper", description="a file of config/presets/")
     expect: Expect = Expect()
+    shards: PositiveInt = Field(1, description="parts that the corpus is encoded in, each a job of its own")
+    gpus: PositiveInt = Field(1, description="GPUs that a job that trains asks for; it uses those it is granted")
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"
     )

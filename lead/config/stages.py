@@ -71,6 +71,9 @@ class DistilSettings(Strict):
 class EncodeSettings(Strict):
     """Read by `lead encode`."""
 
+    shard: Annotated[str, Field(pattern=r"^[1-9][0-9]*of[1-9][0-9]*$")] | None = Field(
+        None, description="which part of the texts, such as 3of16; null: all"
+    )
     fp16: bool = False
     batch_tokens: PositiveInt = 16384
     precision: Literal["bf16", "fp32"] = "bf16"

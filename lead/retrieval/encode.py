@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, read_table
+from lead.artifacts import SCHEMAS, open_table, read_rows
 from lead.config.stages import EncodeSettings
 from lead.device import device
 from lead.errors import LeadError
@@ -18,6 +18,8 @@ from lead.models.micro import MicroEncoder, micro_batches
 from lead.models.pile import NAMES, Pile
 from lead.models.retriever import Retriever, Side
 from lead.retrieval.search import write_vectors
+
+CHUNK = 1 << 18  # texts tokenized and sorted by length at a time
 
 
 @torch.inference_mode()
@@ -39,21 +41,41 @@ def encode_texts(
 
 
 def encode(*, settings: EncodeSettings, gpu: int, model: Path, texts: Path, out: Path) -> None:
-    """Write the vectors of every text. Memory: all vectors (4 d bytes a text) and one batch's activations.
+    """Write the vectors of every text, or of one shard of the texts.
 
-    Raises LeadError for ColBERT and CE, whose scores are not inner products of single vectors: rerank with it instead.
+    Memory: the vectors written (4 d bytes a text), and the texts and tokens of `CHUNK` texts. Raises LeadError for
+    ColBERT and CE, whose scores are not inner products of single vectors: rerank with them instead.
     """
-    table = read_table(texts)
-    side: Side = "passage" if "pid" in table.column_names else "query"
-    if not table.schema.equals(SCHEMAS["corpus" if side == "passage" else "queries"]):
+    file = open_table(texts)
+    side: Side = "passage" if "pid" in file.schema_arrow.names else "query"
+    if not file.schema_arrow.equals(SCHEMAS["corpus" if side == "passage" else "queries"]):
         raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")
     encoder = Pile.load(model)
     if encoder.kind != "de":
         raise LeadError(f"{model} is a {NAMES[encoder.kind]}: it has no single vector a text; use lead rerank")
     assert isinstance(encoder, Retriever)
     encoder.to(device(gpu))
-    texts_ = table["text"].to_pylist()
-    vectors = np.zeros((len(texts_), encoder.size), np.float32)
-    for rows, x, _ in encode_texts(encoder, side, texts_, settings.batch_tokens, settings.precision, f"{side} vectors"):
-        vectors[rows] = x.cpu().numpy()
-    write_vectors(table["pid" if side == "passage" else "qid"].to_pylist(), vectors, out, settings.fp16)
+    start, stop = shard_rows(file.metadata.num_rows, settings.shard)
+    vectors = np.zeros((stop - start, encoder.size), np.float32)
+    ids: list[str] = []
+    for chunk in read_rows(file, start, stop, CHUNK):
+        part = vectors[len(ids) : len(ids) + len(chunk)]
+        ids += chunk[0].to_pylist()
+        done = f" {len(ids):,} of {len(vectors):,}" if len(vectors) > CHUNK else ""
+        for rows, x, _ in encode_texts(
+            encoder, side, chunk["text"].to_pylist(), settings.batch_tokens, settings.precision, f"{side} vectors{done}"
+        ):
+            part[rows] = x.cpu().numpy()
+    write_vectors(ids, vectors, out, settings.fp16)
+
+
+def shard_rows(n: int, shard: str | None) -> tuple[int, int]:
+    """First row and the row after the last of a shard of n rows.
+
+    >>> shard_rows(10, "1of3"), shard_rows(10, "3of3"), shard_rows(10, None)
+    ((0, 3), (6, 10), (0, 10))
+    """
+    i, of = map(int, (shard or "1of1").split("of"))
+    if i > of:
+        raise LeadError(f"settings.shard: '{shard}' is not one of {of} shards")
+    return (i - 1) * n // of, i * n // of

@@ -66,7 +66,7 @@ def write_negatives(tables: Iterable[pa.Table], positives: pa.Table, depth: int,
     log.info("%d queries with negatives, %d of them with all %d", queries, full, depth)
 
 
-def mine(*, settings: MineSettings, passages: Path, queries: list[Path], qrels: list[Path], out: Path) -> None:
+def mine(*, settings: MineSettings, passages: list[Path], queries: list[Path], qrels: list[Path], out: Path) -> None:
     """Search with a dual encoder's vectors and keep, for each query, the top passages that are not known positives.
 
     The search goes deeper than `mine_depth` by the largest number of positives of a query, so that every list is full

@@ -205,40 +205,62 @@ def _products(query: Floats, passages: Floats) -> Floats:
     return result
 
 
-def top_k(queries: Floats, passages: Floats, k: int, ids: Sequence[str] | None = None) -> tuple[Ints, Floats]:
-    """Positions and scores [m, min(k, n)] of the best `passages` [n, d] for each of `queries` [m, d]; see `search`.
+def search_files(passages: Sequence[Path], queries: Sequence[Path], k: int) -> Iterator[pa.Table]:
+    """Search the vectors in the shards `passages` for those in each file of `queries`; `ranked` tables of depth k.
 
-    Ties go to the passage whose id comes first as a string, or that comes first if `ids` is None.
+    Scores are exact and ties go by id, so neither the number of shards nor their order matters. Memory: one shard, all
+    vectors of queries, 12 k bytes a query, and the ids of all passages. Raises LeadError when files hold vectors of
+    different widths, two shards the same passage, or two files of queries the same id.
     """
-    order = np.arange(len(passages)) if ids is None else alphabetical(pa.array(ids, pa.string()))
-    k = min(k, len(passages))
-    batches = list(search(queries, passages, k, order))
-    found = [np.empty((0, k), dtype=np.int64), *(found for _, found, _ in batches)]
-    scores = [np.empty((0, k), dtype=np.float32), *(scores for _, _, scores in batches)]
-    return np.concatenate(found), np.concatenate(scores)
-
-
-def search_files(passages: Path, queries: Sequence[Path], k: int) -> Iterator[pa.Table]:
-    """Search the vectors in `passages` for those in each file of `queries`; a `ranked` table of depth k for each batch.
-
-    Raises LeadError when files hold vectors of different widths, or two files of queries hold the same id.
-    """
-    ids, vectors = read_vectors(passages)
-    pids = pa.array(ids, pa.string())
-    order = alphabetical(pids)
+    shards = [read_table(path, columns=["id"])["id"].combine_chunks() for path in passages]
+    pids = pa.concat_arrays([pa.array([], pa.string()), *shards])
+    if len(passages) > 1 and pc.count_distinct(pids).as_py() != len(pids):
+        raise LeadError(f"{passages[0]} and its other shards hold a passage twice; encode the shards again")
+    order, starts = alphabetical(pids), np.cumsum([0, *map(len, shards)])
     seen: dict[str, Path] = {}
-    for path in queries:
-        qids, query_vectors = read_vectors(path)
-        if ids and qids and query_vectors.shape[1] != vectors.shape[1]:
-            raise LeadError(
-                f"{path} holds vectors of width {query_vectors.shape[1]}, {passages} of width {vectors.shape[1]}; "
-                "encode both with the same model"
-            )
+    asked = [(path, *read_vectors(path)) for path in queries]
+    tops = []
+    for path, qids, vectors in asked:
         check_distinct(qids, path, seen)
-        for batch, found, scores in search(query_vectors, vectors, k, order):
-            depth = found.shape[1]
-            names = pa.array(qids, pa.string())
-            yield ranked_table(names, pids, np.repeat(batch, depth), found.ravel(), scores.ravel())
+        tops.append(Top(len(vectors), min(k, len(pids))))
+    for file, start in zip(passages, starts, strict=False):
+        _, vectors = read_vectors(file)
+        for (path, _, query_vectors), top in zip(asked, tops, strict=True):
+            if len(vectors) and len(query_vectors) and query_vectors.shape[1] != vectors.shape[1]:
+                raise LeadError(
+                    f"{path} holds vectors of width {query_vectors.shape[1]}, {file} of width {vectors.shape[1]}; "
+                    "encode both with the same model"
+                )
+            for batch, found, scores in search(query_vectors, vectors, k, order[start : start + len(vectors)]):
+                top.merge(batch, found + start, scores, order)
+    for (_, qids, _), top in zip(asked, tops, strict=True):
+        names, depth = pa.array(qids, pa.string()), top.found.shape[1]
+        for first in range(0, len(qids), BATCH):
+            rows = np.arange(first, min(first + BATCH, len(qids)))
+            found, scores = top.found[rows], top.scores[rows]
+            yield ranked_table(names, pids, np.repeat(rows, depth), found.ravel(), scores.ravel())
+
+
+class Top:
+    """The best k passages so far of each of m queries: positions and scores [m, k], best first."""
+
+    def __init__(self, m: int, k: int) -> None:
+        """Empty lists; they fill as shards are merged."""
+        self.found = np.full((m, k), -1, dtype=np.int64)
+        self.scores = np.full((m, k), -np.inf, dtype=np.float32)
+
+    def merge(self, rows: Ints, found: Ints, scores: Floats, order: Ints) -> None:
+        """Merge another shard's lists [b, c] of the queries `rows` [b]. Ties go to the lower `order` of a position."""
+        k = self.found.shape[1]
+        for row, new, values in zip(rows.tolist(), found, scores, strict=True):
+            if self.found[row, 0] < 0:
+                self.found[row, : len(new)], self.scores[row, : len(new)] = new, values
+                continue
+            old = self.found[row] >= 0
+            both = np.concatenate([self.found[row, old], new])
+            all_scores = np.concatenate([self.scores[row, old], values])
+            top = best(all_scores, order[both], k)
+            self.found[row, : len(top)], self.scores[row, : len(top)] = both[top], all_scores[top]
 
 
 def check_distinct(qids: Sequence[str], path: Path, seen: dict[str, Path]) -> None:
@@ -251,7 +273,7 @@ def check_distinct(qids: Sequence[str], path: Path, seen: dict[str, Path]) -> No
         seen[qid] = path
 
 
-def retrieve(*, settings: RetrieveSettings, passages: Path, queries: Path, out: Path) -> None:
+def retrieve(*, settings: RetrieveSettings, passages: list[Path], queries: Path, out: Path) -> None:
     """Rank the whole corpus for each query by the inner product of their vectors (section 4.3) and keep the top."""
     tables = search_files(passages, [queries], settings.depth)
     write_table(pa.concat_tables([SCHEMAS["ranked"].empty_table(), *tables]), out, "ranked")

@@ -23,7 +23,7 @@ rule distil:
     resources:
         mem_mb=lambda w, attempt: 16000 * attempt,
         runtime=lambda w, attempt: 1440 * attempt,
-        gpu=1,
+        gpu=lambda w: plan.gpus(w.dataset),
     params:
         settings=settings("distil"),
         teacher_out=lambda w, output: option("teacher-out", output.get("teacher")),

@@ -4,11 +4,13 @@ rule encode_passages:
         model=one_line(lambda w: plan.model(w.dataset, w.run)),
         texts=rules.prepare.output.corpus,
     output:
-        f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages.parquet",
+        f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages{{shard}}.parquet",
     log:
-        f"{RESULTS}/{{dataset}}/logs/encode.{{run}}.passages.log",
+        f"{RESULTS}/{{dataset}}/logs/encode.{{run}}.passages{{shard}}.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/timings/encode.{{run}}.passages.tsv"
+        f"{RESULTS}/{{dataset}}/timings/encode.{{run}}.passages{{shard}}.tsv"
+    wildcard_constraints:
+        shard=r"|\.\d+of\d+",
     threads: 8
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
@@ -17,7 +19,7 @@ rule encode_passages:
     params:
         settings=settings("encode"),
     message:
-        "{wildcards.dataset}: encoding passages with {wildcards.run}"
+        "{wildcards.dataset}: encoding passages{wildcards.shard} with {wildcards.run}"
     shell:
         "lead encode --model {input.model:q} --texts {input.texts:q} --out {output:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
@@ -39,7 +41,7 @@ use rule encode_passages as encode_queries with:
 
 rule mine:
     input:
-        passages=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages.parquet",
+        passages=one_line(lambda w: plan.vectors(w.dataset, w.run)),
         queries=expand(
             f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.{{split}}.parquet",
             split=["train", "dev"],

@@ -22,7 +22,7 @@ rule train:
     resources:
         mem_mb=lambda w, attempt: 12000 * attempt,
         runtime=lambda w, attempt: 1440 * attempt,
-        gpu=1,
+        gpu=lambda w: plan.gpus(w.dataset),
     params:
         settings=settings("train"),
         start=lambda w, input: option("start", input.start),
