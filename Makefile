@@ -32,7 +32,7 @@ IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 # Runs a set-up step: $(call step,what it does,the command). One line, with the seconds it took.
 step = printf '%s ... ' '$(1)'; SECONDS=0; $(2); printf '%d s\n' "$$SECONDS"
 
-.PHONY: help demo test lint clean constraints setup
+.PHONY: help demo test test-slurm lint clean constraints setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,9 +43,15 @@ demo: $(STAMP) ## distil on the built-in collection, end to end, and print the t
 
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP) ## all tests: first the quick ones side by side, then those that run Snakemake, one by one
-	@$(IN_VENV) python -m pytest -n $(JOBS) -m 'not dag'
+	@$(IN_VENV) python -m pytest -n $(JOBS) -m 'not dag and not slurm'
 	@dag=$$(grep -rlE --include='test_*.py' '^(@|pytestmark.*)pytest\.mark\.dag' tests || true); \
 	if [ -n "$$dag" ]; then $(IN_VENV) python -m pytest -m dag $$dag; fi
+
+test-slurm: export HF_HUB_OFFLINE = 1
+test-slurm: $(STAMP) ## the workflow through a real one-node Slurm, which is installed and started (needs root, Debian)
+	@$(PIP) install -qq --no-build-isolation -c constraints.txt -e '.[$(EXTRAS),slurm]'
+	@if bash tests/slurm/start.sh; then :; else [ $$? = 77 ] && [ -z "$${CI:-}" ] && exit 0; exit 1; fi; \
+	trap 'bash tests/slurm/stop.sh' EXIT; $(IN_VENV) python -m pytest -m slurm tests/test_slurm.py
 
 lint: $(STAMP) ## style, types and workflow; the findings of `snakemake --lint` are shown, but do not fail it
 	@failed=; check() { echo "> $$*"; $(IN_VENV) "$$@" || failed+=" '$$*'"; }; \

@@ -341,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logging.getLogger("lead").error("lead: error: %s", e)
         else:
             print(f"lead: error: {e}", file=sys.stderr)
-        return 1
+        return getattr(e, "status", 1)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

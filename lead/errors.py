@@ -16,6 +16,12 @@ class LeadError(Exception):
     """
 
 
+class Preempted(LeadError):
+    """A stage was told to stop and has saved its state: started again, it goes on. Not a mistake of the user's."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest valid one, else all of them.
 

@@ -212,7 +212,7 @@ def test_the_same_run_twice_is_the_same_bytes(made: Path) -> None:
     ("arguments", "says"),
     [
         (["--", "all results/tinny/lead_cb.json"], "no dataset 'tinny'.*did you mean 'tiny'"),
-        (["--", "all results/tiny/lead_bc.json"], "no run 'lead_bc'.*did you mean 'lead_cb'"),
+        (["--", "all results/tiny/led_cb.json"], "no run 'led_cb'.*did you mean 'lead_cb'"),
         (["--", "all results/tiny/lead_cb_k3.json"], "run 'lead_cb_k3' on 'tiny': distil.layers.k: 3 .*at most 2"),
         (["--", "all results/tiny/lead_cb_docs.json"], "run 'lead_cb_docs' is for docs only"),
         (["--", "all results/tiny/models/lead_cb_k3"], "run 'lead_cb_k3' on 'tiny'"),

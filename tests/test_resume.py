@@ -60,18 +60,22 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
 
 
-def killed_and_run_again(stage: str, settings: Any, paths: dict[str, Path], state: Path) -> None:
-    """Runs the stage as a process, kills it just after the checkpoint of step 10, and runs it again to the end."""
+def killed_and_run_again(
+    stage: str, settings: Any, paths: dict[str, Path], state: Path, number: int = signal.SIGKILL
+) -> str:
+    """Runs the stage, signals it just after the checkpoint of step 10, runs it again to the end; what it said first."""
     words = command(stage, settings, paths)
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         wait_for_checkpoint(process, state, 10)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        process.send_signal(number)
+        said = process.communicate()[1]
+    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75)
     assert list(state.iterdir()) and not paths["out"].exists() and not paths["metrics"].exists()
     again = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=1200)
     assert again.returncode == 0, again.stderr
     assert "going on from the checkpoint of step" in again.stderr
     assert not state.exists()
+    return said
 
 
 def assert_same(paths: dict[str, Path], undisturbed: dict[str, Path], models: tuple[str, ...]) -> None:
@@ -96,6 +100,23 @@ def test_a_killed_dual_encoder_ends_in_the_same_bytes(tiny_model: Path, tiny_col
     log = lines(paths["metrics"])
     assert [line["step"] for line in log if "loss" in line] == list(range(1, 37))
     assert [line["step"] for line in log if "dev_mrr10" in line] == [0, 12, 24, 36]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_preempted_stage_saves_the_step_at_hand_and_loses_nothing(
+    tiny_model: Path, tiny_collection: Path, tmp_path: Path, number: int
+) -> None:
+    settings = TrainSettings(
+        model=ModelRef(reference=f"path:{tiny_model}", layers=[2, 4]), scoring=SCORING,
+        lengths=Lengths(query=8, passage=24), train=TRAIN.model_copy(update={"steps": 60}),
+    )  # fmt: skip
+    undisturbed = outputs(tmp_path / "undisturbed")
+    stages.train(settings=settings, gpu=0, start=None, **inputs(tiny_collection), **undisturbed)
+    paths = outputs(tmp_path / "preempted")
+    said = killed_and_run_again("train", settings, inputs(tiny_collection) | paths, paths["state"], number)
+    assert "stopped by a signal after step" in said and "Traceback" not in said
+    assert_same(paths, undisturbed, ("out",))
 
 
 @pytest.fixture(scope="module")

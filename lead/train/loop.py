@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from tqdm import tqdm
 
 from lead.artifacts import atomic_file
 from lead.config.schema import Train
-from lead.errors import LeadError
+from lead.errors import LeadError, Preempted
 from lead.losses import Loss
 from lead.models.micro import MicroEncoder
 from lead.models.pile import Pile
@@ -54,6 +58,24 @@ def make_optimizer(models: dict[str, Pile], train: Train) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, fused=True)
 
 
+@contextlib.contextmanager
+def _told_by_signals(loop: Loop) -> Iterator[None]:
+    """SIGTERM and SIGUSR1 are noted instead of killing; handlers are Python's main thread's business only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(*_: object) -> None:
+        loop.told = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Loop:
     """Runs a `Step` for `train.steps` steps. Everything that a kill must not lose is in `state`."""
 
@@ -66,9 +88,18 @@ class Loop:
         self.encoder = MicroEncoder(train.micro_tokens, train.precision)
         self.lines: list[dict[str, Any]] = []
         self.best = -1.0
+        self.told = False  # by a signal to stop
 
     def run(self) -> None:
-        """Train to the last step, from the newest checkpoint if there is one. The models keep the final weights."""
+        """Train to the last step, from the newest checkpoint if there is one. The models keep the final weights.
+
+        SIGTERM and SIGUSR1 (a scheduler that wants its machine back) end it after the step at hand, with a checkpoint:
+        raises Preempted.
+        """
+        with _told_by_signals(self):
+            self._run()
+
+    def _run(self) -> None:
         first = self._restore()
         self.exchange.wait()
         for name, model in self.models.items():
@@ -93,7 +124,7 @@ class Loop:
         for s in bar:
             begun = time.monotonic()
             loss = self.step(self.data.batch(s), s)
-            line = self._line(s + 1, loss)  # raises before the weights are touched
+            line, stop = self._line(s + 1, loss)  # raises before the weights are touched
             line["gradient_norm"] = self._update(s)
             line["seconds"] = round(time.monotonic() - begun, 3)
             self.lines.append(line)
@@ -107,8 +138,10 @@ class Loop:
             done = s + 1 == self.train.steps
             if done or (self.train.dev_every and (s + 1) % self.train.dev_every == 0):
                 self._evaluate(s + 1)
-            if not done and (s + 1) % self.train.checkpoint_every == 0:
+            if not done and (stop or (s + 1) % self.train.checkpoint_every == 0):
                 self._checkpoint(s + 1)
+            if stop and not done:
+                raise Preempted(f"stopped by a signal after step {s + 1}; started again, it goes on from there")
         if self.train.select == "best" and self.dev is not None:
             for name, model in self.models.items():
                 model.load_state_dict(Pile.load(self.state / "best" / name).state_dict())
@@ -131,22 +164,24 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return norms
 
-    def _line(self, step: int, loss: Loss) -> dict[str, Any]:
-        """A line of the log. Raises LeadError when a loss part is not finite."""
+    def _line(self, step: int, loss: Loss) -> tuple[dict[str, Any], bool]:
+        """A line of the log, and whether a rank was told to stop. Raises LeadError when a loss part is not finite."""
         parts = {**loss.parts, "total": loss.total}
+        told = torch.tensor(float(self.told), device=loss.total.device)
         # one synchronisation a step
-        values = self.exchange.mean(torch.stack([v.detach() for v in parts.values()])).tolist()
+        *values, stop = self.exchange.mean(torch.stack([*(v.detach() for v in parts.values()), told])).tolist()
         for name, value in zip(parts, values, strict=True):
             if not math.isfinite(value):
                 raise LeadError(
                     f"step {step}: loss part `{name}` is {value}; lower train.lr (last good checkpoint: {self.state})"
                 )
-        return {
+        line = {
             "step": step,
             "loss": {k: round(v, 6) for k, v in zip(parts, values, strict=True)},
             **{k: _rounded(v) for k, v in loss.watch.items()},
             "lr": self.train.lr * schedule(step - 1, self.train.steps, self.train.warmup),
         }
+        return line, stop > 0
 
     def _evaluate(self, step: int) -> None:
         if self.dev is None or not self.main:

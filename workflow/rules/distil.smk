@@ -18,7 +18,7 @@ rule distil:
         f"{RESULTS}/{{dataset}}/timings/distil.{{run}}.tsv"
     wildcard_constraints:
         run=one_of(plan.frozen()),
-    retries: 1
+    retries: 3
     threads: 8
     resources:
         mem_mb=lambda w, attempt: 16000 * attempt,

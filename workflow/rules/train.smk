@@ -17,7 +17,7 @@ rule train:
         f"{RESULTS}/{{dataset}}/timings/train.{{run}}.tsv"
     wildcard_constraints:
         run=one_of(plan.runs("contrastive")),
-    retries: 1
+    retries: 3
     threads: 8
     resources:
         mem_mb=lambda w, attempt: 12000 * attempt,
