@@ -133,7 +133,9 @@ class Plan(Rows):
 
     def negatives(self, dataset: str, run: str) -> str:
         """File of hard negatives that a run trains with."""
-        return f"{self.results}/{dataset}/negatives/{self.rows[run].negatives}.parquet"
+        row = self.rows[run]
+        name = row.negatives if row.denoise is None else f"{row.negatives}.{row.denoise}"
+        return f"{self.results}/{dataset}/negatives/{name}.parquet"
 
     def rerank_from(self, dataset: str, run: str) -> str:
         """File of the ranked lists that a ColBERT or cross encoder reranks."""
@@ -205,6 +207,9 @@ class Plan(Rows):
                 return _json(**shared, fp16=r.fp16)
             crossed = run is not None and self.kind(run) == "ce" and r.cross_depth is not None
             return _json(**shared, rerank_depth=r.cross_depth if crossed else r.rerank_depth)
+        if stage == "denoise":
+            precision = {"batch_tokens": s.retrieval.batch_tokens, "precision": s.train.precision}
+            return _json(**s.denoise.model_dump(), relevance=relevance, **precision)
         if stage == "mine":
             return _json(mine_depth=s.retrieval.mine_depth, relevance=relevance)
         if stage == "retrieve":

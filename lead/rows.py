@@ -15,7 +15,7 @@ from lead.errors import LeadError, Named, nearest
 
 TRAINING = ("contrastive", *DISTILLATION)
 SEED = r"-s(?:[2-9]|[1-9]\d+)"  # the first seed has no suffix
-REFERENCES = ("start", "teacher", "of", "negatives")
+REFERENCES = ("start", "teacher", "of", "negatives", "denoise")
 
 
 def split_seed(run: str) -> tuple[str, int]:
@@ -105,7 +105,7 @@ class Rows:
     def ancestors(self, run: str) -> list[str]:
         """A run and every run that it is made from, itself first."""
         row = self.rows[run]
-        names = [row.start, row.teacher, row.of, row.negatives if row.method in TRAINING else None]
+        names = [row.start, row.teacher, row.of, row.negatives if row.method in TRAINING else None, row.denoise]
         found = [run]
         for name in names:
             if name in self.rows:
@@ -131,6 +131,7 @@ class Rows:
             "teacher": trained,
             "of": {n for n, r in self.rows.items() if r.method == "lead"},
             "negatives": trained | {"bm25"},
+            "denoise": trained,
         }
         for key, names in valid.items():
             value = getattr(row, key)
@@ -140,6 +141,8 @@ class Rows:
                 raise LeadError(f"{where}: key '{key}': no run '{value}' with a model; {nearest(value, names)}")
             if value in self.rows:
                 self._check_row(value, self.rows[value], (*seen, name))
+        if row.denoise is not None and (self.kind(row.denoise) == "de" or row.method not in TRAINING):
+            raise LeadError(f"{where}: key 'denoise': give a cross encoder or a ColBERT, to a run that trains")
         self._check_settings(where, row)
         trained_by = name.removesuffix("_teacher")
         if row.method in TRAINING and trained_by != name and trained_by in self.joint():

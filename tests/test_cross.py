@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from conftest import make_bert, make_retriever
+from conftest import make_retriever
 from naive import naive_hard, naive_lead
 from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores, pick
 from transformers import AutoModel, AutoTokenizer
 
 from lead.artifacts import read_table, write_table
-from lead.config.schema import Distil, Layers, Linear, Train
+from lead.config.schema import Distil, Layers, Train
 from lead.config.stages import RerankSettings
 from lead.errors import LeadError
 from lead.layers import select
@@ -271,50 +271,40 @@ def test_a_diverged_model_is_not_ranked_with(
         )  # fmt: skip
 
 
-# --- a linear layer --------------------------------------------------------------------------------------------------
-def linear_model(folder: Path, kind: str, **linear: Any) -> Any:
-    from lead.config.schema import Lengths, ModelRef, Scoring
-
-    ref = ModelRef(reference=f"path:{folder}", linear=Linear(**linear))
-    return Pile.pretrained(ref, kind, Scoring(), Lengths(query=8, passage=24)).eval()
-
-
+# --- denoised negatives ----------------------------------------------------------------------------------------------
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["de", "cb", "ce"])
-def test_an_appended_linear_layer_is_layer_n_plus_1_and_starts_as_the_identity(tiny_model: Path, kind: str) -> None:
-    torch.manual_seed(1)
-    model = linear_model(tiny_model, kind)
-    tokens = model.tokenize(QUERIES, PASSAGES) if kind == "ce" else model.tokenize("passage", PASSAGES)
-    x = model.encode(tokens, (1, 4, 5)).x
-    assert model.n_layers == 5 and torch.allclose(x[1], x[2], atol=1e-6) and not torch.allclose(x[0], x[1])
-    model.linear.weight.mul_(2)
-    model.linear.bias.add_(1)
-    again = model.encode(tokens, (1, 4, 5)).x
-    assert torch.equal(again[:2], x[:2])
-    if kind == "de":
-        assert torch.allclose(again[2], 2 * x[1] + 1, atol=1e-5)
+@pytest.mark.parametrize("keep_below", [0.02, 0.5, 0.98])
+def test_negatives_that_the_model_holds_for_relevant_are_taken_out(
+    cross: CrossEncoder, tiny_collection: Path, tmp_path: Path, keep_below: float
+) -> None:
+    from lead.config.stages import DenoiseSettings
+    from lead.retrieval.denoise import denoise
 
+    cross.save(tmp_path / "m")
+    names = ("queries.train", "queries.dev", "qrels.train", "qrels.dev")
+    files = {name: tiny_collection / f"{name}.parquet" for name in names}
+    denoise(
+        settings=DenoiseSettings(depth=6, keep_below=keep_below, precision="fp32"), gpu=0, model=tmp_path / "m",
+        corpus=tiny_collection / "corpus.parquet", queries=[files["queries.train"], files["queries.dev"]],
+        qrels=[files["qrels.train"], files["qrels.dev"]], negatives=tiny_collection / "negatives.parquet",
+        out=tmp_path / "out.parquet",
+    )  # fmt: skip
+    text = dict(zip(*read_table(tiny_collection / "corpus.parquet").to_pydict().values(), strict=True))
+    query = {q: t for n in names[:2] for q, t in zip(*read_table(files[n]).to_pydict().values(), strict=True)}
+    positives: dict[str, list[str]] = {}
+    for name in names[2:]:
+        for row in read_table(files[name]).to_pylist():
+            positives.setdefault(row["qid"], []).append(row["pid"])
 
-@torch.no_grad()
-def test_a_smaller_linear_layer_makes_smaller_vectors(tiny_model: Path, tmp_path: Path) -> None:
-    model = linear_model(tiny_model, "de", size=8)
-    f = model.encode(model.tokenize("passage", PASSAGES), (2, 5))
-    assert f.x.shape[-1] == 32 and not f.x[1, :, 8:].any() and f.x[0, :, 8:].any()
-    assert model.vectors(f).shape == (4, 8) and torch.equal(model.vectors(f), f.x[1, :, :8])
-    model.save(tmp_path / "m")
-    again = Pile.load(tmp_path / "m").eval()
-    assert again.size == 8 and torch.equal(again.encode(model.tokenize("passage", PASSAGES), (2, 5)).x, f.x)
-    with pytest.raises(LeadError, match=r"linear.size 33 is more than the encoder's 32"):
-        linear_model(tiny_model, "de", size=33)
-    with pytest.raises(LeadError, match=r"linear.size of a cross encoder"):
-        linear_model(tiny_model, "ce", size=8)
+    def score(qid: str, pid: str) -> float:
+        return float(cross.encode(cross.tokenize([query[qid]], [text[pid]]), (4,)).x[-1, 0])
 
-
-def test_lead_aligns_the_linear_layer_like_any_other(tiny_model: Path, tmp_path: Path, data: TrainingData) -> None:
-    student, teacher = linear_model(tiny_model, "de", size=8), linear_model(make_bert(tmp_path / "t", 6), "cb")
-    distil = Distil(layers=Layers(strategy="pairs", pairs=[[3, 2], [7, 5]]))
-    step = LeadStep(student.train(), teacher, Train(**{**TRAIN, "cache_above": 1}), distil, 3, True)
-    step(data.batch(0), 0)
-    got = gradients(step)
-    for name in ("student.linear.weight", "teacher.linear.weight"):
-        assert float(got[name].abs().sum()) > 0
+    want = []
+    for row in read_table(tiny_collection / "negatives.parquet").to_pylist():
+        if row["rank"] <= 6:
+            s, best = score(row["qid"], row["pid"]), max(score(row["qid"], p) for p in positives[row["qid"]])
+            if 1 / (1 + torch.tensor(best - s).exp()) < keep_below:
+                want.append((row["qid"], row["pid"]))
+    got = read_table(tmp_path / "out.parquet", "ranked").to_pylist()
+    assert [(row["qid"], row["pid"]) for row in got] == want
+    assert all(row["rank"] >= 1 for row in got) and len({(r["qid"], r["rank"]) for r in got}) == len(got)

@@ -29,6 +29,9 @@ class Row(Strict):
     teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
     of: Name | None = Field(None, description="teacher_of: the joint run")
     negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
+    denoise: Name | None = Field(
+        None, description="run of a cross encoder or ColBERT that takes likely answers out of the negatives"
+    )
     phase: Literal["miner", "teacher", "student", "distil"] = Field(
         "distil", description="which overrides of `train` apply"
     )

@@ -262,6 +262,15 @@ class Checks(Strict):
     empty_passages: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="passages without text")
 
 
+class Denoise(Strict):
+    """Hard negatives without those that a strong model holds for relevant (RocketQA)."""
+
+    depth: PositiveInt = Field(100, description="negatives of a list that are looked at; the rest is dropped")
+    keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="a negative stays if its chance of beating the best positive is below"
+    )
+
+
 class Bm25(Strict):
     """BM25, for negatives and as a run of its own."""
 
@@ -306,6 +315,7 @@ class Settings(Strict):
     phases: PhaseTrain = PhaseTrain()
     distil: Distil = Distil()
     bm25: Bm25 = Bm25()
+    denoise: Denoise = Denoise()
     retrieval: Retrieval = Retrieval()
     evaluation: Evaluation = Evaluation()
     checks: Checks = Checks()

@@ -86,6 +86,16 @@ class MineSettings(Strict):
     relevance: PositiveInt = 1
 
 
+class DenoiseSettings(Strict):
+    """Read by `lead denoise`."""
+
+    depth: PositiveInt = Field(100, description="negatives of a list that are looked at; the rest is dropped")
+    keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="chance of beating the positive")
+    relevance: PositiveInt = 1
+    batch_tokens: PositiveInt = 16384
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
 class RetrieveSettings(Strict):
     """Read by `lead retrieve`."""
 

@@ -60,11 +60,7 @@ def rerank(
     chosen = passages.take(pa.array(needed))
     names, texts, questions = chosen["pid"].combine_chunks(), chosen["text"], asked["text"].to_pylist()
     alphabetically = alphabetical(names)
-    if isinstance(reranker, CrossEncoder):
-        score: Scorer = cross_scorer(reranker, questions, texts, settings)
-    else:
-        assert isinstance(reranker, Retriever)
-        score = colbert_scorer(reranker, questions, texts.to_pylist(), settings)
+    score = scorer(reranker, questions, texts, settings.batch_tokens, settings.precision)
     by_query = np.argsort(query_rows, kind="stable")
     ends = np.cumsum(np.bincount(query_rows, minlength=len(asked)))
     order: list[Ints] = [np.empty(0, np.int64)]
@@ -83,9 +79,17 @@ def rerank(
     write_table(ranked_table(qids, names, query_rows[final], position[final], np.concatenate(scores)), out, "ranked")
 
 
-def cross_scorer(model: CrossEncoder, queries: list[str], corpus: pa.ChunkedArray, settings: RerankSettings) -> Scorer:
+def scorer(model: Pile, queries: list[str], corpus: pa.ChunkedArray, batch_tokens: int, precision: str) -> Scorer:
+    """What scores rows of `queries` against rows of `corpus`, texts both."""
+    encode = MicroEncoder(batch_tokens, precision)
+    if isinstance(model, CrossEncoder):
+        return cross_scorer(model, queries, corpus, encode)
+    assert isinstance(model, Retriever)
+    return colbert_scorer(model, queries, corpus.to_pylist(), encode)
+
+
+def cross_scorer(model: CrossEncoder, queries: list[str], corpus: pa.ChunkedArray, encode: MicroEncoder) -> Scorer:
     """Scores of pairs, encoded when they are asked for: a query's list is sorted by length and cut into batches."""
-    encode = MicroEncoder(settings.batch_tokens, settings.precision)
 
     def score(query: int, passages: Ints) -> Floats:
         texts = corpus.take(pa.array(passages)).to_pylist()
@@ -96,13 +100,13 @@ def cross_scorer(model: CrossEncoder, queries: list[str], corpus: pa.ChunkedArra
     return score
 
 
-def colbert_scorer(model: Retriever, queries: list[str], corpus: list[str], settings: RerankSettings) -> Scorer:
+def colbert_scorer(model: Retriever, queries: list[str], corpus: list[str], micro: MicroEncoder) -> Scorer:
     """MaxSim from token vectors of all passages and queries, encoded beforehand and kept on the CPU."""
 
     def encode(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[torch.Tensor]:
         """Token vectors [T, d] of each text, on the CPU."""
         out = [torch.empty(0)] * len(texts)
-        for group, x, mask in encode_texts(model, side, texts, settings.batch_tokens, settings.precision, what):
+        for group, x, mask in encode_texts(model, side, texts, micro.micro_tokens, micro.precision, what):
             assert mask is not None
             for i, vectors, keep in zip(group, x, mask, strict=True):
                 out[i] = vectors[keep].to("cpu", dtype)

@@ -113,10 +113,12 @@ class Exchange:
             dist.barrier()
 
 
-def join_ranks(gpu: int) -> None:
-    """Take the place that torchrun gave this process, if it did."""
+def join_ranks(on: torch.device) -> None:
+    """Take the place that torchrun gave this process, if it did, with the device that it has leased."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if gpu else "gloo")
+        if on.type == "cuda":
+            torch.cuda.set_device(on)  # what NCCL goes by
+        dist.init_process_group("nccl" if on.type == "cuda" else "gloo")
 
 
 def launch(ranks: int, arguments: list[str]) -> None:

@@ -51,7 +51,7 @@ def train(
         raise LeadError("lead train needs one of settings.model (a pretrained encoder) and --start (a model folder)")
     check_replaceable(out)
     on = device(gpu)
-    join_ranks(gpu)
+    join_ranks(on)
     if start is not None:
         model: Pile = Pile.load(start)
     else:
@@ -96,7 +96,7 @@ def distil(
         if folder is not None:
             check_replaceable(folder)
     on = device(gpu)
-    join_ranks(gpu)
+    join_ranks(on)
     student, master = Retriever.load(start).to(on), Pile.load(teacher).to(on)
     step = make_step(settings, student, master)
     files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start, teacher]

@@ -68,3 +68,34 @@ rule mine:
     shell:
         "lead mine --passages {input.passages:q} --queries {input.queries:q} --qrels {input.qrels:q} --out {output:q}"
         " --settings {params.settings:q} --threads {threads} --log {log:q}"
+
+
+rule denoise:
+    input:
+        model=one_line(lambda w: plan.model(w.dataset, w.by)),
+        corpus=rules.prepare.output.corpus,
+        queries=expand(f"{DATA}/queries.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
+        qrels=expand(f"{DATA}/qrels.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
+        negatives=f"{RESULTS}/{{dataset}}/negatives/{{run}}.parquet",
+    output:
+        f"{RESULTS}/{{dataset}}/negatives/{{run}}.{{by}}.parquet",
+    log:
+        f"{RESULTS}/{{dataset}}/logs/denoise.{{run}}.{{by}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/denoise.{{run}}.{{by}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs()),
+        by=one_of(plan.reranking()),
+    threads: 8
+    resources:
+        mem_mb=lambda w, attempt: 12000 * attempt,
+        runtime=lambda w, attempt: 720 * attempt,
+        gpu=1,
+    params:
+        settings=settings("denoise"),
+    message:
+        "{wildcards.dataset}: denoising the negatives of {wildcards.run} with {wildcards.by}"
+    shell:
+        "lead denoise --model {input.model:q} --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        " --negatives {input.negatives:q} --out {output:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"

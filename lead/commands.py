@@ -1,0 +1,150 @@
+"""The stages as data: what each command reads, writes and runs. The command line and its help are made from this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command. Inputs and outputs map an option's name to its help; `?` at its end: optional; `+`: many paths."""
+
+    about: str
+    function: str  # "module:name", called with one keyword a path, `settings`, and `gpu` if `gpu` is true
+    settings: str  # class in lead.config.stages
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    gpu: bool = False
+    ranks: bool = False  # whether several processes can share its work, one a GPU
+
+
+CORPUS = "passages (Parquet: pid, text)"
+QUERIES = "queries (Parquet: qid, text)"
+QRELS = "relevance judgements (Parquet: qid, pid, rel)"
+RANKED = "ranked lists (Parquet: qid, pid, rank, score)"
+TRAINING_INPUTS = {
+    "corpus": CORPUS,
+    "queries": QUERIES + ": those to train on",
+    "qrels": QRELS + " of the train queries",
+    "dev-queries": QUERIES + ": those to choose on",
+    "dev-qrels": QRELS + " of the dev queries",
+    "negatives?": "hard negatives of train and dev queries (" + RANKED + "); without it they are drawn at random",
+}
+
+STAGES: dict[str, Stage] = {
+    "prepare": Stage(
+        "Bring a collection into Parquet: corpus, queries and judgements of train, dev and test.",
+        "lead.data.prepare:prepare",
+        "PrepareSettings",
+        inputs={
+            "corpus?": "for a source of kind evaluation: the prepared " + CORPUS + " that its queries are asked of"
+        },
+        outputs={"out": "folder for corpus.parquet, queries.SPLIT.parquet, qrels.SPLIT.parquet, report.json"},
+    ),
+    "bm25": Stage(
+        "Rank with BM25: the test queries as a run, the train and dev queries for hard negatives.",
+        "lead.retrieval.bm25:bm25",
+        "Bm25Settings",
+        inputs={
+            "corpus": CORPUS,
+            "queries+?": QUERIES + ": train and dev, for negatives",
+            "qrels+?": QRELS + " of these queries",
+            "test-queries": QUERIES + ": those to rank as a run",
+        },
+        outputs={
+            "negatives?": "hard negatives of train and dev queries, no known positive among them",
+            "ranked": RANKED + " of the test queries",
+        },
+    ),
+    "train": Stage(
+        "Train a dual encoder, ColBERT or cross encoder with cross-entropy over its candidates (eqs. 10, 11).",
+        "lead.train.stages:train",
+        "TrainSettings",
+        inputs=TRAINING_INPUTS | {"start?": "model folder to go on from (instead of settings.model)"},
+        outputs={
+            "out": "model folder",
+            "state": "folder for checkpoints while training",
+            "metrics": "JSON lines of training",
+        },
+        gpu=True,
+        ranks=True,
+    ),
+    "distil": Stage(
+        "Distil a teacher into a student: LEAD (eqs. 4 to 12) or RD (response loss, frozen teacher).",
+        "lead.train.stages:distil",
+        "DistilSettings",
+        inputs=TRAINING_INPUTS | {"start": "student's model folder", "teacher": "teacher's model folder"},
+        outputs={
+            "out": "student's model folder",
+            "teacher-out?": "model folder of the jointly trained teacher",
+            "state": "folder for checkpoints while training",
+            "metrics": "JSON lines of training",
+        },
+        gpu=True,
+        ranks=True,
+    ),
+    "encode": Stage(
+        "Encode passages or queries with a dual encoder.",
+        "lead.retrieval.encode:encode",
+        "EncodeSettings",
+        inputs={"model": "dual encoder's model folder", "texts": "Parquet: pid, text or qid, text"},
+        outputs={"out": "vectors (Parquet: id, vector)"},
+        gpu=True,
+    ),
+    "mine": Stage(
+        "Mine hard negatives: the top of each train and dev query's list, without any known positive.",
+        "lead.retrieval.mine:mine",
+        "MineSettings",
+        inputs={
+            "passages+": "vectors of the corpus, all shards",
+            "queries+": "vectors of train and dev queries",
+            "qrels+": QRELS + " of these queries",
+        },
+        outputs={"out": RANKED},
+    ),
+    "denoise": Stage(
+        "Take out of the hard negatives what a cross encoder or ColBERT holds for relevant (RocketQA).",
+        "lead.retrieval.denoise:denoise",
+        "DenoiseSettings",
+        inputs={
+            "model": "model folder of the cross encoder or ColBERT",
+            "corpus": CORPUS,
+            "queries+": QUERIES + ": train and dev",
+            "qrels+": QRELS + " of these queries",
+            "negatives": RANKED,
+        },
+        outputs={"out": RANKED},
+        gpu=True,
+    ),
+    "retrieve": Stage(
+        "Search exactly by inner product (eq. 1), with the kernel of faiss's IndexFlatIP.",
+        "lead.retrieval.search:retrieve",
+        "RetrieveSettings",
+        inputs={"passages+": "vectors of the corpus, all shards", "queries": "vectors of the queries"},
+        outputs={"out": RANKED},
+    ),
+    "rerank": Stage(
+        "Rerank the top of a ranked list with ColBERT (eq. 2) or a cross encoder (eq. 3).",
+        "lead.retrieval.rerank:rerank",
+        "RerankSettings",
+        inputs={
+            "model": "model folder of the ColBERT or cross encoder",
+            "corpus": CORPUS,
+            "queries": QUERIES,
+            "ranked": RANKED + " to rerank",
+        },
+        outputs={"out": RANKED},
+        gpu=True,
+    ),
+    "evaluate": Stage(
+        "Measure a ranked list against judgements, with values for each query and bootstrap intervals.",
+        "lead.evaluation.evaluate:evaluate",
+        "EvaluateSettings",
+        inputs={"ranked": RANKED, "qrels": QRELS},
+        outputs={
+            "out": "result (JSON)",
+            "per-query": "Parquet: qid, measure, value",
+            "trec?": "also write the list as a TREC run file",
+        },
+    ),
+}

@@ -1,0 +1,83 @@
+"""Denoised hard negatives (RocketQA, Qu et al. 2021): a strong model takes out what it holds for relevant."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from tqdm import tqdm
+
+from lead.artifacts import read_table, write_table
+from lead.config.stages import DenoiseSettings
+from lead.device import device
+from lead.errors import LeadError
+from lead.models.pile import Pile
+from lead.retrieval.mine import known_positives
+from lead.retrieval.rerank import scorer
+from lead.retrieval.search import Ints, ranks
+
+log = logging.getLogger("lead")
+
+
+@torch.inference_mode()
+def denoise(
+    *,
+    settings: DenoiseSettings,
+    gpu: int,
+    model: Path,
+    corpus: Path,
+    queries: list[Path],
+    qrels: list[Path],
+    negatives: Path,
+    out: Path,
+) -> None:
+    """Keep the negatives that the model, a cross encoder or ColBERT, clearly ranks below a query's best positive.
+
+    A negative stays if exp(s) / (exp(s) + exp(s+)) < `keep_below`, s its score and s+ that of the best known positive;
+    only the top `depth` of a list is looked at, and the rest is dropped. Memory: as `rerank`.
+    """
+    judge = Pile.load(model)
+    if judge.kind == "de":
+        raise LeadError(f"{model} is a dual encoder; negatives are denoised by a cross encoder or a ColBERT")
+    judge.to(device(gpu)).eval()
+    asked = pa.concat_tables(read_table(path, "queries") for path in queries)
+    passages = read_table(corpus, "corpus")
+    mined = read_table(negatives, "ranked")
+    mined = mined.filter(pc.less_equal(mined["rank"], settings.depth))
+    known = known_positives(qrels, settings.relevance)
+
+    def rows(table: pa.Table) -> tuple[Ints, Ints]:
+        """Positions of a table's queries and passages."""
+        q = pc.index_in(table["qid"], value_set=asked["qid"])
+        p = pc.index_in(table["pid"], value_set=passages["pid"])
+        if q.null_count or p.null_count:
+            raise LeadError(f"{negatives} or its judgements name what {corpus} or the queries do not have")
+        return q.to_numpy(zero_copy_only=False).astype(np.int64), p.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    (mined_q, mined_p), (known_q, known_p) = rows(mined), rows(known)
+    needed, position = np.unique(np.concatenate([mined_p, known_p]), return_inverse=True)
+    texts = passages["text"].take(pa.array(needed))
+    score = scorer(judge, asked["text"].to_pylist(), texts, settings.batch_tokens, settings.precision)
+    mined_at, known_at = position[: len(mined_p)], position[len(mined_p) :]
+    highest = np.log(settings.keep_below) - np.log1p(-settings.keep_below)
+    keep = np.zeros(len(mined), dtype=bool)
+    order, known_order = np.argsort(mined_q, kind="stable"), np.argsort(known_q, kind="stable")
+    of_query = np.split(order, np.cumsum(np.bincount(mined_q, minlength=len(asked)))[:-1])
+    positives = np.split(known_order, np.cumsum(np.bincount(known_q, minlength=len(asked)))[:-1])
+    for q, (own, relevant) in enumerate(tqdm(zip(of_query, positives, strict=True), total=len(asked), disable=None)):
+        if len(own) and len(relevant):
+            s = score(q, np.concatenate([known_at[relevant], mined_at[own]]))
+            if not np.isfinite(s).all():
+                raise LeadError(
+                    f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr"
+                )
+            keep[own] = s[len(relevant) :] - s[: len(relevant)].max() < highest
+    kept = mined.filter(pa.array(keep))
+    codes = np.asarray(pc.index_in(kept["qid"], value_set=asked["qid"]), dtype=np.int64)
+    kept = kept.set_column(kept.column_names.index("rank"), "rank", pa.array(ranks(codes), pa.int32()))
+    write_table(kept, out, "ranked")
+    log.info("%d of %d negatives kept", len(kept), len(mined))
