@@ -12,7 +12,7 @@ from typing import Any
 
 from lead.config.load import Loaded, merge, source_paths, validate
 from lead.config.schema import EvaluationSource, FilesSource, ModelRef, Settings, SplitFiles, Train
-from lead.errors import LeadError
+from lead.errors import LeadError, nearest
 from lead.layers import check_layers
 from lead.rows import Rows, seeded, split_seed
 
@@ -64,7 +64,11 @@ class Plan(Rows):
 
     def targets(self, dataset: str) -> list[str]:
         """Result files of the dataset's `runs`, or of every run that makes sense on it."""
-        chosen = self.loaded.datasets[dataset][0].runs
+        data, path = self.loaded.datasets[dataset]
+        for name in data.runs or []:
+            if name not in self.rows:
+                raise LeadError(f"{path}: key 'runs': no run '{name}'; {nearest(name, self.rows)}")
+        chosen = data.runs
         return [f"{self.results}/{dataset}/{n}.json" for n in (self.sensible(dataset) if chosen is None else chosen)]
 
     def sensible(self, dataset: str) -> list[str]:

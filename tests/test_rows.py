@@ -98,3 +98,44 @@ def test_the_projects_own_rows_and_datasets() -> None:
     assert made.kind("lead_ce_teacher") == "ce" and made.kind("prod_lead_s3") == "de"
     assert made.start("demo", "lead_cb_linear") == ["results/demo/models/student_linear"]
     assert made.settings("train", "demo", "student_linear")["model"]["linear"] == {"size": None, "identity": True}
+
+
+def test_an_evaluation_set_shares_all_but_its_lists(folder: Path) -> None:
+    test = "{queries: ../../data/queries.test.jsonl, qrels: ../../data/test.tsv}"
+    extra = folder / "datasets" / "extra.yaml"
+    extra.write_text(f"source: {{kind: evaluation, of: tiny, test: {test}}}\nsettings: {{retrieval: {{depth: 7}}}}\n")
+    made = plan(folder)
+    assert made.collections() == ["docs", "tiny"] and made.evaluations() == ["extra"]
+    assert made.model("extra", "lead_cb") == made.model("tiny", "lead_cb")
+    assert made.corpus("extra") == "all results/tiny/data/corpus.parquet"
+    assert made.rerank_from("extra", "teacher_cb") == "all results/extra/runs/teacher_de.parquet"
+    assert made.settings("distil", "extra", "lead_cb") == made.settings("distil", "tiny", "lead_cb")
+    assert made.settings("retrieve", "extra", "lead_cb") == {"depth": 7}
+    assert sorted(Path(f).name for f in made.source_files("extra")) == ["queries.test.jsonl", "test.tsv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "source: {kind: evaluation, of: tyni, test: x}",
+            "key 'source.of': no dataset 'tyni' with a corpus; did you mean",
+        ),
+        ("source: {kind: evaluation, of: tiny, test: x}\npreset: tiny", "key 'preset' is that of the dataset 'tiny'"),
+        ("source: {kind: evaluation, of: extra, test: x}", "key 'source.of': no dataset 'extra' with a corpus"),
+    ],
+)
+def test_a_mistake_in_an_evaluation_set_is_one_line(folder: Path, text: str, says: str) -> None:
+    (folder / "datasets" / "extra.yaml").write_text(text)
+    assert says in refusal(lambda: plan(folder))
+
+
+def test_shards_and_gpus_are_the_collections(folder: Path) -> None:
+    path = folder / "datasets" / "tiny.yaml"
+    path.write_text(path.read_text().replace("preset: tiny", "preset: tiny\nshards: 2\ngpus: 4\nruns: [lead_bc]"))
+    made = plan(folder)
+    names = [Path(f).name for f in made.vectors("tiny", "student")]
+    assert names == ["passages.1of2.parquet", "passages.2of2.parquet"] and made.gpus("tiny") == 4
+    assert made.vectors("docs", "student") == ["all results/docs/embeddings/student/passages.parquet"]
+    assert '"shard": "2of2"' in made.settings_json("encode", "tiny", "student", ".2of2")
+    assert "key 'runs': no run 'lead_bc'" in refusal(lambda: made.targets("tiny"))

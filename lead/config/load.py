@@ -217,7 +217,10 @@ def _preset(path: Path) -> Part:
 def _dataset(path: Path, presets: dict[str, Part]) -> Dataset:
     tree, text = read_yaml(path)
     dataset = validate(Dataset, tree, str(path), text)
-    if dataset.preset not in presets:
+    if isinstance(dataset.source, EvaluationSource):
+        if "preset" in dataset.model_fields_set:
+            raise LeadError(f"{path}: key 'preset' is that of the dataset '{dataset.source.of}'; leave it out here")
+    elif dataset.preset not in presets:
         raise LeadError(f"{path}: key 'preset': no preset '{dataset.preset}'; {nearest(dataset.preset, presets)}")
     _check_settings(dataset.settings, str(path), text, ("settings",))
     return dataset

