@@ -13,12 +13,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lead.errors import LeadError
 
@@ -197,6 +199,14 @@ def read_rows(file: pq.ParquetFile, start: int, stop: int, size: int) -> Iterato
     rest = pa.concat_tables(waiting) if waiting else None
     if rest is not None and len(rest):
         yield rest
+
+
+def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
+    """Strings of these rows. Arrow's own `take` joins all chunks first, which copies, and fails above 2 GB of text."""
+    starts, wanted = np.cumsum([0, *map(len, column.chunks)]), np.asarray(rows, dtype=np.int64)
+    chunks = np.searchsorted(starts, wanted, side="right") - 1
+    places = zip(chunks.tolist(), (wanted - starts[chunks]).tolist(), strict=True)
+    return [column.chunk(chunk)[row].as_py() for chunk, row in places]
 
 
 def write_json(value: Any, path: str | Path) -> None:

@@ -33,7 +33,8 @@ def lease(names: list[str], folder: Path | None = None) -> int:
     """Position of the first of these devices that no other process has leased; it is held until this process ends.
 
     Snakemake's local executor counts GPUs but does not say which: two jobs with one GPU each would both take the first.
-    If all are taken (somebody granted more than there are), the first is shared.
+    If all are taken (somebody granted more than there are), the first is shared, but not by the ranks of one job: NCCL
+    does not allow it. Raises LeadError then.
     """
     for position, name in enumerate(names):
         path = (folder or Path(tempfile.gettempdir())) / f"lead-gpu-{os.getuid()}-{name}.lock"
@@ -45,4 +46,8 @@ def lease(names: list[str], folder: Path | None = None) -> int:
             continue
         _leases.append(file)
         return position
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LeadError(
+            f"{os.environ['WORLD_SIZE']} ranks, but only {len(names)} GPUs, or some are taken; ask for fewer"
+        )
     return 0

@@ -6,15 +6,15 @@ The workflow asks it for the inputs that depend on a run and for each job's sett
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lead.config.load import Loaded, merge, source_paths, validate
-from lead.config.schema import EvaluationSource, FilesSource, ModelRef, Settings, SplitFiles, Train
+from lead.config.schema import EvaluationSource, FilesSource, Settings, SplitFiles, Train
 from lead.errors import LeadError, nearest
 from lead.layers import check_layers
-from lead.rows import Rows, seeded, split_seed
+from lead.models.reference import pretrained_layers
+from lead.rows import TRAINING, Rows, seeded, split_seed
 
 SHARED = ("prepare", "bm25")  # stages of a dataset, not of a run
 LISTING = ("bm25", "retrieve", "rerank")  # stages that an evaluation set has of its own
@@ -177,7 +177,8 @@ class Plan(Rows):
                 train = merge(train, phases.get("cross", {}) if self.crossed(run) else {})
         if row and run:
             tree = seeded(tree, run)
-            if row.phase == "distil" and row.method == "contrastive" and self.root(run) == "teacher":
+            own = row.settings.get("train", {}).get("lr")
+            if row.phase == "distil" and row.method == "contrastive" and self.root(run) == "teacher" and own is None:
                 # the control of a jointly trained teacher: its own rate, hard labels only
                 train["lr"] = train.get("teacher_lr") or train.get("lr", Train().lr)
         tree["train"] = train
@@ -249,6 +250,11 @@ class Plan(Rows):
                 for stage in stages if name in lists else stages[:1]:
                     of = dataset if stage in LISTING else whole
                     made[f"{name}.{stage}"] = self.settings(stage, of, name)
+                row = self.rows[name]
+                if row.method in TRAINING and row.negatives != "bm25":
+                    made |= {f"{row.negatives}.{s}": self.settings(s, whole, row.negatives) for s in ("encode", "mine")}
+                if row.denoise is not None:
+                    made[f"{row.negatives}.{row.denoise}.denoise"] = self.settings("denoise", whole, row.negatives)
         facts = {"dataset": dataset, "run": run, "settings": made}
         return facts if len(lists) == 1 else {**facts, "rerank_from": lists[1]}
 
@@ -288,7 +294,7 @@ class Plan(Rows):
                 raise LeadError(f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder")
             try:
                 if row.init is not None:
-                    _pretrained_layers(s.models[row.init])
+                    pretrained_layers(s.models[row.init])
             except LeadError as e:
                 raise LeadError(f"{where}: {e}") from None
             if row.method == "lead" and s.distil.joint != (split_seed(name)[0] in self.joint()):
@@ -319,31 +325,8 @@ class Plan(Rows):
         if row.method == "teacher_of":
             return self._layers(dataset, str(self.rows[str(row.of)].teacher))
         if row.init is not None:
-            return _pretrained_layers(self.resolve(dataset, run).models[row.init])
+            return pretrained_layers(self.resolve(dataset, run).models[row.init])
         return self._layers(dataset, str(row.start))
-
-
-def _pretrained_layers(model: ModelRef) -> int | None:
-    n = None if model.reference.startswith("hub:") else _config_layers(model.reference)
-    extra = int(model.linear is not None)
-    if model.layers is None:
-        return n if n is None else n + extra
-    if n is not None and max(model.layers, default=1) > n:
-        raise LeadError(f"models: layers has {max(model.layers)}, but '{model.reference}' has only layers 1..{n}")
-    return len(model.layers) + extra
-
-
-@cache
-def _config_layers(reference: str) -> int:
-    # not lead.models.encoder, which imports torch: this runs at every start of the workflow
-    from lead.models.reference import resolve
-
-    file = Path(resolve(reference)) / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        return int(next(config[key] for key in ("num_hidden_layers", "n_layers", "n_layer") if key in config))
-    except (OSError, ValueError, TypeError, StopIteration):
-        raise LeadError(f"models: {file} does not tell the number of layers; is it that of an encoder?") from None
 
 
 def _json(**parts: Any) -> dict[str, Any]:

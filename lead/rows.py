@@ -163,7 +163,7 @@ class Rows:
 
     def _check_settings(self, where: str, row: Row) -> None:
         """Refuse settings of a row that nothing would read, or that are the whole dataset's."""
-        for key, inside in (("checks", None), ("dev_share", None), ("retrieval", "rerank_from")):
+        for key, inside in (("checks", None), ("dev_share", None), ("denoise", None), ("retrieval", "rerank_from")):
             if key in row.settings and (inside is None or inside in row.settings[key]):
                 full = f"{key}.{inside}" if inside else key
                 raise LeadError(

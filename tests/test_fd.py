@@ -127,3 +127,35 @@ def test_another_tokenizer_is_refused_in_one_line(tiny_model: Path, tmp_path: Pa
     with pytest.raises(LeadError, match="must have the same tokenizer") as error:
         FdStep(student, teacher, Train(**TRAIN), Distil(), 3)
     assert "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_a_literal_separator_in_a_text_is_a_token_like_any_other(tiny_model: Path) -> None:
+    dual, cross = make_retriever(tiny_model).eval(), make_retriever(tiny_model, "ce").eval()
+    texts = ["the [SEP] array [CLS]", "tree node", "[SEP]", "path"]
+    encode, view = MicroEncoder(99, "fp32"), TokenView(dual)
+    q = encode(view, dual.tokenize("query", ["a [SEP] token", "graph"]), (4,), "q")
+    p = encode(view, dual.tokenize("passage", texts), (4,), "p")
+    pairs = cross.tokenize(["a [SEP] token"] * 2 + ["graph"] * 2, texts)
+    keep = AttentionView(cross).encode(pairs, (4,)).keep
+    assert torch.equal(keep, virtual_maps(q, p, INDEX).keep) and bool(keep[2, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("student_layers", "options", "says"),
+    [
+        ([1, 2, 3, 4], {}, "the student has 4 transformer layers, the teacher only 2"),
+        ([1], {"expand": True}, "set both"),
+    ],
+)
+def test_models_that_fd_cannot_align_are_refused(
+    tiny_model: Path, tmp_path: Path, student_layers: list[int], options: dict[str, bool], says: str
+) -> None:
+    from lead.config.schema import Lengths, ModelRef, Scoring
+    from lead.models.pile import Pile
+
+    ref = ModelRef(reference=f"path:{tiny_model}", layers=student_layers)
+    student = Pile.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
+    teacher = make_retriever(make_bert(tmp_path / "t", 2), "cb", **options)
+    with pytest.raises(LeadError, match=says):
+        FdStep(student, teacher, Train(**TRAIN), Distil(), 3)

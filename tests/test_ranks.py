@@ -204,3 +204,37 @@ def test_a_rank_that_is_killed_takes_the_job_down(tiny_model: Path, tiny_collect
     assert process.returncode == 1
     errors = [line for line in said.splitlines() if "lead: error" in line]
     assert len(errors) == 1 and "of 2: died with signal 9" in errors[0], said
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_ranks_told_to_stop_save_their_state_and_go_on_later(
+    tiny_model: Path, tiny_collection: Path, tmp_path: Path, name: str
+) -> None:
+    import signal
+    import time
+
+    train = {
+        "steps": 400,
+        "batch_size": 4,
+        "negatives": 2,
+        "precision": "fp32",
+        "dev_queries": 0,
+        "checkpoint_every": 5,
+    }
+    command = train_command(tiny_model, tiny_collection, tmp_path, {"train": train}, "--ranks", "2")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 90
+        while not list((tmp_path / "s").glob("*/step-*")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(getattr(signal, name))
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 75, said
+    assert "Traceback" not in said and f"stopped by {name}" in said
+    saved = max(int(p.name[5:]) for p in (tmp_path / "s").glob("*/step-*"))
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert f"going on from the checkpoint of step {saved} of 400" in again.stderr

@@ -44,6 +44,8 @@ class Run:
 
     def per_query(self, measure: str) -> Values:
         """Each query's value, averaged over seeds: what intervals and tests are computed from."""
+        if measure not in self.values:
+            raise LeadError(f"run '{self.name}' was evaluated without {measure}; evaluate it again")
         averaged: Values = self.values[measure].mean(0)
         return averaged
 
@@ -105,7 +107,7 @@ def tables(config: Path, dataset: str, results: Path | None, out: Path | None) -
     folder = results or Path(plan.results) / dataset
     runs, out = Runs(folder), out or folder / "tables"
     built = {
-        name: build(table, dataset, measures, runs, plan)
+        name: build(table, dataset, measures, paper.measures.get(dataset, []), runs, plan)
         for name, table in paper.tables.items()
         if table.datasets is None or dataset in table.datasets
     }
@@ -143,7 +145,9 @@ def preamble_text(plan: Plan, dataset: str, measures: list[str], seeds: dict[str
     )
 
 
-def build(table: PaperTable, dataset: str, measures: list[str], runs: Runs, plan: Plan) -> Built:
+def build(
+    table: PaperTable, dataset: str, measures: list[str], reported_measures: list[str], runs: Runs, plan: Plan
+) -> Built:
     """One table of one dataset: a row for each of the paper's rows that we can run or that it reports here."""
     rows = [row for row in table.rows if row.run is not None or dataset in row.values]
     ours = any(dataset in row.values for row in rows)
@@ -166,7 +170,8 @@ def build(table: PaperTable, dataset: str, measures: list[str], runs: Runs, plan
             cells += ["missing" if sensible else "not possible here"] + [""] * (len(measures) + 1)
             missing += [row.run] if sensible else []
         if ours:
-            cells += ["" if v is None else f"{v:.2f}" for v in row.values.get(dataset, [None] * len(measures))]
+            reported = dict(zip(reported_measures, row.values.get(dataset, []), strict=False))
+            cells += ["" if (v := reported.get(m)) is None else f"{v:.2f}" for m in measures]
         lines.append(cells)
     keep = [i for i, name in enumerate(header) if name or i == 0]
     notes = [f"Missing: `{_command(plan, dataset, missing)}`"] if missing else []

@@ -43,11 +43,12 @@ class TokenView:
         return self.model.training
 
     def encode(self, ids: list[list[int]], layers: tuple[int, ...]) -> Features:
-        """Token vectors x [L, n, T, d], with a mask [n, T] that is false for special tokens and padding."""
+        """Token vectors x [L, n, T, d], with a mask [n, T] that is false for the first and last token and padding."""
         padded, mask = self.model.padded(ids, self.model.tokenizer.pad_token_id or 0)
-        special = torch.tensor(self.model.tokenizer.all_special_ids, device=padded.device)
-        unknown = self.model.tokenizer.unk_token_id  # a word, though the tokenizer lists it among the special ones
-        content = mask & (~torch.isin(padded, special) | (padded == unknown if unknown is not None else False))
+        # what the tokenizer put around the text, by place: a text may hold a literal [SEP]
+        content = mask.clone()
+        content[:, 0] = False
+        content[torch.arange(len(ids)), mask.sum(1) - 1] = False
         return Features(torch.stack(self.model.states(padded, mask.long(), layers)), layers, content)
 
 

@@ -1,11 +1,17 @@
-"""Where a model reference points: a hub name, a folder, or a folder inside an installed package."""
+"""Where a model reference points: a hub name, a folder, or a folder inside an installed package.
+
+It imports no torch: the workflow reads it at every start.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+from functools import cache
 from pathlib import Path
 
+from lead.config.schema import ModelRef
 from lead.errors import LeadError
 
 
@@ -33,3 +39,24 @@ def local_weights(reference: str) -> Path | None:
     """The weights file of a model on this machine; None for the hub's, which are named, not read, in a fingerprint."""
     file = Path(resolve(reference)) / "model.safetensors"
     return file if not reference.startswith("hub:") and file.is_file() else None
+
+
+def pretrained_layers(model: ModelRef) -> int | None:
+    """Number of layers of a pretrained encoder and its linear layer; None where only the hub can tell."""
+    n = None if model.reference.startswith("hub:") else _config_layers(model.reference)
+    extra = int(model.linear is not None)
+    if model.layers is None:
+        return n if n is None else n + extra
+    if n is not None and max(model.layers, default=1) > n:
+        raise LeadError(f"models: layers has {max(model.layers)}, but '{model.reference}' has only layers 1..{n}")
+    return len(model.layers) + extra
+
+
+@cache
+def _config_layers(reference: str) -> int:
+    file = Path(resolve(reference)) / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        return int(next(config[key] for key in ("num_hidden_layers", "n_layers", "n_layer") if key in config))
+    except (OSError, ValueError, TypeError, StopIteration):
+        raise LeadError(f"models: {file} does not tell the number of layers; is it that of an encoder?") from None

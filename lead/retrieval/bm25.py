@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, read_table, write_table
+from lead.artifacts import SCHEMAS, read_table, take_texts, write_table
 from lead.config.schema import Bm25
 from lead.config.stages import Bm25Settings
 from lead.errors import LeadError
@@ -36,10 +38,11 @@ class Index:
         import bm25s
 
         logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
-        corpus = corpus.sort_by("pid")
-        self.pids: pa.Array = corpus["pid"].combine_chunks()
+        pids, order = corpus["pid"].combine_chunks(), pc.sort_indices(corpus["pid"])
+        self.pids: pa.Array = pids.take(order)
         self.tokenizer = _tokenizer(settings)
-        texts = tqdm(_strings(corpus["text"]), total=corpus.num_rows, desc="tokenize", unit="passage", disable=None)
+        strings = _sorted_strings(corpus["text"], order.to_numpy())
+        texts = tqdm(strings, total=corpus.num_rows, desc="tokenize", unit="passage", disable=None)
         tokens = list(self.tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False))
         vocabulary = self.tokenizer.get_vocab_dict()
         if not vocabulary:
@@ -91,6 +94,11 @@ def _tokenizer(settings: Bm25) -> Tokenizer:
 
     stemmer = None if settings.stemmer == "none" else Stemmer.Stemmer(settings.stemmer)
     return Tokenizer(stopwords="english" if settings.stop_words else [], stemmer=stemmer)
+
+
+def _sorted_strings(column: pa.ChunkedArray, order: NDArray[np.int64]) -> Iterator[str]:
+    """Yield the strings of a column in this order of rows, a few thousand in memory at a time."""
+    return (text for start in range(0, len(order), 8192) for text in take_texts(column, order[start : start + 8192]))
 
 
 def _strings(column: pa.ChunkedArray) -> Iterator[str]:

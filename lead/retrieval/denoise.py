@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from lead.artifacts import read_table, write_table
+from lead.artifacts import read_table, take_texts, write_table
 from lead.config.stages import DenoiseSettings
 from lead.device import device
 from lead.errors import LeadError
@@ -60,7 +60,7 @@ def denoise(
 
     (mined_q, mined_p), (known_q, known_p) = rows(mined), rows(known)
     needed, position = np.unique(np.concatenate([mined_p, known_p]), return_inverse=True)
-    texts = passages["text"].take(pa.array(needed))
+    texts = take_texts(passages["text"], needed)
     score = scorer(judge, asked["text"].to_pylist(), texts, settings.batch_tokens, settings.precision)
     mined_at, known_at = position[: len(mined_p)], position[len(mined_p) :]
     highest = np.log(settings.keep_below) - np.log1p(-settings.keep_below)
@@ -70,7 +70,7 @@ def denoise(
     positives = np.split(known_order, np.cumsum(np.bincount(known_q, minlength=len(asked)))[:-1])
     for q, (own, relevant) in enumerate(tqdm(zip(of_query, positives, strict=True), total=len(asked), disable=None)):
         if len(own) and len(relevant):
-            s = score(q, np.concatenate([known_at[relevant], mined_at[own]]))
+            s = judge.scoring.scale * score(q, np.concatenate([known_at[relevant], mined_at[own]]))
             if not np.isfinite(s).all():
                 raise LeadError(
                     f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr"

@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lead.artifacts import read_table, write_table
+from lead.artifacts import read_table, take_texts, write_table
 from lead.config.stages import RerankSettings
 from lead.device import device
 from lead.errors import LeadError
@@ -57,8 +57,8 @@ def rerank(
         )
     rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False).astype(np.int64)
     needed, position = np.unique(rows, return_inverse=True)
-    chosen = passages.take(pa.array(needed))
-    names, texts, questions = chosen["pid"].combine_chunks(), chosen["text"], asked["text"].to_pylist()
+    names = passages["pid"].combine_chunks().take(pa.array(needed))
+    texts, questions = take_texts(passages["text"], needed), asked["text"].to_pylist()
     alphabetically = alphabetical(names)
     score = scorer(reranker, questions, texts, settings.batch_tokens, settings.precision)
     by_query = np.argsort(query_rows, kind="stable")
@@ -79,20 +79,20 @@ def rerank(
     write_table(ranked_table(qids, names, query_rows[final], position[final], np.concatenate(scores)), out, "ranked")
 
 
-def scorer(model: Pile, queries: list[str], corpus: pa.ChunkedArray, batch_tokens: int, precision: str) -> Scorer:
+def scorer(model: Pile, queries: list[str], corpus: list[str], batch_tokens: int, precision: str) -> Scorer:
     """What scores rows of `queries` against rows of `corpus`, texts both."""
     encode = MicroEncoder(batch_tokens, precision)
     if isinstance(model, CrossEncoder):
         return cross_scorer(model, queries, corpus, encode)
     assert isinstance(model, Retriever)
-    return colbert_scorer(model, queries, corpus.to_pylist(), encode)
+    return colbert_scorer(model, queries, corpus, encode)
 
 
-def cross_scorer(model: CrossEncoder, queries: list[str], corpus: pa.ChunkedArray, encode: MicroEncoder) -> Scorer:
+def cross_scorer(model: CrossEncoder, queries: list[str], corpus: list[str], encode: MicroEncoder) -> Scorer:
     """Scores of pairs, encoded when they are asked for: a query's list is sorted by length and cut into batches."""
 
     def score(query: int, passages: Ints) -> Floats:
-        texts = corpus.take(pa.array(passages)).to_pylist()
+        texts = [corpus[i] for i in passages]
         pairs = model.tokenize([queries[query]] * len(texts), texts)
         result: Floats = encode(model, pairs, (model.n_layers,), "rerank").x[-1].cpu().numpy()
         return result

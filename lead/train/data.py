@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from lead.artifacts import read_table
+from lead.artifacts import read_table, take_texts
 from lead.errors import LeadError
 from lead.models.features import Candidates, mask_columns
 
@@ -150,6 +150,6 @@ class TrainingData:
         relevant = np.stack([np.isin(column, self.queries.positives[row]) for row in rows])
         return Batch(
             self.queries.texts.take(pa.array(rows)).to_pylist(),
-            self.corpus["text"].take(pa.array(passages)).to_pylist(),
+            take_texts(self.corpus["text"], passages),
             torch.from_numpy(relevant),
         )

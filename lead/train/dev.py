@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from lead.artifacts import take_texts
 from lead.models.cross import CrossEncoder
 from lead.models.features import mask_columns
 from lead.models.micro import MicroEncoder
@@ -28,7 +29,7 @@ class DevPool:
         self.queries: list[str] = queries.texts.take(pa.array(rows)).to_pylist()
         members = [np.concatenate([queries.positives[r], queries.negatives[r][:n_negatives]]) for r in rows]
         pool = np.unique(np.concatenate(members))
-        self.passages: list[str] = corpus["text"].take(pa.array(pool)).to_pylist()
+        self.passages: list[str] = take_texts(corpus["text"], pool)
         self.own = [np.searchsorted(pool, np.unique(m)).tolist() for m in members]  # each query's rows of the pool
         self.relevant = torch.from_numpy(np.stack([np.isin(pool, queries.positives[r]) for r in rows]))
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lead.errors import LeadError
+from lead.errors import LeadError, Preempted
 from lead.models.features import Features
 
 
@@ -123,23 +123,34 @@ def join_ranks(on: torch.device) -> None:
 
 def launch(ranks: int, arguments: list[str]) -> None:
     """Run `lead ARGUMENTS` in this many processes with torchrun. Raises LeadError as soon as one of them dies."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for noisy in ("torch.distributed.elastic", "torch.distributed.launcher"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
     )
     with tempfile.TemporaryDirectory() as errors:
         os.environ["LEAD_ERRORS"] = errors
         try:
             elastic_launch(config, sys.executable)("-m", "lead", *arguments)
+        except SignalException as e:  # passed on to the ranks, which have 30 s to save their state
+            raise Preempted(f"stopped by {e.sigval.name}; started again, it goes on from its checkpoint") from e
         except ChildFailedError as e:
             rank, failure = min(e.failures.items(), key=lambda item: item[1].timestamp)
             said = Path(errors, str(rank))
             how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit status {failure.exitcode}"
             what = said.read_text(encoding="utf-8") if said.exists() else f"died with {how}; its messages are above"
+            if failure.exitcode == Preempted.status:
+                raise Preempted(what) from e
             raise LeadError(f"rank {rank} of {ranks}: {what} (the other ranks were stopped)") from e
         finally:
             del os.environ["LEAD_ERRORS"]

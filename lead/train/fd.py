@@ -42,7 +42,14 @@ class FdStep(DistilStep):
                 "method fd compares maps over tokens, so teacher and student must have the same tokenizer and lengths; "
                 "use rd or lead, which compare scores"
             )
-        self.pairs = map_layers(distil.map_layers, depth(teacher.encoder), depth(student.encoder))
+        n, m = depth(teacher.encoder), depth(student.encoder)
+        if m > n:
+            raise LeadError(
+                f"method fd: the student has {m} transformer layers, the teacher only {n}; it needs as many"
+            )
+        if any(m.kind == "cb" and (m.scoring.markers or m.scoring.expand) for m in (student, teacher)):
+            raise LeadError("method fd: scoring.cb.markers and expand add tokens to ColBERT's texts; set both to false")
+        self.pairs = map_layers(distil.map_layers, n, m)
         self.attention = AttentionView(teacher) if isinstance(teacher, CrossEncoder) else None
 
     def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
@@ -51,7 +58,10 @@ class FdStep(DistilStep):
         hard = batch.candidates(self.distil.hard_candidates).to(self.device)
         s, s_replays = self._virtual(self.student, batch, tuple(b for _, b in self.pairs), step, frozen=False)
         t = self._teacher_maps(batch, tuple(a for a, _ in self.pairs), step)
-        assert torch.equal(s.keep, t.keep), "teacher and student do not see the same tokens"
+        if not torch.equal(s.keep, t.keep):
+            raise LeadError(
+                f"method fd: teacher and student do not see the same tokens in the batch of step {step + 1}"
+            )
         parts = {
             "stu": losses.hard_loss(side.score(hard).final, hard),
             "map": losses.map_loss(t.to_passage, s.to_passage, s.keep)
@@ -74,7 +84,9 @@ class FdStep(DistilStep):
     ) -> tuple[Maps, Side]:
         """Maps of a model that encodes texts apart, and what passes gradients on when they were cached."""
         assert isinstance(model, Retriever)
-        micro = MicroEncoder(self.train.micro_tokens, self.train.precision, (self.seed, step, "maps"))
+        micro = MicroEncoder(
+            self.train.micro_tokens, self.train.precision, (self.seed, step, "maps", self.exchange.rank)
+        )
         side = self.features(micro, TokenView(model), model, texts(model, batch), layers, frozen)
         queries, passages = side.features
         return virtual_maps(queries, passages, batch.own().to(self.device)), side
