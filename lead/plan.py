@@ -57,10 +57,13 @@ class Plan(Rows):
         self._check_run(dataset, run)
 
     def check_target(self, target: str) -> None:
-        """`check` for a target like results/demo/lead_cb.json; other targets pass."""
+        """`check` for a target like results/demo/lead_cb.json, the dataset of any other file there; the rest passes."""
         path = Path(target)
-        if path.suffix == ".json" and len(path.parts) >= 3 and path.parent.parent == Path(self.results):
-            self.check(path.parent.name, path.stem)
+        if not path.is_relative_to(self.results) or len(below := path.relative_to(self.results).parts) < 2:
+            return
+        _ = self.loaded.datasets[below[0]]
+        if path.suffix == ".json" and len(below) == 2:
+            self.check(below[0], path.stem)
 
     def targets(self, dataset: str) -> list[str]:
         """Result files of the dataset's `runs`, or of every run that makes sense on it."""
