@@ -109,19 +109,11 @@ def test_what_travels_is_counted_and_never_the_passages_tokens(
     weights = sum(p.numel() for p in make_retriever(tiny_model).parameters()) * 4
     assert sent["contrastive", "de"] == weights + 12 * 32 * 4 + 24 * 32 * 4  # vectors there, their gradients back
     assert sent["contrastive", "ce"] == weights + 32 * 4  # nothing but the gradients, w's too
-    tokens = sent["contrastive", "cb"] - weights
-    longest = tokens_of_queries(tokens)
-    assert longest <= 8  # query tokens, not the 24 of a passage
-
-
-def tokens_of_queries(sent: int) -> int:
-    """Query length X for which ColBERT's exchange explains the bytes: vectors, masks, score columns, and gradients."""
-    for x in range(1, 30):
-        forward = 4 * x * 32 * 4 + 4 * x + 2 * 8 * 12 * 4  # two score matrices: layer feature and final
-        backward = 8 * x * 32 * 4 + 1 * 8 * 24 * 4
-        if sent in (forward + backward, forward + backward + 8 * 24 * 4, forward + backward - 8 * 12 * 4):
-            return x
-    raise AssertionError(sent)
+    # ColBERT, X tokens of the longest query: vectors and mask of 4 there, the gradient of all 8 back; columns of 8
+    # queries x 12 passages there, the gradient of 8 x 24 back
+    per_token, columns = 4 * 32 * 4 + 4 + 8 * 32 * 4, 8 * 12 * 4 + 8 * 24 * 4
+    x, rest = divmod(sent["contrastive", "cb"] - weights - columns, per_token)
+    assert rest == 0 and 2 < x <= 8  # a query's tokens, not the 24 of a passage
 
 
 def test_one_process_exchanges_nothing() -> None:

@@ -156,7 +156,7 @@ def build(
     control = _tests([(row, CONTROL) for row in rows if row.run != CONTROL], runs, first)
     header = ["", *measures, "vs its RD or control" if any(against.values()) else "", f"vs {CONTROL}"]
     header += [f"paper: {m}" for m in measures] if ours else []
-    lines, missing = [], []
+    lines, missing, sensible = [], [], plan.sensible(dataset) if any(r.run not in runs for r in rows) else []
     for row in rows:
         cells = [row.label]
         if row.run is None:
@@ -166,9 +166,9 @@ def build(
             cells += [_mean(run, m, interval=m == first) for m in measures]
             cells += [against.get(row.label, ""), control.get(row.label, "")]
         else:
-            sensible = row.run in plan.sensible(dataset)
-            cells += ["missing" if sensible else "not possible here"] + [""] * (len(measures) + 1)
-            missing += [row.run] if sensible else []
+            possible = row.run in sensible
+            cells += ["missing" if possible else "not possible here"] + [""] * (len(measures) + 1)
+            missing += [row.run] if possible else []
         if ours:
             reported = dict(zip(reported_measures, row.values.get(dataset, []), strict=False))
             cells += ["" if (v := reported.get(m)) is None else f"{v:.2f}" for m in measures]

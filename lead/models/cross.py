@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from lead.config.schema import Lengths, Linear, Scoring
 from lead.errors import LeadError
 from lead.models.features import Candidates, Features, Scores
 from lead.models.pile import Kind, Pile
@@ -33,26 +32,17 @@ class CrossEncoder(Pile):
 
     kinds: ClassVar[tuple[Kind, ...]] = ("ce",)
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        tokenizer: Any,
-        kind: Kind,
-        scoring: Scoring,
-        lengths: Lengths,
-        linear: Linear | None = None,
-    ) -> None:
-        """See `Pile`. w starts at random: seed torch first."""
-        super().__init__(encoder, tokenizer, kind, scoring, lengths, linear)
+    def build(self) -> None:
+        """Add w, at random: seed torch first."""
         if self.size != self.width:
             raise LeadError("models: linear.size of a cross encoder must be its width: w is shared by all layers")
-        if scoring.normalise != "none" or scoring.layer_normalise == "unit":
+        if self.scoring.normalise != "none" or self.scoring.layer_normalise == "unit":
             raise LeadError(
                 "scoring.ce: a score is one number, nothing has unit length; normalise: none, and layer_normalise: "
                 "none or standard"
             )
         self.w = nn.Linear(self.width, 1, bias=False)
-        self.n_types = int(getattr(encoder.config, "type_vocab_size", 0) or 0)
+        self.n_types = int(getattr(self.encoder.config, "type_vocab_size", 0) or 0)
 
     def tokenize(self, queries: list[str], passages: list[str]) -> list[Pair]:
         """Pairs [CLS] q [SEP] p [SEP], or as the tokenizer builds them.

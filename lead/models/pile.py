@@ -34,7 +34,13 @@ class Pile(nn.Module):
         Pile.classes |= dict.fromkeys(cls.kinds, cls)
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: Any, kind: Kind, scoring: Scoring, lengths: Lengths, linear: Linear | None
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        kind: Kind,
+        scoring: Scoring,
+        lengths: Lengths,
+        linear: Linear | None = None,
     ) -> None:
         """`encoder`: a transformers encoder; `tokenizer`: its fast tokenizer. LeadError if they do not fit."""
         super().__init__()
@@ -51,6 +57,10 @@ class Pile(nn.Module):
                 nn.init.eye_(self.linear.weight)
                 nn.init.zeros_(self.linear.bias)
         self.n_layers = depth(encoder) + (linear is not None)
+        self.build()
+
+    def build(self) -> None:
+        """What a kind of model adds to the pile. Raises LeadError for scoring that makes no sense for it."""
 
     @property
     def device(self) -> torch.device:

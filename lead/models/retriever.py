@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
-from lead.config.schema import Lengths, Linear, Scoring
 from lead.errors import LeadError
 from lead.models.features import Candidates, Features, Scores
 from lead.models.pile import Kind, Pile
@@ -24,20 +23,11 @@ class Retriever(Pile):
 
     kinds: ClassVar[tuple[Kind, ...]] = ("de", "cb")
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        tokenizer: Any,
-        kind: Kind,
-        scoring: Scoring,
-        lengths: Lengths,
-        linear: Linear | None = None,
-    ) -> None:
-        """See `Pile`."""
-        super().__init__(encoder, tokenizer, kind, scoring, lengths, linear)
+    def build(self) -> None:
+        """Look up the tokens that mark queries and passages."""
         self.markers: dict[Side, int] = {}
-        if kind == "cb" and scoring.markers:
-            vocabulary = tokenizer.get_vocab()
+        if self.kind == "cb" and self.scoring.markers:
+            vocabulary = self.tokenizer.get_vocab()
             for side, token in (("query", "[unused0]"), ("passage", "[unused1]")):
                 if token not in vocabulary:
                     raise LeadError(f"scoring.cb.markers: the tokenizer has no {token}; set markers: false")
