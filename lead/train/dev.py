@@ -1,8 +1,8 @@
 """Choosing on dev while training: MRR@10 over a pool of passages small enough to encode often.
 
 The pool is the relevant passages and top mined negatives of some dev queries; every one of them is ranked against the
-whole pool, or, by a cross encoder, whose pairs cost, against its own passages. It orders checkpoints and settings; it
-is easier than the full collection and is never reported as a result.
+whole pool, or, by a cross encoder, whose pairs cost, against its own passages. It orders the checkpoints of one run; it
+is easier than the full collection, understates differences between models (docs/decisions.md) and is never reported.
 """
 
 from __future__ import annotations
@@ -23,19 +23,26 @@ from lead.train.data import Queries
 class DevPool:
     """Dev queries, evenly spaced, with their relevant passages and mined negatives as one pool."""
 
-    def __init__(self, corpus: pa.Table, queries: Queries, n_queries: int, n_negatives: int):
-        """`n_queries` of the split's queries, each adding its positives and its top `n_negatives` negatives."""
+    def __init__(self, corpus: pa.Table, queries: Queries, n_queries: int, n_negatives: int | None):
+        """`n_queries` of the split's queries, each adding its positives and its top `n_negatives` negatives.
+
+        `n_negatives` None makes the whole corpus the pool, of which a cross encoder still sees each query's own.
+        """
         rows = np.unique(np.linspace(0, len(queries) - 1, min(n_queries, len(queries))).astype(int))
         self.queries: list[str] = queries.texts.take(pa.array(rows)).to_pylist()
         members = [np.concatenate([queries.positives[r], queries.negatives[r][:n_negatives]]) for r in rows]
-        pool = np.unique(np.concatenate(members))
+        pool = np.arange(len(corpus)) if n_negatives is None else np.unique(np.concatenate(members))
         self.passages: list[str] = take_texts(corpus["text"], pool)
         self.own = [np.searchsorted(pool, np.unique(m)).tolist() for m in members]  # each query's rows of the pool
         self.relevant = torch.from_numpy(np.stack([np.isin(pool, queries.positives[r]) for r in rows]))
 
-    @torch.no_grad()
     def mrr(self, model: Pile, encode: MicroEncoder) -> float:
         """MRR@10 of the model over the pool (dropout off)."""
+        return float(self.reciprocal_ranks(model, encode).mean())
+
+    @torch.no_grad()
+    def reciprocal_ranks(self, model: Pile, encode: MicroEncoder) -> torch.Tensor:
+        """1 / rank of the first relevant passage of each query [Q], 0 below rank 10."""
         training = model.training
         model.eval()
         try:
@@ -45,7 +52,7 @@ class DevPool:
         s = s.nan_to_num(nan=-torch.inf)  # a broken model ranks last, not first
         best = s.masked_fill(~self.relevant, -torch.inf).max(1, keepdim=True).values
         rank = 1 + ((s >= best) & ~self.relevant & self._seen(model)).sum(1).float()  # ties count against the model
-        return float(torch.where(rank <= 10, 1.0 / rank, torch.zeros(())).mean())
+        return torch.where(rank <= 10, 1.0 / rank, torch.zeros(()))
 
     def _seen(self, model: Pile) -> torch.Tensor:
         """[Q, P] true where a passage is ranked for a query."""
