@@ -60,7 +60,11 @@ STAGES: dict[str, Stage] = {
         "Train a dual encoder, ColBERT or cross encoder with cross-entropy over its candidates (eqs. 10, 11).",
         "lead.train.stages:train",
         "TrainSettings",
-        inputs=TRAINING_INPUTS | {"start?": "model folder to go on from (instead of settings.model)"},
+        inputs=TRAINING_INPUTS
+        | {
+            "start?": "model folder to go on from (instead of settings.model)",
+            "passages+?": "vectors of the corpus, all shards: they stay as they are, only queries are learnt (ADORE)",
+        },
         outputs={
             "out": "model folder",
             "state": "folder for checkpoints while training",

@@ -109,11 +109,15 @@ class Plan(Rows):
         return f"{self.results}/{self.whole(dataset)}/data/corpus.parquet"
 
     def vectors(self, dataset: str, run: str) -> list[str]:
-        """Files of the passages' vectors, one a shard; evaluation sets share them."""
-        whole = self.whole(dataset)
+        """Files of the passages' vectors that a run searches, one a shard; evaluation sets share them."""
+        whole, run = self.whole(dataset), self.rows[run].passages or run
         n = self.loaded.datasets[whole][0].shards
         names = [f".{i}of{n}" for i in range(1, n + 1)] if n > 1 else [""]
         return [f"{self.results}/{whole}/embeddings/{run}/passages{name}.parquet" for name in names]
+
+    def fixed(self, dataset: str, run: str) -> list[str]:
+        """Files of passages' vectors that a run trains against; none, but for runs that learn queries only."""
+        return self.vectors(dataset, run) if self.rows[run].passages else []
 
     def gpus(self, dataset: str) -> int:
         """GPUs that a training job asks for."""
@@ -256,6 +260,8 @@ class Plan(Rows):
                 row = self.rows[name]
                 if row.method in TRAINING and row.negatives != "bm25":
                     made |= {f"{row.negatives}.{s}": self.settings(s, whole, row.negatives) for s in ("encode", "mine")}
+                if row.passages is not None:
+                    made[f"{row.passages}.encode"] = self.settings("encode", whole, row.passages)
                 if row.denoise is not None:
                     made[f"{row.negatives}.{row.denoise}.denoise"] = self.settings("denoise", whole, row.negatives)
         facts = {"dataset": dataset, "run": run, "settings": made}

@@ -15,7 +15,7 @@ from lead.errors import LeadError, Named, nearest
 
 TRAINING = ("contrastive", *DISTILLATION)
 SEED = r"-s(?:[2-9]|[1-9]\d+)"  # the first seed has no suffix
-REFERENCES = ("start", "teacher", "of", "negatives", "denoise")
+REFERENCES = ("start", "teacher", "passages", "of", "negatives", "denoise")
 
 
 def split_seed(run: str) -> tuple[str, int]:
@@ -105,7 +105,8 @@ class Rows:
     def ancestors(self, run: str) -> list[str]:
         """A run and every run that it is made from, itself first."""
         row = self.rows[run]
-        names = [row.start, row.teacher, row.of, row.negatives if row.method in TRAINING else None, row.denoise]
+        negatives = row.negatives if row.method in TRAINING else None
+        names = [row.start, row.teacher, row.passages, row.of, negatives, row.denoise]
         found = [run]
         for name in names:
             if name in self.rows:
@@ -129,6 +130,7 @@ class Rows:
         valid: dict[str, set[str]] = {
             "start": trained,
             "teacher": trained,
+            "passages": trained,
             "of": {n for n, r in self.rows.items() if r.method == "lead"},
             "negatives": trained | {"bm25"},
             "denoise": trained,
@@ -143,6 +145,7 @@ class Rows:
                 self._check_row(value, self.rows[value], (*seen, name))
         if row.denoise is not None and (self.kind(row.denoise) == "de" or row.method not in TRAINING):
             raise LeadError(f"{where}: key 'denoise': give a cross encoder or a ColBERT, to a run that trains")
+        self._check_untied(name, row)
         self._check_settings(where, row)
         trained_by = name.removesuffix("_teacher")
         if row.method in TRAINING and trained_by != name and trained_by in self.joint():
@@ -160,6 +163,22 @@ class Rows:
                 f"{where}: key 'negatives': '{row.negatives}' is {a_kind(self.kind(row.negatives))}; negatives are "
                 "mined with a dual encoder"
             )
+
+    def _check_untied(self, name: str, row: Row) -> None:
+        """Refuse what would take a model that encodes queries only for one that encodes passages too."""
+        where = f"{self.where}: run '{name}'"
+        for key in ("start", "teacher", "passages"):
+            other = getattr(row, key)
+            if other is None or (of := self.rows[other].passages) is None or (key == "start" and row.passages):
+                continue
+            remedy = {"start": f"give `passages: {of}` too", "passages": f"name '{of}'"}.get(key, "name another")
+            raise LeadError(f"{where}: key '{key}': '{other}' encodes queries only; {remedy}")
+        if row.passages is not None:
+            for key in ("start", "passages"):
+                if (kind := self.kind(other := getattr(row, key))) != "de":
+                    raise LeadError(
+                        f"{where}: key '{key}': '{other}' is {a_kind(kind)}; `passages` needs dual encoders"
+                    )
 
     def _check_settings(self, where: str, row: Row) -> None:
         """Refuse settings of a row that nothing would read, or that are the whole dataset's."""

@@ -81,8 +81,9 @@ def _whole(pattern: str) -> str:
 
 
 def option(name: str, value: Any) -> str:
-    """`--name value`, quoted for the shell, or nothing when there is no value."""
-    return f"--{name} {shlex.quote(str(value))}" if value else ""
+    """`--name value ..`, quoted for the shell, or nothing when there is no value."""
+    values = [value] if isinstance(value, str) else list(value or [])
+    return shlex.join([f"--{name}", *map(str, values)]) if values else ""
 
 
 def _typed(value: Any) -> Any:

@@ -14,7 +14,7 @@ from dag.project import RESULTS, ROOT, jobs, make_project, replace, succeed
 
 pytestmark = pytest.mark.dag
 REPOSITORY = ["--configfile", str(ROOT / "config" / "config.yaml")]
-RUNS = ["student", "lead_ce", "fd_ce", "rd_ce", "lead_ce_teacher", "rocketqa", "rd_ce-s2"]
+RUNS = ["student", "lead_ce", "fd_ce", "rd_ce", "lead_ce_teacher", "rocketqa", "rd_ce-s2", "adore"]
 EXTRA = "all results/extra"
 
 
@@ -25,6 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collec
     with (config / "experiments.yaml").open("a") as f:
         f.write("  rd_ce: {method: rd, start: student, teacher: teacher_ce}\n")
         f.write("  lead_ce_teacher: {method: teacher_of, of: lead_ce}\n")
+        f.write("  adore: {method: contrastive, start: student, passages: student}\n")
         f.write("  rocketqa: {method: contrastive, start: student, denoise: teacher_ce}\n")
     with (config / "presets" / "tiny.yaml").open("a") as f:
         f.write("denoise: {keep_below: 0.5}\n")  # these models know nothing: about half of the negatives stay
@@ -96,6 +97,17 @@ def test_denoised_negatives_are_fewer(made: Path) -> None:
     assert 0 < kept.num_rows < all_of_them.num_rows
 
 
+def test_adore_searches_the_passages_that_it_was_trained_against(made: Path) -> None:
+    folder = made / RESULTS / "embeddings"
+    assert [p.name for p in (folder / "adore").iterdir()] == ["queries.test.parquet"]
+    before, after = (pq.read_table(folder / n / "queries.test.parquet") for n in ("student", "adore"))
+    assert before["id"].equals(after["id"]) and not before["vector"].equals(after["vector"])
+    log = [json.loads(line) for line in (made / RESULTS / "metrics" / "adore.jsonl").read_text().splitlines()]
+    assert [0 < line["reciprocal_rank"] <= 1 for line in log if "loss" in line] == [True] * 4
+    made_by = result(made, RESULTS, "adore")["made_by"]["settings"]
+    assert {"adore.train", "student.encode"} <= set(made_by)
+
+
 def test_the_tables_hold_every_run(made: Path) -> None:
     text = (made / RESULTS / "tables" / "all.md").read_text()
     assert text.count("missing") == 1 and "LEAD from CE" in text and "±" in text  # rd_cb is not among the runs
@@ -153,6 +165,6 @@ def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_pat
     assert counts["evaluate"] == 6 * len(runs) and counts["tables"] == 6
     assert counts["retrieve"] == 6 * len(de) and counts["rerank"] == 6 * (len(runs) - len(de) - 1)
     assert counts["distil_joint"] == 2 * len(joint) and counts["distil"] == 2 * len(plan.frozen())
-    assert counts["encode_passages"] == 2 * 16 * len(de)
+    assert counts["encode_passages"] == 2 * 16 * len([r for r in de if plan.rows[r].passages is None])
     assert counts["prepare"] == counts["bm25"] == 2 and counts["prepare_evaluation"] == counts["bm25_evaluation"] == 4
     assert counts["denoise"] == 2

@@ -7,10 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,13 +22,15 @@ from steps import SCORING, TRAIN, gradients
 
 from lead.artifacts import read_table
 from lead.config.schema import Distil, Layers, Train
+from lead.retrieval.search import write_vectors
+from lead.train.adore import AdoreStep, Index
 from lead.train.data import Queries, TrainingData
 from lead.train.exchange import Exchange
 from lead.train.fd import FdStep
 from lead.train.step import DistilStep, LeadStep, Step
 
 CASES = [
-    ("contrastive", "de", {}), ("contrastive", "cb", {}), ("contrastive", "ce", {}),
+    ("contrastive", "de", {}), ("contrastive", "cb", {}), ("contrastive", "ce", {}), ("adore", "de", {}),
     ("rd", "cb", {}), ("rd", "ce", {}), ("fd", "ce", {}), ("fd", "cb", {}),
     ("lead", "de", {}), ("lead", "cb", {}), ("lead", "ce", {}),
     ("lead", "cb", {"joint": False}), ("lead", "cb", {"candidates": "own"}), ("lead", "ce", {"hard_candidates": "own"}),
@@ -49,12 +53,26 @@ def make_step(tiny_model: Path, teacher_folder: Path, method: str, kind: str, op
     return DistilStep(student, teacher, train, distil, 3, joint=False)
 
 
+def make_adore(tiny_model: Path, collection: Path, cache_above: int) -> Step:
+    """Against 160 arbitrary vectors, in two shards of odd length."""
+    train = Train(**{**TRAIN, "dropout": 0.0, "cache_above": cache_above, "batch_size": 8, "negatives_depth": 7})
+    model = make_retriever(tiny_model, **SCORING).train()
+    vectors = np.random.default_rng(4).normal(size=(160, model.size))
+    pids = read_table(collection / "corpus.parquet", "corpus")["pid"].to_pylist()
+    with tempfile.TemporaryDirectory() as folder:
+        shards = [Path(folder, f"{i}.parquet") for i in (1, 2)]
+        for path, rows in zip(shards, (slice(0, 77), slice(77, 160)), strict=True):
+            write_vectors(pids[rows], vectors[rows], path)
+        return AdoreStep(model, train, 3, Index(shards, collection / "corpus.parquet", model))
+
+
 def run_case(files: Any, collection: Path, case: Any, cache_above: int) -> tuple[dict[str, float], Any, int]:
     """Loss parts averaged over ranks, gradients, and bytes sent, of one step."""
     corpus = read_table(collection / "corpus.parquet", "corpus")
     paths = [collection / f"{name}.parquet" for name in ("queries.train", "qrels.train", "negatives")]
-    data = TrainingData(corpus, Queries(corpus["pid"], *paths, 1, 10), 8, 2, seed=5)
-    step = make_step(*files, *case, cache_above)
+    adore = case[0] == "adore"
+    data = TrainingData(corpus, Queries(corpus["pid"], *paths, 1, 10), 8, 0 if adore else 2, seed=5)
+    step = make_adore(files[0], collection, cache_above) if adore else make_step(*files, *case, cache_above)
     loss = step(data.batch(0), 0)
     parts = {k: float(step.exchange.mean(v.detach())) for k, v in {**loss.parts, "total": loss.total}.items()}
     return parts, gradients(step), step.exchange.sent

@@ -41,8 +41,12 @@ def outputs(folder: Path) -> dict[str, Path]:
     return {"out": folder / "student", "state": folder / "state", "metrics": folder / "metrics.jsonl"}
 
 
-def command(stage: str, settings: Any, paths: dict[str, Path]) -> list[str]:
-    options = [word for name, path in paths.items() for word in (f"--{name.replace('_', '-')}", str(path))]
+def command(stage: str, settings: Any, paths: dict[str, Any]) -> list[str]:
+    options = [
+        word
+        for name, path in paths.items()
+        for word in (f"--{name.replace('_', '-')}", *map(str, path if isinstance(path, list) else [path]))
+    ]
     settings = settings.model_dump_json(exclude_none=True)
     return [sys.executable, "-m", "lead", stage, "--settings", settings, "--threads", "1", *options]
 
@@ -61,7 +65,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def killed_and_run_again(
-    stage: str, settings: Any, paths: dict[str, Path], state: Path, number: int = signal.SIGKILL
+    stage: str, settings: Any, paths: dict[str, Any], state: Path, number: int = signal.SIGKILL
 ) -> str:
     """Runs the stage, signals it just after the checkpoint of step 10, runs it again to the end; what it said first."""
     words = command(stage, settings, paths)

@@ -90,6 +90,41 @@ def test_a_teacher_that_goes_on_alone_has_the_rate_of_a_jointly_trained_one(fold
     assert made.settings("train", "tiny", "teacher_cb")["train"]["lr"] == 1e-3
 
 
+def test_a_run_that_learns_queries_only_searches_the_passages_of_another(folder: Path) -> None:
+    with (folder / "experiments.yaml").open("a") as f:
+        f.write("  adore: {method: contrastive, start: student, passages: student}\n")
+        f.write("  again: {method: contrastive, start: adore, passages: student, negatives: adore}\n")
+    made, base = plan(folder, "chain"), "all results/tiny"
+    passages = [f"{base}/embeddings/student/passages.parquet"]
+    assert made.fixed("tiny", "adore") == made.vectors("tiny", "adore") == made.vectors("tiny", "again") == passages
+    assert made.vectors("tiny", "adore-s2") == [f"{base}/embeddings/student-s2/passages.parquet"]
+    assert made.fixed("tiny", "student") == [] and made.model("tiny", "adore") == f"{base}/models/adore"
+    assert made.negatives("tiny", "again") == f"{base}/negatives/adore.parquet"
+    made_by = made.settings("evaluate", "tiny", "again")["made_by"]["settings"]
+    assert {"again.train", "adore.train", "adore.mine", "student.train", "student.encode"} <= set(made_by)
+    assert made.stages("tiny", "adore") == ["train", "encode", "retrieve", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{method: contrastive, start: adore}", "'adore' encodes queries only; give `passages: student` too"),
+        ("{method: rd, start: student, teacher: adore}", "key 'teacher': 'adore' encodes queries only; name another"),
+        ("{method: contrastive, start: student, passages: adore}", "key 'passages': 'adore' encodes queries only; na"),
+        ("{method: contrastive, start: student, passages: teacher_cb}", "'teacher_cb' is a ColBERT; `passages` needs "),
+        ("{method: contrastive, start: teacher_cb, passages: student}", "'teacher_cb' is a ColBERT; `passages` needs "),
+        ("{method: contrastive, start: student, passages: nobody}", "key 'passages': no run 'nobody' with a model"),
+        ("{method: contrastive, init: student, passages: student}", "`passages` is read by method contrastive"),
+        ("{method: rd, start: student, teacher: student, passages: student}", "`passages` is read by method contrast"),
+        ("{method: contrastive, start: student, passages: student, denoise: teacher_ce}", "leave `denoise` out"),
+    ],
+)  # fmt: skip
+def test_a_model_of_queries_is_not_taken_for_one_of_passages(folder: Path, row: str, says: str) -> None:
+    with (folder / "experiments.yaml").open("a") as f:
+        f.write(f"  adore: {{method: contrastive, start: student, passages: student}}\n  x: {row}\n")
+    assert says in refusal(lambda: plan(folder))
+
+
 def test_the_projects_own_rows_and_datasets() -> None:
     made = Plan(load("config/config.yaml"))
     assert "lead_cb_k6" not in made.sensible("demo") and "lead_cb_k3" in made.sensible("demo")

@@ -27,6 +27,10 @@ class Row(Strict):
         None, description="the run whose model goes on training, or is the student of distillation"
     )
     teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
+    passages: Name | None = Field(
+        None,
+        description="contrastive: the run whose vectors of passages stay as they are; only queries are learnt (ADORE)",
+    )
     of: Name | None = Field(None, description="teacher_of: the joint run")
     negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
     denoise: Name | None = Field(
@@ -52,6 +56,10 @@ class Row(Strict):
             raise ValueError("`kind` is read with `init` only; leave it out")
         if self.method == "contrastive" and (self.init is None) == (self.start is None):
             raise ValueError("method contrastive needs one of `init` and `start`")
+        if self.passages is not None and (self.start is None or self.method != "contrastive"):
+            raise ValueError("`passages` is read by method contrastive with `start` only; leave it out")
+        if self.passages is not None and self.denoise is not None:
+            raise ValueError("with `passages` every step finds its own negatives; leave `denoise` out")
         return self
 
 

@@ -84,7 +84,9 @@ class Train(Strict):
     steps: PositiveInt = Field(50000, description="optimizer steps")
     batch_size: PositiveInt = Field(80, description="queries in a step, over all ranks")
     negatives: Annotated[int, Field(ge=0)] = Field(16, description="hard negatives drawn for each query and step")
-    negatives_depth: PositiveInt = Field(100, description="hard negatives are drawn from the top of the mined list")
+    negatives_depth: PositiveInt = Field(
+        100, description="hard negatives are drawn from the top of the mined list; ADORE: all of the top of a search"
+    )
     lr: Positive = Field(
         5e-5, description="peak learning rate of the model being trained (the student's when distilling)"
     )

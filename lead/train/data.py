@@ -30,6 +30,7 @@ class Batch:
     queries: list[str]
     passages: list[str]
     relevant: torch.Tensor  # [Q, P] true where the passage is known to be relevant to the query, by id
+    positives: torch.Tensor  # [Q, most] corpus rows of all that is known to be relevant, the drawn one first; then -1
     first: int = 0  # column in the global batch of the first passage here
 
     def candidates(self, which: str) -> Candidates:
@@ -50,7 +51,7 @@ class Batch:
             return self
         q, p = len(self.queries) // world, len(self.passages) // world
         rows, columns = slice(rank * q, (rank + 1) * q), slice(rank * p, (rank + 1) * p)
-        return Batch(self.queries[rows], self.passages[columns], self.relevant[rows], rank * p)
+        return Batch(self.queries[rows], self.passages[columns], self.relevant[rows], self.positives[rows], rank * p)
 
 
 class Queries:
@@ -147,9 +148,14 @@ class TrainingData:
                     drawn.append(other)
             passages += [int(rng.choice(positives)), *map(int, drawn)]
         column = np.array(passages)
-        relevant = np.stack([np.isin(column, self.queries.positives[row]) for row in rows])
+        known = [self.queries.positives[row] for row in rows]
+        relevant = np.stack([np.isin(column, k) for k in known])
+        positives = np.full((len(rows), max(map(len, known))), -1)
+        for q, (k, drawn) in enumerate(zip(known, column[:: 1 + self.n], strict=True)):
+            positives[q, : len(k)] = sorted(k, key=lambda p: p != drawn)
         return Batch(
             self.queries.texts.take(pa.array(rows)).to_pylist(),
             take_texts(self.corpus["text"], passages),
             torch.from_numpy(relevant),
+            torch.from_numpy(positives),
         )

@@ -17,22 +17,32 @@ from lead.models.features import mask_columns
 from lead.models.micro import MicroEncoder
 from lead.models.pile import Pile
 from lead.models.retriever import Retriever
+from lead.train.adore import Index
 from lead.train.data import Queries
 
 
 class DevPool:
     """Dev queries, evenly spaced, with their relevant passages and mined negatives as one pool."""
 
-    def __init__(self, corpus: pa.Table, queries: Queries, n_queries: int, n_negatives: int | None):
+    def __init__(
+        self,
+        corpus: pa.Table,
+        queries: Queries,
+        n_queries: int,
+        n_negatives: int | None,
+        index: Index | None = None,
+    ):
         """`n_queries` of the split's queries, each adding its positives and its top `n_negatives` negatives.
 
         `n_negatives` None makes the whole corpus the pool, of which a cross encoder still sees each query's own.
+        `index`: where passages' vectors come from that the model does not encode itself.
         """
         rows = np.unique(np.linspace(0, len(queries) - 1, min(n_queries, len(queries))).astype(int))
         self.queries: list[str] = queries.texts.take(pa.array(rows)).to_pylist()
         members = [np.concatenate([queries.positives[r], queries.negatives[r][:n_negatives]]) for r in rows]
         pool = np.arange(len(corpus)) if n_negatives is None else np.unique(np.concatenate(members))
         self.passages: list[str] = take_texts(corpus["text"], pool)
+        self.fixed = None if index is None else index.features(torch.from_numpy(pool))
         self.own = [np.searchsorted(pool, np.unique(m)).tolist() for m in members]  # each query's rows of the pool
         self.relevant = torch.from_numpy(np.stack([np.isin(pool, queries.positives[r]) for r in rows]))
 
@@ -75,7 +85,7 @@ class DevPool:
         """Scores [Q, P] of every passage of the pool."""
         assert isinstance(model, Retriever)
         layers = (model.n_layers,)
-        p = encode(model, model.tokenize("passage", self.passages), layers, "dev")
+        p = self.fixed or encode(model, model.tokenize("passage", self.passages), layers, "dev")
         rows = []
         for start in range(0, len(self.queries), 32):
             q = encode(model, model.tokenize("query", self.queries[start : start + 32]), layers, "dev")

@@ -83,6 +83,13 @@ class Exchange:
         rows = s.shape[0] // self.world
         return self.gather(s, 1).narrow(0, self.rank * rows, rows)
 
+    def total(self, x: Tensor) -> Tensor:
+        """`x` summed over ranks, without gradients."""
+        if self.world > 1:
+            dist.all_reduce(x)
+            self.count(x)
+        return x
+
     def average_gradients(self, models: list[nn.Module]) -> None:
         """One all-reduce of all gradients at the end of a step: the mean over ranks."""
         if self.world == 1:

@@ -21,6 +21,7 @@ from lead.layers import check_layers
 from lead.models.pile import Pile
 from lead.models.reference import local_weights
 from lead.models.retriever import Retriever
+from lead.train.adore import AdoreStep, Index
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
 from lead.train.exchange import join_ranks
@@ -42,11 +43,15 @@ def train(
     dev_qrels: Path,
     negatives: Path | None,
     start: Path | None,
+    passages: list[Path] | None = None,
     out: Path,
     state: Path,
     metrics: Path,
 ) -> None:
-    """Train DE or CB with L_stu alone (eq. 11), from a pretrained encoder or from a model folder."""
+    """Train with hard labels alone (eqs. 10, 11), from a pretrained encoder or from a model folder.
+
+    `passages`: their vectors stay as they are in these files, and only queries are learnt (ADORE).
+    """
     if (settings.model is None) == (start is None):
         raise LeadError("lead train needs one of settings.model (a pretrained encoder) and --start (a model folder)")
     check_replaceable(out)
@@ -59,8 +64,11 @@ def train(
         torch.manual_seed(settings.seed)
         model = Pile.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
     weights = start if settings.model is None else local_weights(settings.model.reference)
-    files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, weights]
-    loop = _loop(Step(model.to(on), settings.train, settings.seed), settings, files, state)
+    files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, weights, *(passages or [])]
+    model.to(on)
+    index = Index(passages, corpus, model) if passages else None
+    shared = model, settings.train, settings.seed
+    loop = _loop(AdoreStep(*shared, index) if index else Step(*shared), settings, files, state, index)
     loop.run()
     if loop.main:
         model.save(out)
@@ -130,18 +138,27 @@ def _clear(state: Path) -> None:
         state.rmdir()
 
 
-def _loop(step: Step, settings: TrainSettings | DistilSettings, files: list[Path | None], state: Path) -> Loop:
-    """The loop over the data in `files` (corpus, queries, qrels, dev queries, dev qrels, negatives, ..)."""
+def _loop(
+    step: Step,
+    settings: TrainSettings | DistilSettings,
+    files: list[Path | None],
+    state: Path,
+    index: Index | None = None,
+) -> Loop:
+    """The loop over the data in `files` (corpus, queries, qrels, dev queries, dev qrels, negatives, ..).
+
+    `index`: passages whose vectors do not change, where each step finds its negatives itself.
+    """
     corpus, queries, qrels, dev_queries, dev_qrels, negatives = files[:6]
     assert corpus and queries and qrels and dev_queries and dev_qrels
     train, relevance = settings.train, settings.relevance
     passages = read_table(corpus, "corpus")
     judged = Queries(passages["pid"], queries, qrels, negatives, relevance, train.negatives_depth)
-    data = TrainingData(passages, judged, train.batch_size, train.negatives, settings.seed)
+    data = TrainingData(passages, judged, train.batch_size, 0 if index else train.negatives, settings.seed)
     dev = None
     if train.dev_queries:
         dev_judged = Queries(passages["pid"], dev_queries, dev_qrels, negatives, relevance, train.negatives_depth)
-        dev = DevPool(passages, dev_judged, train.dev_queries, train.dev_negatives)
+        dev = DevPool(passages, dev_judged, train.dev_queries, train.dev_negatives, index)
     log.info("%d train queries, %.2f epochs", len(judged), train.steps * train.batch_size / len(judged))
     return Loop(step, data, dev, train, state / fingerprint(settings.model_dump(), files))
 

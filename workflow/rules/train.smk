@@ -1,4 +1,4 @@
-# Training with hard labels: the miner, the warm-up of teachers and student, and the control student_more.
+# Training with hard labels: the miner, the warm-up of teachers and student, the control student_more, and ADORE.
 rule train:
     input:
         corpus=rules.prepare.output.corpus,
@@ -8,6 +8,7 @@ rule train:
         dev_qrels=f"{DATA}/qrels.dev.parquet",
         negatives=one_line(lambda w: plan.negatives(w.dataset, w.run)),
         start=one_line(lambda w: plan.start(w.dataset, w.run)),
+        passages=one_line(lambda w: plan.fixed(w.dataset, w.run)),
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
         metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
@@ -26,11 +27,12 @@ rule train:
     params:
         settings=settings("train"),
         start=lambda w, input: option("start", input.start),
+        passages=lambda w, input: option("passages", input.passages),
         state=f"{RESULTS}/{{dataset}}/state/{{run}}",
     message:
         "{wildcards.dataset}: training {wildcards.run}"
     shell:
         "lead train --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
-        " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q} {params.start}"
+        " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q} {params.start} {params.passages}"
         " --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
