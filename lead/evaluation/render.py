@@ -8,15 +8,24 @@ import io
 
 Cells = list[list[str]]
 
+# greys that are seen on white and on black; labels stay in place while a wide table is scrolled
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #1c2430; }
-table { border-collapse: collapse; margin: 0.5rem 0 1rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 0.8rem; text-align: right; border-bottom: 1px solid #dde3ea; white-space: nowrap; }
-th { border-bottom: 2px solid #8593a3; font-weight: 600; }
-th:first-child, td:first-child { text-align: left; }
-tbody tr:hover { background: #f3f6f9; }
-p { color: #4a5663; max-width: 60rem; } code { background: #f0f3f6; padding: 0.1rem 0.3rem; overflow-wrap: anywhere; }
+:root { color-scheme: light dark; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2rem 0 0.4rem; }
 .wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.3rem 0.8rem; text-align: right; vertical-align: top; border-bottom: 1px solid #8884; }
+td { white-space: nowrap; }
+thead th { vertical-align: bottom; border-bottom: 2px solid #888; }
+tr > :first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: Canvas; }
+tbody th { font-weight: normal; min-width: 9.5rem; }
+tbody tr:hover > * { background: color-mix(in srgb, CanvasText 7%, Canvas); }
+small { display: block; font-size: 0.8rem; }
+small, .word, p { color: color-mix(in srgb, CanvasText 72%, Canvas); }
+p { max-width: 60rem; margin: 0.6rem 0; }
+code { background: #8882; padding: 0.1rem 0.3rem; overflow-wrap: anywhere; user-select: all; }
+@media (max-width: 40rem) { th, td { padding: 0.3rem 0.4rem; } }
 """
 
 
@@ -45,13 +54,27 @@ def csv_text(cells: Cells) -> str:
 
 def html_table(title: str, cells: Cells, notes: list[str]) -> str:
     """A section with a heading, a table and notes (`code` between backticks)."""
-    header = "".join(f"<th>{html.escape(cell)}</th>" for cell in cells[0])
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in cells[1:])
+    header = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in cells[0])
+    rows = "".join(
+        f"<tr><th scope='row'>{_label(label)}</th>{''.join(map(_cell, rest))}</tr>\n" for label, *rest in cells[1:]
+    )
     text = "".join(f"<p>{_code(note)}</p>\n" for note in notes)
     return (
         f"<section><h2>{html.escape(title)}</h2>\n<div class='wide'><table>\n<thead><tr>{header}</tr></thead>\n"
         f"<tbody>\n{rows}</tbody></table></div>\n{text}</section>"
     )
+
+
+def _label(text: str) -> str:
+    return html.escape(text.replace("->", "\u2192"))  # an arrow that no line break takes apart
+
+
+def _cell(text: str) -> str:
+    """A number, with what is said about it below; or a word such as `missing`."""
+    first, _, rest = map(html.escape, text.partition(" "))
+    if not any(map(str.isdigit, first)):
+        return f"<td class='word'>{html.escape(text)}</td>"
+    return f"<td>{first}<small>{rest}</small></td>" if rest else f"<td>{first}</td>"
 
 
 def _code(note: str) -> str:

@@ -140,14 +140,15 @@ def _interval(metric: dict[str, float]) -> str:
     return f"{number(metric['mean'])} [{number(metric['low'])}, {number(metric['high'])}]"
 
 
-def difference(delta: float, p: float) -> str:
+def difference(delta: float, p: float, percent: bool = False) -> str:
     """A difference and how sure it is.
 
-    >>> difference(-0.0123, 0.004)
-    '-.012 p=.004 **'
+    >>> difference(-0.0123, 0.004), difference(-0.0123, 0.4, percent=True)
+    ('-.012 p=.004 **', '-1.23 p=.400')
     """
+    shown = f"{100 * delta:+.2f}" if percent else number(delta, "+")
     stars = "**" if p < VERY_SIGNIFICANT else "*" if p < SIGNIFICANT else ""
-    return f"{number(delta, '+')} p{'<.001' if p < 0.001 else '=' + number(p)} {stars}".rstrip()
+    return f"{shown} p{'<.001' if p < 0.001 else '=' + number(p)} {stars}".rstrip()
 
 
 def _align(columns: list[list[str]]) -> list[str]:

@@ -15,7 +15,7 @@ from lead.config.paper import PaperRow, PaperTable, load_paper
 from lead.errors import LeadError
 from lead.evaluation.render import Cells, csv_text, html_page, html_table, markdown
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
-from lead.evaluation.table import Result, difference, number, read_result
+from lead.evaluation.table import Result, difference, read_result
 from lead.plan import Plan
 from lead.rows import split_seed
 
@@ -117,9 +117,7 @@ def tables(config: Path, dataset: str, results: Path | None, out: Path | None) -
     for name, table in built.items():
         written[f"{name}.md"] = markdown(table.title, table.cells, table.notes)
         written[f"{name}.csv"] = csv_text(table.cells)
-        written[f"{name}.html"] = html_page(
-            f"{dataset}: {table.title}", [html_table(table.title, table.cells, table.notes)]
-        )
+        written[f"{name}.html"] = html_page(dataset, [html_table(table.title, table.cells, table.notes)])
     written["all.md"] = f"# {dataset}\n\n{preamble}\n\n" + "\n".join(
         markdown(t.title, t.cells, t.notes, level=2) for t in built.values()
     )
@@ -139,8 +137,8 @@ def preamble_text(plan: Plan, dataset: str, measures: list[str], seeds: dict[str
     counts = ", ".join(f"{name} {n}" for name, n in sorted(seeds.items())) or "one seed everywhere"
     return (
         f"Measures: {', '.join(measures)}, in percent; the first with a 95 % bootstrap interval over queries. "
-        "`±`: standard deviation between seeds. Differences are in the first measure, from each query's mean over "
-        "seeds; p: two-sided paired t-test, Holm-corrected over the rows of its column; * p < .05, ** p < .01. "
+        "±: standard deviation between seeds. Differences are in the first measure, in points, from each query's mean "
+        "over seeds; p: two-sided paired t-test, Holm-corrected over the rows of its column; * p < .05, ** p < .01. "
         f"Seeds: {counts}; {how}."
     )
 
@@ -208,7 +206,7 @@ def _tests(pairs: Iterable[tuple[PaperRow, str | None]], runs: Runs, measure: st
             x, y = a.per_query(measure), b.per_query(measure)
             found.append((row.label, float(x.mean() - y.mean()), paired_test(x, y)))
     corrected = holm([p for _, _, p in found])
-    return {label: difference(delta, p) for (label, delta, _), p in zip(found, corrected, strict=True)}
+    return {label: difference(delta, p, percent=True) for (label, delta, _), p in zip(found, corrected, strict=True)}
 
 
 def _gaps(rows: list[PaperRow], runs: Runs, measure: str) -> Iterable[str]:
@@ -219,10 +217,8 @@ def _gaps(rows: list[PaperRow], runs: Runs, measure: str) -> Iterable[str]:
         student, teacher, run = (runs[str(n)].per_query(measure) for n in ("student", row.teacher, row.run))
         gap, p = float(teacher.mean() - student.mean()), paired_test(teacher, student)
         if gap <= 0 or p >= CLEARLY:
-            yield (
-                f"{row.run}: {row.teacher} is not clearly above the student ({difference(gap, p)}); no share of the "
-                "gap is reported."
-            )
+            shown = difference(gap, p, percent=True)
+            yield f"{row.run}: {row.teacher} is not clearly above the student ({shown}); no share of the gap is told."
             continue
         rng = np.random.default_rng(1)
         draws = rng.integers(len(student), size=(RESAMPLES, len(student)))
@@ -230,6 +226,6 @@ def _gaps(rows: list[PaperRow], runs: Runs, measure: str) -> Iterable[str]:
         low, high = np.quantile(shares, [0.025, 0.975])
         share = float(run.mean() - student.mean()) / gap
         yield (
-            f"{row.run} closes {share:.0%} [{low:.0%}, {high:.0%}] of the gap of {number(gap)} between student and "
+            f"{row.run} closes {share:.0%} [{low:.0%}, {high:.0%}] of the gap of {100 * gap:.2f} between student and "
             f"{row.teacher} (measured before joint training)."
         )
