@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lead.config.schema import Layers
@@ -58,3 +60,13 @@ def select(layers: Layers, n: int, m: int, seed: int, step: int) -> list[tuple[i
         a = list(range(n - k + 1, n + 1)) if layers.strategy == "last" else [1 + layers.skip * i for i in range(k)]
         b = list(range(m - k + 1, m + 1))
     return list(zip(a, b, strict=True))
+
+
+def informative(belief: Sequence[float], k: int, m: int) -> list[tuple[int, int]]:
+    """K pairs: the teacher layers that believe most in the positives (of equal ones the last), the student's last K.
+
+    >>> informative([-2.0, -0.5, -3.0, -1.0], k=2, m=3)
+    [(2, 2), (4, 3)]
+    """
+    most = sorted(range(1, len(belief) + 1), key=lambda a: (belief[a - 1], a))[-k:]
+    return list(zip(sorted(most), range(m - k + 1, m + 1), strict=True))

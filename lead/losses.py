@@ -37,22 +37,32 @@ def entropy(log_p: Tensor, keep: Tensor) -> Tensor:
 
 def hard_loss(s: Tensor, candidates: Candidates) -> Tensor:
     """L_tch and L_stu (eqs. 10, 11): -log of the probability given to the positive. s [Q, C] -> scalar."""
-    return -(log_distribution(s, candidates.keep) * candidates.positive).sum(-1).mean()
+    return -belief(s, candidates).mean()
 
 
-def layer_weights(s: Tensor, candidates: Candidates, tau: float = 1.0, mode: str = "per_query") -> Tensor:
+def belief(s: Tensor, candidates: Candidates) -> Tensor:
+    """Log of the probability that scores s [.., Q, C] give to the positive, [.., Q]: -D_KL(y, t) of a one-hot y."""
+    return (log_distribution(s, candidates.keep) * candidates.positive).sum(-1)
+
+
+def layer_weights(
+    s: Tensor, candidates: Candidates, tau: float = 1.0, mode: str = "per_query", student: Tensor | None = None
+) -> Tensor:
     """w (eq. 7) of K teacher layers with scores s [K, Q, C] -> [K, Q], each column summing to 1, without gradient.
 
-    With a one-hot y, -D_KL(y, t) is log t at the positive: a layer weighs more the more it believes in the positive.
-    `per_query` is the equation; `batch` is the released code (D_KL averaged over the batch first); `uniform` is 1/K.
+    A layer weighs more the more it believes in the positive. `per_query` is the equation; `batch` is the released code
+    (D_KL averaged over the batch first); `uniform` is 1/K. `progress` (ours) takes away what the layers that learn from
+    them, with scores `student` [K, Q, C], believe already: a pair weighs more the further the student is behind.
     """
-    s = s.detach()
+    w = belief(s.detach(), candidates)  # [K, Q]
     if mode == "uniform":
-        return torch.full(s.shape[:2], 1.0 / len(s), dtype=s.dtype, device=s.device)
-    minus_kl = (log_distribution(s, candidates.keep) * candidates.positive).sum(-1)  # [K, Q]
+        return torch.full_like(w, 1.0 / len(w))
+    if mode == "progress":
+        assert student is not None
+        w = w - belief(student.detach(), candidates)
     if mode == "batch":
-        minus_kl = minus_kl.mean(1, keepdim=True).expand_as(minus_kl)
-    return (minus_kl / tau).softmax(0)
+        w = w.mean(1, keepdim=True).expand_as(w)
+    return (w / tau).softmax(0)
 
 
 def layer_loss(
@@ -175,7 +185,7 @@ def lead(
     """
     t = teacher_soft.at(*(a for a, _ in pairs))
     s = student_soft.at(*(b for _, b in pairs))
-    w = layer_weights(t, soft, distil.layer_weights_tau or distil.tau, distil.layer_weights)
+    w = layer_weights(t, soft, distil.layer_weights_tau or distil.tau, distil.layer_weights, s)
     parts = {
         "lyr": layer_loss(t, s, w, soft.keep, distil.tau, distil.detach_target),
         "rep": response_loss(

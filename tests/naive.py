@@ -33,8 +33,10 @@ def naive_hard(s: Tensor, candidates: Candidates) -> Tensor:
     return sum(losses) / len(losses)
 
 
-def naive_weights(teacher: list[Tensor], candidates: Candidates, distil: Distil) -> list[list[float]]:
-    """Eq. 7: weights[q][i] of layer i, plain numbers (no gradient)."""
+def naive_weights(
+    teacher: list[Tensor], candidates: Candidates, distil: Distil, student: list[Tensor] | None = None
+) -> list[list[float]]:
+    """Eq. 7: weights[q][i] of layer i, plain numbers (no gradient). `student`: of the mode `progress`."""
     k, (n, c) = len(teacher), candidates.keep.shape
     divergence = []  # D_KL(y, t_ai) of a one-hot y: only its one term survives
     for q in range(n):
@@ -42,6 +44,10 @@ def naive_weights(teacher: list[Tensor], candidates: Candidates, distil: Distil)
         divergence.append(
             [math.log(1 / float(naive_distribution(t[q].detach(), candidates.keep[q])[y])) for t in teacher]
         )
+        if distil.layer_weights == "progress":
+            assert student is not None
+            for i, s in enumerate(student):
+                divergence[q][i] += math.log(float(naive_distribution(s[q].detach(), candidates.keep[q])[y]))
     if distil.layer_weights == "batch":
         mean = [sum(d[i] for d in divergence) / n for i in range(k)]
         divergence = [mean] * n
@@ -69,7 +75,7 @@ def naive_lead(
     f and g of the whole models on the hard and on the soft candidates; of each layer (by number) on the soft ones.
     """
     n = len(t_hard)
-    w = naive_weights([t_layers[a] for a, _ in pairs], soft, distil)
+    w = naive_weights([t_layers[a] for a, _ in pairs], soft, distil, [s_layers[b] for _, b in pairs])
     lyr = rep = torch.zeros((), dtype=torch.float64)
     for q in range(n):
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lead.config.schema import Layers
 from lead.errors import LeadError
-from lead.layers import check_layers, select
+from lead.layers import check_layers, informative, select
 
 
 def split(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -27,6 +27,21 @@ def test_last_and_skip_are_the_papers_lists_for_12_and_6_layers_and_k_5() -> Non
 def test_given_pairs_are_taken_as_they_are() -> None:
     layers = Layers(strategy="pairs", pairs=[[4, 1], [12, 3]])
     assert select(layers, 12, 6, 3, 9) == [(4, 1), (12, 3)]
+
+
+@given(st.lists(st.floats(-9, 0), min_size=1, max_size=9), st.data())
+def test_informative_layers_are_those_with_the_highest_belief(belief: list[float], data: st.DataObject) -> None:
+    n = len(belief)
+    m = data.draw(st.integers(1, n))
+    k = data.draw(st.integers(1, m))
+    a, b = split(informative(belief, k, m))
+    assert b == list(range(m - k + 1, m + 1)) and a == sorted(set(a)) and len(a) == k
+    left = [belief[i - 1] for i in range(1, n + 1) if i not in a]
+    assert not left or max(left) <= min(belief[i - 1] for i in a)
+
+
+def test_of_layers_that_believe_as_much_the_last_are_chosen() -> None:
+    assert informative([-1.0, -1.0, -2.0, -1.0], 2, 2) == [(2, 1), (4, 2)]
 
 
 @given(st.data())

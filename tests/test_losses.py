@@ -108,15 +108,19 @@ def test_layer_weights_by_hand() -> None:
     r = math.sqrt(2)
     assert torch.allclose(layer_weights(s, c, mode="batch"), torch.tensor([[r, r], [1.0, 1.0]]) / (1 + r))
     assert torch.equal(layer_weights(s, c, mode="uniform"), torch.full((2, 2), 0.5))
+    # progress: the student gives 1/4 and 1/2 where the teacher gives 1/2 and 1/4: ratios of 2 and 1/2
+    assert torch.allclose(layer_weights(s, c, mode="progress", student=s.flip(0))[:, 0], torch.tensor([0.8, 0.2]))
+    # a student that believes as much as its teacher at every layer is behind nowhere
+    assert torch.allclose(layer_weights(s, c, mode="progress", student=s), torch.full((2, 2), 0.5))
 
 
-@pytest.mark.parametrize("mode", ["per_query", "batch", "uniform"])
+@pytest.mark.parametrize("mode", ["per_query", "batch", "uniform", "progress"])
 @pytest.mark.parametrize("tau", [0.7, 1.0, 10.0])
 def test_layer_weights_equal_the_loops_sum_to_one_and_carry_no_gradient(mode: Any, tau: float) -> None:
     rng = np.random.default_rng(1)
-    s, c = random_scores(rng, 4, 5, 6), random_candidates(rng, 5, 6)
-    w = layer_weights(s, c, tau, mode)
-    want = naive_weights(list(s), c, Distil(layer_weights=mode, layer_weights_tau=tau))
+    s, student, c = *(random_scores(rng, 4, 5, 6) for _ in range(2)), random_candidates(rng, 5, 6)
+    w = layer_weights(s, c, tau, mode, student)
+    want = naive_weights(list(s), c, Distil(layer_weights=mode, layer_weights_tau=tau), list(student))
     assert w.shape == (4, 5) and not w.requires_grad
     assert torch.allclose(w.T, torch.tensor(want, dtype=torch.float64))
     assert torch.allclose(w.sum(0), torch.ones(5, dtype=torch.float64))
@@ -190,6 +194,7 @@ OPTIONS = [
     Distil(tau=2.0, layer_weights_tau=3.0),
     Distil(layer_weights="batch", layer_weights_tau=10.0),
     Distil(layer_weights="uniform", tau=0.5),
+    Distil(layer_weights="progress", tau=2.0),
     Distil(weights=LossWeights(lyr=0.5, rep=2.0, tch=3.0, stu=0.25)),
 ]
 

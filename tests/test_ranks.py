@@ -33,7 +33,9 @@ CASES = [
     ("contrastive", "de", {}), ("contrastive", "cb", {}), ("contrastive", "ce", {}), ("adore", "de", {}),
     ("rd", "cb", {}), ("rd", "ce", {}), ("fd", "ce", {}), ("fd", "cb", {}),
     ("lead", "de", {}), ("lead", "cb", {}), ("lead", "ce", {}),
-    ("lead", "cb", {"joint": False}), ("lead", "cb", {"candidates": "own"}), ("lead", "ce", {"hard_candidates": "own"}),
+    ("lead", "cb", {"joint": False}), ("lead", "cb", {"candidates": "own"}),
+    ("lead", "cb", {"layers": Layers(k=2, strategy="informative"), "layer_weights": "progress"}),
+    ("lead", "ce", {"hard_candidates": "own"}),
 ]  # fmt: skip
 
 
@@ -44,7 +46,7 @@ def make_step(tiny_model: Path, teacher_folder: Path, method: str, kind: str, op
     if method == "contrastive":
         return Step(make_retriever(tiny_model, kind, **scoring).train(), train, 3)
     student, teacher = make_retriever(tiny_model, **SCORING).train(), make_retriever(teacher_folder, kind, **scoring)
-    distil = Distil(layers=Layers(k=3), **options)
+    distil = Distil(**{"layers": Layers(k=3), **options})
     if method == "lead":
         return LeadStep(student, teacher, train, distil, 3, distil.joint)
     if method == "fd":

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lead.config.schema import Distil, Layers, LossWeights
 from lead.layers import select
+from lead.models.retriever import Retriever
 from lead.train.data import TrainingData
 from lead.train.step import DistilStep, LeadStep
 
@@ -69,6 +70,25 @@ def test_layers_above_the_highest_one_aligned_get_no_gradient_from_the_layer_los
         for key, g in gradients(step).items():
             if key.startswith(f"{name}.encoder.encoder.layer."):
                 assert (float(g.abs().sum()) > 0) == (int(key.split(".")[4]) < reached) or ".key.bias" in key, key
+
+
+def test_informative_layers_are_those_of_the_batch_at_hand(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData
+) -> None:
+    step = lead_step(tiny_model, teacher_folder, layers=Layers(k=2, strategy="informative"), joint=False)
+    model = step.teacher
+    assert isinstance(model, Retriever)
+    chosen = set()
+    for number in range(6):
+        batch = data.batch(number)
+        _, layers = naive_scores(model, batch)
+        candidates, _ = naive_candidates(batch, own=False)
+        believed = {i: -float(naive_hard(s, candidates).detach()) for i, s in layers.items()}
+        want = sorted(sorted(believed, key=lambda i: believed[i])[-2:])
+        pairs = step.loss(batch, number)[0].watch["pairs"].tolist()
+        assert pairs == [[want[0], 3], [want[1], 4]]
+        chosen.add(tuple(want))
+    assert len(chosen) > 1  # it follows the batch
 
 
 # --- the step against a naive one ------------------------------------------------------------------------------------

@@ -126,10 +126,11 @@ class Layers(Strict):
     """Which K pairs of teacher and student layers are aligned (section 3.3, Layer Selection; section 4.5)."""
 
     k: PositiveInt = Field(5, description="number of layer pairs, K; at most M (Table 4: 5 on MS-PAS, 6 on MS-DOC)")
-    strategy: Literal["random", "last", "skip", "pairs"] = Field(
+    strategy: Literal["random", "last", "skip", "informative", "pairs"] = Field(
         "random",
         description="random: K ordered layers of each, drawn anew every step; last: the last K; "
-        "skip: teacher {1, 1+s, ..}, student the last K; pairs: those given",
+        "skip: teacher {1, 1+s, ..}, student the last K; pairs: those given; informative (ours): the K teacher "
+        "layers that believe most in the batch's positives, student the last K",
     )
     skip: PositiveInt = Field(2, description="s of strategy skip")
     pairs: list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]] | None = Field(
@@ -152,8 +153,10 @@ class Distil(Strict):
 
     tau: Positive = Field(1.0, description="temperature on both sides of eqs. 6 and 9 (Table 10)")
     layers: Layers = Layers()
-    layer_weights: Literal["per_query", "batch", "uniform"] = Field(
-        "per_query", description="w of eq. 7: for each query; one for the batch (released code); 1/K (section 4.6)"
+    layer_weights: Literal["per_query", "batch", "uniform", "progress"] = Field(
+        "per_query",
+        description="w of eq. 7: for each query; one for the batch (released code); 1/K (section 4.6); for each query, "
+        "more for pairs whose student layer believes less in the positive than the teacher's (ours)",
     )
     layer_weights_tau: Positive | None = Field(None, description="temperature of eq. 7; null: tau, as in the paper")
     joint: bool = Field(

@@ -12,7 +12,7 @@ import torch
 from lead import losses
 from lead.config.schema import Distil, Train
 from lead.errors import LeadError
-from lead.layers import select
+from lead.layers import informative, select
 from lead.losses import Loss
 from lead.models.cross import CrossEncoder
 from lead.models.encoder import prepare_for_training
@@ -172,17 +172,20 @@ class LeadStep(DistilStep):
 
     def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
         """L_lyr + L_rep + L_tch + L_stu over the layer pairs of this step."""
-        n, m = self.teacher.n_layers, self.student.n_layers
-        pairs = select(self.distil.layers, n, m, self.seed, step)
+        n, m, layers = self.teacher.n_layers, self.student.n_layers, self.distil.layers
+        late = layers.strategy == "informative"  # chosen when all of the teacher's layers have been scored
+        pairs = informative([0.0] * n, layers.k, m) if late else select(layers, n, m, self.seed, step)
         student = self.encode(self.student, "student", batch, tuple(sorted({m, *(b for _, b in pairs)})), step)
-        teacher = self.encode(
-            self.teacher, "teacher", batch, tuple(sorted({n, *(a for a, _ in pairs)})), step, frozen=not self.joint
-        )
+        taught = range(1, n + 1) if late else sorted({n, *(a for a, _ in pairs)})
+        teacher = self.encode(self.teacher, "teacher", batch, tuple(taught), step, frozen=not self.joint)
         hard, soft = self.candidates(batch)
         s_hard, s_soft = _both(student, hard, soft)
         # the teacher's own hard loss does not depend on the student's options
         t_hard_candidates = batch.candidates(widest(self.teacher)).to(self.device)
         t_soft = teacher.score(soft)
+        if late:  # by the whole batch: all ranks must agree
+            believed = self.exchange.mean(losses.belief(t_soft.s.detach(), soft).mean(1))
+            pairs = informative(believed.tolist(), layers.k, m)
         t_hard = t_soft if soft.index.shape == t_hard_candidates.index.shape else teacher.score(t_hard_candidates)
         loss = losses.lead(s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, self.distil, t_hard_candidates)
         return loss, [student, teacher] if self.joint else [student]
