@@ -67,10 +67,12 @@ class Index:
         everyone = self.exchange.gather(queries, 0)
         scores = everyone.new_full((len(everyone), k), -torch.inf)
         rows = torch.zeros(scores.shape, dtype=torch.long, device=scores.device)
-        for held in torch.arange(len(self.vectors), device=rows.device).split(max(1, BLOCK // len(everyone))):
-            found = (everyone @ self.vectors[held[0] : held[-1] + 1].T).topk(min(k, len(held)))
-            block = (held[0] + found.indices) * self.exchange.world + self.exchange.rank
-            scores, rows = _top(k, torch.cat([scores, found.values], 1), torch.cat([rows, block], 1))
+        size = max(1, BLOCK // len(everyone))
+        for first in range(0, len(self.vectors), size):
+            block = self.vectors[first : first + size]
+            found = (everyone @ block.T).topk(min(k, len(block)))
+            here = (first + found.indices) * self.exchange.world + self.exchange.rank
+            scores, rows = _top(k, torch.cat([scores, found.values], 1), torch.cat([rows, here], 1))
         rows = _top(k, self.exchange.gather(scores, 1), self.exchange.gather(rows, 1))[1]
         return rows.narrow(0, self.exchange.rank * len(queries), len(queries))
 
