@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +18,7 @@ from lead.config.stages import Bm25Settings
 from lead.errors import LeadError
 from lead.retrieval import bm25 as module
 from lead.retrieval.bm25 import Index, bm25
+from lead.retrieval.words import Words
 
 PASSAGES = {
     "p3": "cats chase mice",
@@ -28,6 +32,17 @@ def texts(kind: str, rows: dict[str, str]) -> pa.Table:
     return pa.table([list(rows), list(rows.values())], schema=SCHEMAS[kind])
 
 
+@pytest.fixture
+def index_of(tmp_path: Path) -> Callable[..., Index]:
+    """Index a corpus given as {pid: text}, with settings of `Bm25`."""
+
+    def make(passages: dict[str, str], **settings: Any) -> Index:
+        write_table(texts("corpus", passages), tmp_path / "corpus.parquet", "corpus")
+        return Index(tmp_path / "corpus.parquet", Bm25(**settings))
+
+    return make
+
+
 def rank(index: Index, queries: dict[str, str], depth: int = 10) -> dict[str, list[tuple[str, float]]]:
     lists: dict[str, list[tuple[str, float]]] = {}
     for part in index.rank(texts("queries", queries), depth):
@@ -37,10 +52,10 @@ def rank(index: Index, queries: dict[str, str], depth: int = 10) -> dict[str, li
     return lists
 
 
-def test_scores_by_hand() -> None:
+def test_scores_by_hand(index_of: Callable[..., Index]) -> None:
     """Lucene's BM25: idf = ln(1 + (N - df + .5) / (df + .5)), tf / (tf + k1 (1 - b + b length / average))."""
     k1, b = 0.9, 0.4
-    index = Index(texts("corpus", PASSAGES), Bm25(k1=k1, b=b))
+    index = index_of(PASSAGES, k1=k1, b=b)
     lengths = {"p1": 4, "p2": 2, "p3": 3, "p4": 2}  # without the stop words "and", "the", and "a"
     average = sum(lengths.values()) / 4
 
@@ -55,43 +70,77 @@ def test_scores_by_hand() -> None:
     assert dict(lists["twice"])["p2"] == pytest.approx(2 * term(2, 1, "p2"), rel=1e-6)  # as Lucene counts repeats
 
 
-def test_stemmer_and_stop_words_are_choices() -> None:
-    corpus = texts("corpus", PASSAGES)
-    assert [pid for pid, _ in rank(Index(corpus, Bm25()), {"q": "the cat"})["q"]] == ["p1", "p3"]
-    assert [pid for pid, _ in rank(Index(corpus, Bm25(stop_words=False)), {"q": "the"})["q"]] == ["p2"]
-    assert rank(Index(corpus, Bm25(stemmer="none")), {"q": "cat"}) == {}
-    assert len(rank(Index(corpus, Bm25(stemmer="english")), {"q": "cat"})["q"]) == 2
+def naive(passages: dict[str, str], query: str, k1: float, b: float) -> dict[str, float]:
+    """BM25 word by word, as the formula of `Index` says it, in double precision."""
+    words = Words(Bm25())
+    bags = {pid: Counter(words.read([text])[0].tolist()) for pid, text in passages.items()}
+    n = sum(1 for bag in bags.values() if bag)
+    mean = sum(bag.total() for bag in bags.values()) / n
+    scores = {}
+    for pid, bag in bags.items():
+        score = 0.0
+        for word in filter(bag.get, words.read([query])[0].tolist()):
+            df = sum(1 for other in bags.values() if word in other)
+            idf = math.log(1 + (n - df + 0.5) / (df + 0.5))
+            score += idf * bag[word] / (bag[word] + k1 * (1 - b + b * bag.total() / mean))
+        scores[pid] = score
+    return {pid: score for pid, score in scores.items() if score > 0}
 
 
-def test_queries_without_a_known_word_have_no_list() -> None:
-    lists = rank(Index(texts("corpus", PASSAGES), Bm25()), {"a": "zebra", "b": "", "c": "the", "d": "mouse dogs"})
-    assert list(lists) == ["d"]
-    assert rank(Index(texts("corpus", PASSAGES), Bm25()), {}) == {}
+def collection(rng: np.random.Generator) -> tuple[dict[str, str], dict[str, str]]:
+    """Passages, some empty or alike, and queries, of few words."""
+    words = ["alpha", "betas", "gamma's", "delta", "epsilon", "zetas", "the"]
+    passages = {str(i): " ".join(rng.choice(words, size=rng.integers(0, 9))) for i in range(150)}
+    return passages, {f"q{i}": " ".join(rng.choice(words, size=3)) for i in range(20)}
 
 
-def test_a_corpus_without_words() -> None:
-    with pytest.raises(LeadError, match="no passage of the corpus has a word"):
-        Index(texts("corpus", {"p": "", "q": "the"}), Bm25())
+@pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (0.82, 0.68), (1.2, 1.0)])
+def test_scores_and_order_equal_a_naive_bm25(index_of: Callable[..., Index], k1: float, b: float) -> None:
+    """With many ties: the lower id wins, as a string, also at the cut-off."""
+    passages, queries = collection(np.random.default_rng(0))
+    index = index_of(passages, k1=k1, b=b)
+    lists, whole = rank(index, queries, depth=12), rank(index, queries, depth=1000)
+    for qid, text in queries.items():
+        scores = naive(passages, text, k1, b)
+        found = whole.get(qid, [])
+        assert dict(found) == pytest.approx(scores, rel=1e-5)
+        assert found == sorted(found, key=lambda pair: (-pair[1], pair[0]))
+        assert lists.get(qid, []) == found[:12]
+    assert any(len(found) > 12 and found[11][1] == found[12][1] for found in whole.values())
 
 
-def test_lists_do_not_depend_on_corpus_order_or_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against dense scores of bm25s itself, with many ties; the lower id wins, as a string, also at the cut-off."""
-    rng = np.random.default_rng(0)
-    words = ["alpha", "beta", "gamma", "delta", "epsilon"]
-    passages = {str(i): " ".join(rng.choice(words, size=rng.integers(0, 4))) for i in range(150)}
-    queries = {f"q{i}": " ".join(rng.choice(words, size=3)) for i in range(20)}
-    index = Index(texts("corpus", passages), Bm25())
-    expected = rank(index, queries, depth=12)
-    for qid, found in expected.items():
-        dense = index.scores.toarray()
-        ids = index.tokenizer.tokenize([queries[qid]], update_vocab=False, show_progress=False, allow_empty=False)[0]
-        scores = {pid: np.float32(sum(dense[i, n] for i in ids)) for n, pid in enumerate(index.pids.to_pylist())}
-        by_hand = sorted((pid for pid in scores if scores[pid] > 0), key=lambda pid: (-scores[pid].round(4), pid))
-        assert [pid for pid, _ in found] == by_hand[:12]
+def test_lists_depend_neither_on_order_nor_shards_nor_batches(
+    index_of: Callable[..., Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    passages, queries = collection(rng)
+    expected = rank(index_of(passages), queries, depth=12)
     shuffled = {pid: passages[pid] for pid in rng.permutation(list(passages)).tolist()}
-    assert rank(Index(texts("corpus", shuffled), Bm25()), queries, depth=12) == expected
-    monkeypatch.setattr(module, "MATCHES", 100)
+    assert rank(index_of(shuffled), queries, depth=12) == expected
+    monkeypatch.setattr(module, "SHARD", 17)
+    monkeypatch.setattr(module, "BATCH", 3)
+    index = index_of(shuffled)
+    assert len(index.shards) == 9
     assert rank(index, queries, depth=12) == expected
+
+
+def test_stemmer_and_stop_words_are_choices(index_of: Callable[..., Index]) -> None:
+    assert [pid for pid, _ in rank(index_of(PASSAGES), {"q": "the cat"})["q"]] == ["p1", "p3"]
+    assert [pid for pid, _ in rank(index_of(PASSAGES, stop_words=False), {"q": "the"})["q"]] == ["p2"]
+    assert rank(index_of(PASSAGES, stemmer="none"), {"q": "cat"}) == {}
+    assert len(rank(index_of(PASSAGES, stemmer="english"), {"q": "cat"})["q"]) == 2
+
+
+def test_queries_without_a_known_word_have_no_list(index_of: Callable[..., Index]) -> None:
+    lists = rank(index_of(PASSAGES), {"a": "zebra", "b": "", "c": "the", "d": "mouse dogs"})
+    assert list(lists) == ["d"]
+    assert rank(index_of(PASSAGES), {}) == {}
+
+
+@pytest.mark.parametrize("passages", [{"p": "", "q": "the"}, {}])
+def test_a_corpus_without_words(index_of: Callable[..., Index], passages: dict[str, str]) -> None:
+    with pytest.raises(LeadError, match="no passage of the corpus has a word"):
+        index_of(passages)
 
 
 def test_the_stage(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ PACKAGES = (
     "transformers",
     "faiss-cpu",
     "faiss-gpu",
-    "bm25s",
+    "PyStemmer",
 )  # what a value depends on
 
 
