@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import re
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "queries": read_queries,
     "qrels": read_qrels,
 }
-TOPICS = Path(__file__).parents[2] / "shared" / "collections" / "msmarco-topics.tar.xz"
 
 
 def write(path: Path, content: bytes | dict[str, list[Any]]) -> Path:
@@ -262,23 +260,3 @@ def test_name_without_a_format(tmp_path: Path) -> None:
         LeadError, match=r"source.corpus: the name of .*collection.tar.gz tells no format; expected .tsv"
     ):
         collect(source(tmp_path, corpus="collection.tar.gz"))
-
-
-@pytest.mark.skipif(not TOPICS.is_file(), reason=f"the real topics are not here: {TOPICS}")
-def test_real_topics_and_judgements(tmp_path: Path) -> None:
-    """MS MARCO dev and TREC-DL 2019/2020: the counts of paper Table 11, in each file's own dialect."""
-    with tarfile.open(TOPICS) as archive:
-        archive.extractall(tmp_path, filter="data")
-    folder = tmp_path / "msmarco-topics"
-    expected = [
-        ("topics.msmarco-passage.dev-subset.txt", "qrels.msmarco-passage.dev-subset.txt", 6980, 7437, 6980),
-        ("topics.dl19-passage.txt", "qrels.dl19-passage.txt", 43, 9260, 43),
-        ("topics.dl20.txt", "qrels.dl20-passage.txt", 200, 11386, 54),
-    ]
-    for topics, judgements, n_queries, n_judgements, n_judged in expected:
-        queries = read_queries(folder / topics)
-        qrels, repeated = read_qrels(folder / judgements)
-        judged = set(qrels["qid"].to_pylist())
-        assert (queries.num_rows, qrels.num_rows + repeated, len(judged)) == (n_queries, n_judgements, n_judged)
-        assert judged <= set(queries["qid"].to_pylist())
-        assert not any("\r" in text or not text for text in queries["text"].to_pylist())
