@@ -2,7 +2,7 @@
 
 Texts are split where Unicode's annex 29 splits words, lower-cased, freed of possessives and of Lucene's 33 English stop
 words, and stemmed by Porter's algorithm as Lucene has it. Compared with Lucene 9.9.1 on 2.9 million words
-(docs/decisions.md), what differs is ideographs and superscript digits.
+(docs/scale.md), what differs is ideographs and superscript digits.
 """
 
 from __future__ import annotations
