@@ -142,10 +142,17 @@ def sha256(path: str | Path) -> str:
         raise LeadError(f"cannot read {path}: {e.strerror or e}") from e
 
 
-def write_table(table: pa.Table, path: str | Path, schema: str | None = None, **options: Any) -> None:
-    """Write a Parquet table atomically; `schema` names an entry of `SCHEMAS` that it is cast to."""
+def write_table(
+    table: pa.Table, path: str | Path, schema: str | None = None, about: dict[str, Any] | None = None, **options: Any
+) -> None:
+    """Write a Parquet table atomically; `schema` names an entry of `SCHEMAS` that it is cast to.
+
+    `about`: what else is to be known of it, kept as JSON in the file's metadata under "lead".
+    """
     if schema is not None:
         table = table.select(SCHEMAS[schema].names).cast(SCHEMAS[schema])
+    if about is not None:
+        table = table.replace_schema_metadata({"lead": json.dumps(about, sort_keys=True)})
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, **options)
 

@@ -22,6 +22,7 @@ CORPUS = "passages (Parquet: pid, text)"
 QUERIES = "queries (Parquet: qid, text)"
 QRELS = "relevance judgements (Parquet: qid, pid, rel)"
 RANKED = "ranked lists (Parquet: qid, pid, rank, score)"
+INDEX = "index of each shard, in the order of --passages; without: exact search"
 TRAINING_INPUTS = {
     "corpus": CORPUS,
     "queries": QUERIES + ": those to train on",
@@ -95,6 +96,13 @@ STAGES: dict[str, Stage] = {
         outputs={"out": "vectors (Parquet: id, vector)"},
         gpu=True,
     ),
+    "index": Stage(
+        "Build an approximate index over a shard's vectors, for mine and retrieve.",
+        "lead.retrieval.index:index",
+        "IndexSettings",
+        inputs={"passages": "vectors of the corpus, or of a shard of it"},
+        outputs={"out": "folder of the index (faiss's own format)"},
+    ),
     "mine": Stage(
         "Mine hard negatives: the top of each train and dev query's list, without any known positive.",
         "lead.retrieval.mine:mine",
@@ -103,8 +111,10 @@ STAGES: dict[str, Stage] = {
             "passages+": "vectors of the corpus, all shards",
             "queries+": "vectors of train and dev queries",
             "qrels+": QRELS + " of these queries",
+            "index+?": INDEX,
         },
         outputs={"out": RANKED},
+        gpu=True,
     ),
     "denoise": Stage(
         "Take out of the hard negatives what a cross encoder or ColBERT holds for relevant (RocketQA).",
@@ -121,11 +131,16 @@ STAGES: dict[str, Stage] = {
         gpu=True,
     ),
     "retrieve": Stage(
-        "Search exactly by inner product (eq. 1), with the kernel of faiss's IndexFlatIP.",
+        "Search by inner product (eq. 1): exactly, with the kernel of faiss's IndexFlatIP, or through indexes.",
         "lead.retrieval.search:retrieve",
         "RetrieveSettings",
-        inputs={"passages+": "vectors of the corpus, all shards", "queries": "vectors of the queries"},
+        inputs={
+            "passages+": "vectors of the corpus, all shards",
+            "queries": "vectors of the queries",
+            "index+?": INDEX,
+        },
         outputs={"out": RANKED},
+        gpu=True,
     ),
     "rerank": Stage(
         "Rerank the top of a ranked list with ColBERT (eq. 2) or a cross encoder (eq. 3).",

@@ -6,14 +6,14 @@ The workflow asks it for the inputs that depend on a run and for each job's sett
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from lead.checks import check_layer_selection, check_run
 from lead.config.load import Loaded, merge, source_paths, validate
-from lead.config.schema import EvaluationSource, FilesSource, Settings, SplitFiles, Train
+from lead.config.schema import EvaluationSource, FilesSource, ModelRef, Settings, SplitFiles, Train
 from lead.errors import LeadError, nearest
-from lead.layers import check_layers
-from lead.models.reference import pretrained_layers
 from lead.rows import TRAINING, Rows, seeded, split_seed
 
 SHARED = ("prepare", "bm25")  # stages of a dataset, not of a run
@@ -35,6 +35,7 @@ class Plan(Rows):
         self.loaded = loaded
         super().__init__(loaded.experiments_path, loaded.experiments.runs, loaded.config.seeds)
         self.results = str(Path(loaded.config.results))
+        self._resolved: dict[tuple[str, str | None], Settings] = {}
 
     def path(self) -> str:
         """The file that everything was read from."""
@@ -54,7 +55,7 @@ class Plan(Rows):
                 raise LeadError(
                     f"{self.loaded.experiments_path}: run '{name}' is for {', '.join(only)} only, not for '{dataset}'"
                 )
-        self._check_run(dataset, run)
+        check_run(self, dataset, run)
 
     def check_target(self, target: str) -> None:
         """`check` for a target like results/demo/lead_cb.json, the dataset of any other file there; the rest passes."""
@@ -83,7 +84,7 @@ class Plan(Rows):
                     only = self.rows[ancestor].datasets
                     if only is not None and dataset not in only:
                         break
-                    self._check_layers(dataset, ancestor)
+                    check_layer_selection(self, dataset, ancestor)
                 else:
                     found.append(name)
             except LeadError:
@@ -119,6 +120,12 @@ class Plan(Rows):
         """Files of passages' vectors that a run trains against; none, but for runs that learn queries only."""
         return self.vectors(dataset, run) if self.rows[run].passages else []
 
+    def indexes(self, dataset: str, run: str) -> list[str]:
+        """Folders of approximate indexes of these vectors, one for each file; none when search is exact."""
+        if self.resolve(self.whole(dataset), run).retrieval.index is None:
+            return []
+        return [re.sub(r"/passages([^/]*)\.parquet$", r"/index\1", file) for file in self.vectors(dataset, run)]
+
     def gpus(self, dataset: str) -> int:
         """GPUs that a training job asks for."""
         return self.loaded.datasets[self.whole(dataset)][0].gpus
@@ -128,6 +135,15 @@ class Plan(Rows):
         row = self.rows[run]
         name = f"{row.of}_teacher" if row.method == "teacher_of" else run
         return f"{self.results}/{self.whole(dataset)}/models/{name}"
+
+    def encoder(self, dataset: str, run: str) -> ModelRef:
+        """The pretrained encoder that a run's model grew from."""
+        row = self.rows[run]
+        if row.method == "teacher_of":
+            return self.encoder(dataset, str(self.rows[str(row.of)].teacher))
+        return (
+            self.encoder(dataset, str(row.start)) if row.init is None else self.resolve(dataset, run).models[row.init]
+        )
 
     def start(self, dataset: str, run: str) -> list[str]:
         """Model folder that training goes on from; none when it starts from a pretrained encoder.
@@ -172,6 +188,8 @@ class Plan(Rows):
         Within one of these `phases` wins over `train`, and its `cross` over its others; a later one's `train` wins over
         all of an earlier one. A teacher that goes on training alone has the rate of a jointly trained one.
         """
+        if (found := self._resolved.get((dataset, run))) is not None:
+            return found
         row = self.rows[run] if run else None
         tree: dict[str, Any] = {}
         train: dict[str, Any] = {}
@@ -195,7 +213,8 @@ class Plan(Rows):
                 raise LeadError(
                     f"{path}: key 'settings.models.{name}' is missing, and preset and config do not give it; add it"
                 )
-        return validate(Settings, tree, str(path), prefix=("settings",))
+        found = self._resolved[dataset, run] = validate(Settings, tree, str(path), prefix=("settings",))
+        return found
 
     def settings(self, stage: str, dataset: str, run: str | None = None) -> dict[str, Any]:
         """The slice of settings that a stage of this run reads: keys of its class in lead.config.stages."""
@@ -223,10 +242,12 @@ class Plan(Rows):
             precision = {"batch_tokens": s.retrieval.batch_tokens, "precision": s.train.precision}
             return _json(**s.denoise.model_dump(), relevance=relevance, **precision)
         if stage == "mine":
-            return _json(mine_depth=s.retrieval.mine_depth, relevance=relevance)
+            return _json(mine_depth=s.retrieval.mine_depth, relevance=relevance) | self._searching(s)
         if stage == "retrieve":
-            return _json(depth=s.retrieval.depth)
+            return _json(depth=s.retrieval.depth) | self._searching(s)
         assert run is not None
+        if stage == "index":
+            return _json(index=s.retrieval.index, seed=s.seed)
         row = self.rows[run]
         if stage == "train":
             shared = _json(seed=s.seed, train=s.train, relevance=relevance)
@@ -240,6 +261,10 @@ class Plan(Rows):
         if stage == "evaluate":
             return _json(evaluation=s.evaluation, seed=s.seed) | {"made_by": self._made_by(dataset, run)}
         raise ValueError(f"no stage {stage}")
+
+    def _searching(self, s: Settings) -> dict[str, Any]:
+        """What a search reads of an approximate index's settings; nothing when it is exact."""
+        return {} if s.retrieval.index is None else {"index_parameters": s.retrieval.index_parameters}
 
     def _made_by(self, dataset: str, run: str) -> dict[str, Any]:
         """What a result tells of its making: the settings of every stage behind it, by `run.stage`."""
@@ -259,9 +284,11 @@ class Plan(Rows):
                     made[f"{name}.{stage}"] = self.settings(stage, of, name)
                 row = self.rows[name]
                 if row.method in TRAINING and row.negatives != "bm25":
-                    made |= {f"{row.negatives}.{s}": self.settings(s, whole, row.negatives) for s in ("encode", "mine")}
-                if row.passages is not None:
-                    made[f"{row.passages}.encode"] = self.settings("encode", whole, row.passages)
+                    searched = [*self._vector_stages(whole, row.negatives), "mine"]
+                    made |= {f"{row.negatives}.{s}": self.settings(s, whole, row.negatives) for s in searched}
+                if (passages := row.passages) is not None:
+                    stages = self._vector_stages(whole, passages)
+                    made |= {f"{passages}.{s}": self.settings(s, whole, passages) for s in stages}
                 if row.denoise is not None:
                     made[f"{row.negatives}.{row.denoise}.denoise"] = self.settings("denoise", whole, row.negatives)
         facts = {"dataset": dataset, "run": run, "settings": made}
@@ -269,7 +296,7 @@ class Plan(Rows):
 
     def settings_json(self, stage: str, dataset: str, run: str | None = None, shard: str = "") -> str:
         """`settings` as JSON with sorted keys, for the command line; `shard`: such as `.3of16`, of `encode`."""
-        part = {"shard": shard[1:]} if shard else {}
+        part = {"shard": shard[1:]} if shard and stage == "encode" else {}
         return json.dumps(self.settings(stage, dataset, run) | part, sort_keys=True)
 
     def stages(self, dataset: str, run: str) -> list[str]:
@@ -278,7 +305,12 @@ class Plan(Rows):
         if method == "bm25":
             return ["bm25", "evaluate"]
         train = {"contrastive": ["train"], "teacher_of": []}.get(method, ["distil"])
-        return [*train, *(["encode", "retrieve"] if self.kind(run) == "de" else ["rerank"]), "evaluate"]
+        if self.kind(run) != "de":
+            return [*train, "rerank", "evaluate"]
+        return [*train, *self._vector_stages(dataset, run), "retrieve", "evaluate"]
+
+    def _vector_stages(self, dataset: str, run: str) -> list[str]:
+        return ["encode", "index"] if self.indexes(dataset, run) else ["encode"]
 
     def overview(self) -> str:
         """Datasets and runs with their one-line descriptions."""
@@ -287,55 +319,6 @@ class Plan(Rows):
         lines += ["runs:"] + [f"  {name:<16} {row.about}" for name, row in self.rows.items()]
         lines += ["", f"make one with: snakemake --cores 2 -- {self.results}/DATASET/RUN.json"]
         return "\n".join(lines)
-
-    # --- checks ------------------------------------------------------------------------------------------------------
-    def _check_run(self, dataset: str, run: str) -> None:
-        """What can be known before any work: K, M and N, the rerank source, source files, precision of combinations."""
-        data, path = self.loaded.datasets[dataset]
-        for file in self.source_files(dataset):
-            if not Path(file).is_file():
-                raise LeadError(f"{path}: key 'source': {file} does not exist; mend the path")
-        for name in self.ancestors(run):
-            s, row = self.resolve(dataset, name), self.rows[name]
-            where = f"{self.loaded.experiments_path}: run '{name}' on '{dataset}'"
-            source = s.retrieval.rerank_from
-            if source not in self.runs(kind="de"):
-                raise LeadError(f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder")
-            try:
-                if row.init is not None:
-                    pretrained_layers(s.models[row.init])
-            except LeadError as e:
-                raise LeadError(f"{where}: {e}") from None
-            if row.method == "lead" and s.distil.joint != (split_seed(name)[0] in self.joint()):
-                raise LeadError(f"{where}: distil.joint is switched off in the row's settings, not elsewhere; move it")
-            self._check_layers(dataset, name)
-        from lead.evaluation.measures import check_measures
-
-        try:
-            check_measures(self.resolve(dataset, run).evaluation.measures)
-        except LeadError as e:
-            raise LeadError(f"{path}: run '{run}': {e}") from None
-
-    def _check_layers(self, dataset: str, run: str) -> None:
-        """Refuse a LEAD run whose layer selection its teacher and student do not allow."""
-        row = self.rows[run]
-        if row.method != "lead":
-            return
-        n, m = self._layers(dataset, str(row.teacher)), self._layers(dataset, str(row.start))
-        if n is not None and m is not None:
-            try:
-                check_layers(self.resolve(dataset, run).distil.layers, n, m)
-            except LeadError as e:
-                raise LeadError(f"{self.loaded.experiments_path}: run '{run}' on '{dataset}': {e}") from None
-
-    def _layers(self, dataset: str, run: str) -> int | None:
-        """Number of layers of a run's model, or None where only the hub can tell."""
-        row = self.rows[run]
-        if row.method == "teacher_of":
-            return self._layers(dataset, str(self.rows[str(row.of)].teacher))
-        if row.init is not None:
-            return pretrained_layers(self.resolve(dataset, run).models[row.init])
-        return self._layers(dataset, str(row.start))
 
 
 def _json(**parts: Any) -> dict[str, Any]:

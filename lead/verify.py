@@ -12,11 +12,12 @@ from lead.artifacts import check_folder, read_json, read_table
 from lead.errors import LeadError
 from lead.plan import Plan
 
+FOLDERS = ("models/*/", "embeddings/*/index*/")  # with manifests of checksums
 TOLERANCE = 1e-6  # results are rounded to six digits
 
 
 def verify(plan: Plan, dataset: str) -> list[tuple[str, str]]:
-    """(state, what) of every result, model and table found; states: ok, stale, altered, missing.
+    """(state, what) of every result, folder and table found; states: ok, stale, altered, missing.
 
     Stale: made with other settings than those of today. Altered: a checksum, a page or a mean that does not agree.
     Raises LeadError for an unknown dataset, or one without any result.
@@ -28,7 +29,7 @@ def verify(plan: Plan, dataset: str) -> list[tuple[str, str]]:
         raise LeadError(f"{folder} holds no result; make one with: snakemake --cores 2 -- {folder}/student.json")
     return [
         *(found for path in results for found in _result(plan, dataset, path)),
-        *(_whole(check_folder, path) for path in sorted((folder / "models").glob("*/"))),
+        *(_whole(check_folder, path) for kind in FOLDERS for path in sorted(folder.glob(kind))),
         *(_whole(read_table, path) for path in sorted(folder.rglob("*.parquet"))),
     ]
 

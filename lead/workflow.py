@@ -81,9 +81,9 @@ def _whole(pattern: str) -> str:
 
 
 def option(name: str, value: Any) -> str:
-    """`--name value ..`, quoted for the shell, or nothing when there is no value."""
+    """`--name value`, or `--name value value ..` for a list, quoted for the shell; nothing when there is no value."""
     values = [value] if isinstance(value, str) else list(value or [])
-    return shlex.join([f"--{name}", *map(str, values)]) if values else ""
+    return f"--{name} {shlex.join(map(str, values))}" if values and values[0] else ""
 
 
 def _typed(value: Any) -> Any:

@@ -88,6 +88,8 @@ def test_mine(tmp_path: Path) -> None:
         passages=[tmp_path / "p.parquet"],
         queries=[tmp_path / f"q.{s}.parquet" for s in splits],
         qrels=[tmp_path / f"qrels.{s}.parquet" for s in splits],
+        gpu=0,
+        index=None,
         out=tmp_path / "n.parquet",
     )
     negatives = read_table(tmp_path / "n.parquet", "ranked").to_pydict()
@@ -105,5 +107,7 @@ def test_a_query_id_in_two_files(tmp_path: Path) -> None:
             passages=[tmp_path / "v.parquet"],
             queries=[tmp_path / "v.parquet"] * 2,
             qrels=[tmp_path / "qrels.parquet"],
+            gpu=0,
+            index=None,
             out=tmp_path / "n.parquet",
         )

@@ -14,10 +14,10 @@ from searching import top_k
 from lead.artifacts import read_table, write_table
 from lead.config.stages import RetrieveSettings
 from lead.errors import LeadError
-from lead.retrieval import search
+from lead.retrieval import engine, search
+from lead.retrieval.engine import load_faiss, openblas_coretype
 from lead.retrieval.search import (
     best,
-    openblas_coretype,
     ranks,
     read_vectors,
     retrieve,
@@ -47,13 +47,13 @@ def test_openblas_coretype(flags: str, expected: str | None) -> None:
 
 
 def test_a_coretype_set_by_the_user_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_cpu_flags", lambda: ["avx2"])
+    monkeypatch.setattr(engine, "_cpu_flags", lambda: ["avx2"])
     monkeypatch.setenv("OPENBLAS_CORETYPE", "ZEN")
-    search._faiss()
-    assert search.os.environ["OPENBLAS_CORETYPE"] == "ZEN"
+    load_faiss()
+    assert engine.os.environ["OPENBLAS_CORETYPE"] == "ZEN"
     monkeypatch.delenv("OPENBLAS_CORETYPE")
-    search._faiss()
-    assert search.os.environ["OPENBLAS_CORETYPE"] == "HASWELL"
+    load_faiss()
+    assert engine.os.environ["OPENBLAS_CORETYPE"] == "HASWELL"
 
 
 def test_top_k_equals_brute_force_and_the_scores_are_exact() -> None:
@@ -179,6 +179,8 @@ def test_retrieve(tmp_path: Path) -> None:
         settings=RetrieveSettings(depth=2),
         passages=[tmp_path / "p.parquet"],
         queries=tmp_path / "q.parquet",
+        gpu=0,
+        index=None,
         out=tmp_path / "r.parquet",
     )
     assert read_table(tmp_path / "r.parquet", "ranked").to_pydict() == {
@@ -197,6 +199,8 @@ def test_widths_must_agree(tmp_path: Path) -> None:
             settings=RetrieveSettings(),
             passages=[tmp_path / "p.parquet"],
             queries=tmp_path / "q.parquet",
+            gpu=0,
+            index=None,
             out=tmp_path / "r.parquet",
         )
 
@@ -217,17 +221,18 @@ def test_the_number_of_shards_and_their_order_do_not_matter(tmp_path: Path, cuts
     write_vectors(["other"], rng.normal(size=(1, 8)), queries[1])
     whole = tmp_path / "whole.parquet"
     write_vectors(ids, vectors, whole)
-    want = pa.concat_tables(search_files([whole], queries, k))
+    want = pa.concat_tables(search_files([whole], queries, k)[0])
     assert len(want) == 6 * min(k, 60)
-    assert pa.concat_tables(search_files(files, queries, k)).equals(want)
-    assert pa.concat_tables(search_files(files[::-1], queries, k)).equals(want)
+    for shards in (files, files[::-1]):
+        tables, about = search_files(shards, queries, k)
+        assert pa.concat_tables(tables).equals(want) and about is None
 
 
 def test_shards_that_overlap_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b", "q"):
         write_vectors([f"{name[0] if name == 'q' else 'p'}0"], np.ones((1, 4)), tmp_path / f"{name}.parquet")
     with pytest.raises(LeadError, match="hold a passage twice"):
-        list(search_files([tmp_path / "a.parquet", tmp_path / "b.parquet"], [tmp_path / "q.parquet"], 1))
+        search_files([tmp_path / "a.parquet", tmp_path / "b.parquet"], [tmp_path / "q.parquet"], 1)
 
 
 @pytest.mark.parametrize("row_group", [1, 7, 1000])

@@ -293,6 +293,15 @@ class Retrieval(Strict):
     rerank_depth: PositiveInt = Field(1000, description="passages reranked by CB and CE (1000 PAS, 100 DOC)")
     cross_depth: PositiveInt | None = Field(None, description="passages reranked by CE; null: rerank_depth")
     rerank_from: Name = Field("teacher_de", description="run whose list CB and CE rerank")
+    index: str | None = Field(
+        None,
+        min_length=1,
+        description="approximate search through an index of faiss, as its index_factory writes it (IVF1024,Flat; "
+        "HNSW32; ..); null: exact search",
+    )
+    index_parameters: str | None = Field(
+        None, min_length=1, description="of that index when searching, such as nprobe=16 or efSearch=128; null: faiss's"
+    )
     fp16: bool = Field(False, description="store embeddings in half precision")
     batch_tokens: PositiveInt = Field(16384, description="padded tokens encoded at a time")
 

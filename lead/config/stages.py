@@ -79,11 +79,19 @@ class EncodeSettings(Strict):
     precision: Literal["bf16", "fp32"] = "bf16"
 
 
+class IndexSettings(Strict):
+    """Read by `lead index`."""
+
+    index: str = Field(min_length=1, description="faiss's index_factory string, such as IVF1024,Flat or HNSW32")
+    seed: int = Field(1, ge=0, description="of the sample that the index is trained on")
+
+
 class MineSettings(Strict):
     """Read by `lead mine`."""
 
     mine_depth: PositiveInt = 100
     relevance: PositiveInt = 1
+    index_parameters: str | None = Field(None, description="of approximate indexes, such as nprobe=16; null: faiss's")
 
 
 class DenoiseSettings(Strict):
@@ -100,6 +108,7 @@ class RetrieveSettings(Strict):
     """Read by `lead retrieve`."""
 
     depth: PositiveInt = 1000
+    index_parameters: str | None = Field(None, description="of approximate indexes, such as nprobe=16; null: faiss's")
 
 
 class RerankSettings(Strict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -83,6 +84,8 @@ def evaluate(
         "ranked_depth": depth,
         "versions": {"lead": __version__, **_versions()},
     }
+    if about := (lists.schema.metadata or {}).get(b"lead"):
+        result["search"] = json.loads(about)  # of an approximate index: what it is, and its recall
     columns = {"qid": np.repeat(qids, len(names)), "measure": np.tile(names, len(qids)), "value": values.ravel()}
     table = pa.table(columns).sort_by([("qid", "ascending"), ("measure", "ascending")])
     if trec is not None:

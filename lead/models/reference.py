@@ -14,6 +14,8 @@ from pathlib import Path
 from lead.config.schema import ModelRef
 from lead.errors import LeadError
 
+LAYERS = ("num_hidden_layers", "n_layers", "n_layer")  # keys of config.json, by architecture
+
 
 def resolve(reference: str) -> str:
     """The name or folder that transformers loads for `hub:`, `path:` or `package:` references. Raises LeadError."""
@@ -43,7 +45,7 @@ def local_weights(reference: str) -> Path | None:
 
 def pretrained_layers(model: ModelRef) -> int | None:
     """Number of layers of a pretrained encoder and its linear layer; None where only the hub can tell."""
-    n = None if model.reference.startswith("hub:") else _config_layers(model.reference)
+    n = None if model.reference.startswith("hub:") else _of_config(model.reference, LAYERS, "number of layers")
     extra = int(model.linear is not None)
     if model.layers is None:
         return n if n is None else n + extra
@@ -52,11 +54,19 @@ def pretrained_layers(model: ModelRef) -> int | None:
     return len(model.layers) + extra
 
 
+def vector_width(model: ModelRef) -> int | None:
+    """Width of the vectors of a dual encoder made of this pretrained encoder; None where only the hub can tell."""
+    if model.linear is not None and model.linear.size is not None:
+        return model.linear.size
+    return None if model.reference.startswith("hub:") else _of_config(model.reference, ("hidden_size", "dim"), "width")
+
+
 @cache
-def _config_layers(reference: str) -> int:
+def _of_config(reference: str, keys: tuple[str, ...], what: str) -> int:
+    """The first of these keys that the config.json of a model on this machine has."""
     file = Path(resolve(reference)) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-        return int(next(config[key] for key in ("num_hidden_layers", "n_layers", "n_layer") if key in config))
+        return int(next(config[key] for key in keys if key in config))
     except (OSError, ValueError, TypeError, StopIteration):
-        raise LeadError(f"models: {file} does not tell the number of layers; is it that of an encoder?") from None
+        raise LeadError(f"models: {file} does not tell the {what}; is it that of an encoder?") from None

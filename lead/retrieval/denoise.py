@@ -16,9 +16,10 @@ from lead.config.stages import DenoiseSettings
 from lead.device import device
 from lead.errors import LeadError
 from lead.models.pile import Pile
+from lead.retrieval.engine import Ints
 from lead.retrieval.mine import known_positives
 from lead.retrieval.rerank import scorer
-from lead.retrieval.search import Ints, ranks
+from lead.retrieval.search import ranks
 
 log = logging.getLogger("lead")
 

@@ -66,12 +66,22 @@ def write_negatives(tables: Iterable[pa.Table], positives: pa.Table, depth: int,
     log.info("%d queries with negatives, %d of them with all %d", queries, full, depth)
 
 
-def mine(*, settings: MineSettings, passages: list[Path], queries: list[Path], qrels: list[Path], out: Path) -> None:
+def mine(
+    *,
+    settings: MineSettings,
+    gpu: int,
+    passages: list[Path],
+    queries: list[Path],
+    qrels: list[Path],
+    index: list[Path] | None,
+    out: Path,
+) -> None:
     """Search with a dual encoder's vectors and keep, for each query, the top passages that are not known positives.
 
     The search goes deeper than `mine_depth` by the largest number of positives of a query, so that every list is full
-    unless the corpus itself is too small.
+    unless the corpus itself is too small. Memory: as `search_files`, and 40 bytes a negative.
     """
     positives = known_positives(qrels, settings.relevance)
-    tables = search_files(passages, queries, settings.mine_depth + most_positives(positives))
+    depth = settings.mine_depth + most_positives(positives)
+    tables, _ = search_files(passages, queries, depth, index or [], settings.index_parameters, gpu)
     write_negatives(tables, positives, settings.mine_depth, out)

@@ -22,7 +22,8 @@ from lead.models.pile import Pile
 from lead.models.retriever import Retriever, Side
 from lead.models.scores import max_sim
 from lead.retrieval.encode import encode_texts
-from lead.retrieval.search import Floats, Ints, alphabetical, best, ranked_table
+from lead.retrieval.engine import Floats, Ints
+from lead.retrieval.search import alphabetical, best, ranked_table
 
 
 class Scorer(Protocol):

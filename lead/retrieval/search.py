@@ -1,14 +1,15 @@
-"""Exact search over vectors by inner product (eq. 1, section 4.3), with results that depend on nothing but the vectors.
+"""Search over vectors by inner product (eq. 1, section 4.3), with results that depend on nothing but the vectors.
 
 A float32 matrix product rounds differently with the CPU, the thread count, the batch and the position of a passage.
 So faiss only proposes: it fetches somewhat more than k passages, their scores are computed again in float64, and a
 bound on the rounding error tells whether a passage that was not fetched could belong to the top k. If so, more are.
+With an approximate index (`retrieval.index`) scores are as exact, but passages may be missed: how many is measured.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,45 +22,14 @@ from tqdm import tqdm
 from lead.artifacts import SCHEMAS, read_table, write_table
 from lead.config.stages import RetrieveSettings
 from lead.errors import LeadError
+from lead.retrieval.engine import Engine, Floats, Ints, approximate_engine, exact_engine, search_gpu
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+log = logging.getLogger("lead")
 
 BATCH = 1024  # queries; below about 512 the matrix product of a batch is too small for the BLAS to be fast
 FETCHED = 2**25  # entries of the list that faiss returns for a batch, at most: bounds memory when k is large
+RECALL_QUERIES = 256  # of each file, evenly spaced: an approximate index's recall is measured on them
 ROW_GROUP = 2**24  # numbers in a row group of a vectors file: 64 MB in float32
-
-
-def openblas_coretype(flags: Collection[str]) -> str | None:
-    """Name the OpenBLAS kernels for a CPU with these flags (as in /proc/cpuinfo); None leaves the choice to OpenBLAS.
-
-    >>> openblas_coretype(["sse4_2", "avx", "avx2"])
-    'HASWELL'
-    """
-    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags):
-        return "SKYLAKEX"
-    return "HASWELL" if "avx2" in flags else None
-
-
-def _cpu_flags() -> list[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return []
-    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-
-
-def _faiss() -> Any:
-    """Import faiss, late because its OpenBLAS reads the environment when it is loaded.
-
-    The OpenBLAS inside the wheel is older than many CPUs and falls back to kernels that are several times slower.
-    """
-    coretype = openblas_coretype(_cpu_flags())
-    if coretype is not None:
-        os.environ.setdefault("OPENBLAS_CORETYPE", coretype)
-    import faiss
-
-    return faiss
 
 
 # --- vectors on disk -------------------------------------------------------------------------------------------------
@@ -144,13 +114,17 @@ def alphabetical(ids: pa.Array) -> Ints:
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
-def search(queries: Floats, passages: Floats, k: int, order: Ints) -> Iterator[tuple[Ints, Ints, Floats]]:
-    """Exact top k of `passages` [n, d] for `queries` [m, d], a batch of b queries at a time.
+def search(
+    queries: Floats, passages: Floats, k: int, order: Ints, engine: Engine | None = None
+) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Top k of `passages` [n, d] for `queries` [m, d], a batch of b queries at a time.
 
     Yields (queries [b], passages [b, k], scores [b, k]): the positions of the batch's queries, those of their best
     passages, and the inner products, correct to the last bit of float32. Scores fall along a row; equal scores are
     ordered by `order` [n], also at the cut-off, so the order of `passages` does not matter. k is at most n.
+    `engine`: what proposes (default: faiss on the CPU, exact); an approximate one may leave passages -1 at a row's end.
     """
+    engine = engine or exact_engine(passages)
     k = min(k, len(passages))
     # |fl(q.p) - q.p| <= d u |q| |p| in any order of summation, u = 2**-24; the rest is room for rounding the true score
     longest = max((float(np.linalg.norm(block, axis=1).max()) for block in _blocks(passages)), default=0.0)
@@ -158,27 +132,30 @@ def search(queries: Floats, passages: Floats, k: int, order: Ints) -> Iterator[t
     with tqdm(total=len(queries), desc="search", unit="query", disable=None) as progress:
         for start in range(0, len(queries), BATCH):
             batch = slice(start, start + BATCH)
-            found, scores = _search_batch(queries[batch], passages, k, order, slack[batch])
+            found, scores = _search_batch(queries[batch], passages, k, order, slack[batch], engine)
             progress.update(len(found))
             yield np.arange(start, start + len(found)), found, scores
 
 
-def _search_batch(queries: Floats, passages: Floats, k: int, order: Ints, slack: NDArray[Any]) -> tuple[Ints, Floats]:
+def _search_batch(
+    queries: Floats, passages: Floats, k: int, order: Ints, slack: NDArray[Any], engine: Engine
+) -> tuple[Ints, Floats]:
     """Passages and scores [b, k] for `queries` [b, d]; `slack` [b] bounds the error of faiss's scores."""
-    found = np.empty((len(queries), k), dtype=np.int64)
-    scores = np.empty((len(queries), k), dtype=np.float32)
+    found = np.full((len(queries), k), -1, dtype=np.int64)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     rows = np.arange(len(queries) if k else 0)
-    fetch = k + k // 8 + 64
+    fetch = k + k // 8 + 64 if engine.exact else 2 * k  # an approximate index has another order: it is put right below
     while rows.size:
         fetch = min(fetch, len(passages))
         unsure: list[int] = []
         for part in np.array_split(rows, -(-rows.size * fetch // FETCHED)):
-            for row, candidates, lowest in _propose(queries, passages, part, fetch):
+            for row, products, proposed in zip(part.tolist(), *engine.propose(queries[part], fetch), strict=True):
+                candidates = proposed[proposed >= 0]
                 exact = _products(queries[row], passages[candidates])
                 top = best(exact, order[candidates], k)
-                found[row], scores[row] = candidates[top], exact[top]
-                # a passage that was not fetched scores at most lowest + slack
-                if fetch < len(passages) and exact[top[-1]] <= lowest + slack[row]:
+                found[row, : len(top)], scores[row, : len(top)] = candidates[top], exact[top]
+                # a passage that was not fetched scores at most as the last that was, + slack
+                if engine.exact and fetch < len(passages) and exact[top[-1]] <= float(products[-1]) + slack[row]:
                     unsure.append(row)
         rows, fetch = np.array(unsure, dtype=np.int64), 2 * fetch
     return found, scores
@@ -186,14 +163,6 @@ def _search_batch(queries: Floats, passages: Floats, k: int, order: Ints, slack:
 
 def _blocks(vectors: Floats) -> Iterator[Floats]:
     return (vectors[start : start + 2**16] for start in range(0, len(vectors), 2**16))
-
-
-def _propose(queries: Floats, passages: Floats, rows: Ints, fetch: int) -> Iterator[tuple[int, Ints, float]]:
-    """Yield, for each of `rows` of `queries`: the row, the `fetch` passages faiss puts first, the lowest score."""
-    faiss = _faiss()
-    # what IndexFlatIP.search calls, without the copy of all passages that an index would hold
-    products, candidates = faiss.knn(queries[rows], passages, fetch, metric=faiss.METRIC_INNER_PRODUCT)
-    return zip(rows.tolist(), candidates, products[:, -1].tolist(), strict=True)
 
 
 def _products(query: Floats, passages: Floats) -> Floats:
@@ -205,13 +174,25 @@ def _products(query: Floats, passages: Floats) -> Floats:
     return result
 
 
-def search_files(passages: Sequence[Path], queries: Sequence[Path], k: int) -> Iterator[pa.Table]:
-    """Search the vectors in the shards `passages` for those in each file of `queries`; `ranked` tables of depth k.
+def search_files(
+    passages: Sequence[Path],
+    queries: Sequence[Path],
+    k: int,
+    indexes: Sequence[Path] = (),
+    parameters: str | None = None,
+    gpu: int = 0,
+) -> tuple[Iterator[pa.Table], dict[str, Any] | None]:
+    """Search the vectors in the shards `passages` for those in each file of `queries`.
 
-    Scores are exact and ties go by id, so neither the number of shards nor their order matters. Memory: one shard, all
-    vectors of queries, 12 k bytes a query, and the ids of all passages. Raises LeadError when files hold vectors of
-    different widths, two shards the same passage, or two files of queries the same id.
+    Returns `ranked` tables of depth k and, if `indexes` gives each shard an approximate index, what it is and its
+    `recall`. Scores are exact and ties go by id: without indexes neither the number of shards nor their order matters.
+
+    Memory: one shard and its index, all vectors of queries, 12 k bytes a query, and the ids of all passages. Raises
+    LeadError when files hold vectors of different widths, two shards the same passage, or two files of queries the same
+    id.
     """
+    if indexes and len(indexes) != len(passages):
+        raise LeadError(f"--index: {len(indexes)} indexes for {len(passages)} shards of passages; give one for each")
     shards = [read_table(path, columns=["id"])["id"].combine_chunks() for path in passages]
     pids = pa.concat_arrays([pa.array([], pa.string()), *shards])
     if len(passages) > 1 and pc.count_distinct(pids).as_py() != len(pids):
@@ -219,26 +200,49 @@ def search_files(passages: Sequence[Path], queries: Sequence[Path], k: int) -> I
     order, starts = alphabetical(pids), np.cumsum([0, *map(len, shards)])
     seen: dict[str, Path] = {}
     asked = [(path, *read_vectors(path)) for path in queries]
-    tops = []
-    for path, qids, vectors in asked:
+    for path, qids, _ in asked:
         check_distinct(qids, path, seen)
-        tops.append(Top(len(vectors), min(k, len(pids))))
-    for file, start in zip(passages, starts, strict=False):
+    depth = min(k, len(pids))
+    samples = [np.unique(np.linspace(0, len(q) - 1, min(len(q), RECALL_QUERIES)).astype(int)) for _, _, q in asked]
+    tops, truths = ([Top(m, depth) for m in sizes] for sizes in ([len(q) for _, _, q in asked], map(len, samples)))
+    device, name = search_gpu(gpu), None
+    for n, (file, start) in enumerate(zip(passages, starts, strict=False)):
         _, vectors = read_vectors(file)
-        for (path, _, query_vectors), top in zip(asked, tops, strict=True):
+        engine = exact_engine(vectors, device)
+        places = order[start : start + len(vectors)]
+        if indexes:
+            truth_engine = engine
+            engine, name = approximate_engine(indexes[n], file, parameters)
+        for (path, _, query_vectors), sample, top, truth in zip(asked, samples, tops, truths, strict=True):
             if len(vectors) and len(query_vectors) and query_vectors.shape[1] != vectors.shape[1]:
                 raise LeadError(
                     f"{path} holds vectors of width {query_vectors.shape[1]}, {file} of width {vectors.shape[1]}; "
                     "encode both with the same model"
                 )
-            for batch, found, scores in search(query_vectors, vectors, k, order[start : start + len(vectors)]):
-                top.merge(batch, found + start, scores, order)
-    for (_, qids, _), top in zip(asked, tops, strict=True):
-        names, depth = pa.array(qids, pa.string()), top.found.shape[1]
-        for first in range(0, len(qids), BATCH):
-            rows = np.arange(first, min(first + BATCH, len(qids)))
-            found, scores = top.found[rows], top.scores[rows]
-            yield ranked_table(names, pids, np.repeat(rows, depth), found.ravel(), scores.ravel())
+            for batch, found, scores in search(query_vectors, vectors, k, places, engine):
+                top.merge(batch, found, scores, order, start)
+            if indexes:
+                for batch, found, scores in search(query_vectors[sample], vectors, k, places, truth_engine):
+                    truth.merge(batch, found, scores, order, start)
+    about = None
+    if indexes:
+        lists = [(top.found[sample], truth.found) for top, sample, truth in zip(tops, samples, truths, strict=True)]
+        about = {"index": name, "parameters": parameters, **recall(*map(np.concatenate, zip(*lists, strict=True)))}
+        log.info("index %s, %s: recall %s on %d queries", name, parameters, about["recall"], about["queries"])
+    return (table for (_, qids, _), top in zip(asked, tops, strict=True) for table in top.tables(qids, pids)), about
+
+
+def recall(found: Ints, truth: Ints) -> dict[str, Any]:
+    """Mean share of the exact top c of m queries that is in their found top c, at c = 10, 100 and k; and m.
+
+    found, truth: [m, k] positions of passages, best first, -1 for none.
+    """
+    m, k = truth.shape
+    shares = {}
+    for c in sorted({min(10, k), min(100, k), k}):
+        hits = [np.isin(t[:c], f[:c][f[:c] >= 0]).mean() for f, t in zip(found, truth, strict=True)] if c else []
+        shares[str(c)] = round(float(np.mean(hits)), 4) if hits else None
+    return {"queries": m, "recall": shares}
 
 
 class Top:
@@ -249,18 +253,26 @@ class Top:
         self.found = np.full((m, k), -1, dtype=np.int64)
         self.scores = np.full((m, k), -np.inf, dtype=np.float32)
 
-    def merge(self, rows: Ints, found: Ints, scores: Floats, order: Ints) -> None:
-        """Merge another shard's lists [b, c] of the queries `rows` [b]. Ties go to the lower `order` of a position."""
+    def merge(self, rows: Ints, found: Ints, scores: Floats, order: Ints, start: int) -> None:
+        """Merge lists [b, c] of the queries `rows` [b] from the shard whose first passage is at position `start`.
+
+        Ties go to the lower `order` of a position.
+        """
         k = self.found.shape[1]
         for row, new, values in zip(rows.tolist(), found, scores, strict=True):
-            if self.found[row, 0] < 0:
-                self.found[row, : len(new)], self.scores[row, : len(new)] = new, values
-                continue
-            old = self.found[row] >= 0
-            both = np.concatenate([self.found[row, old], new])
-            all_scores = np.concatenate([self.scores[row, old], values])
+            old, real = self.found[row] >= 0, new >= 0
+            both = np.concatenate([self.found[row, old], new[real] + start])
+            all_scores = np.concatenate([self.scores[row, old], values[real]])
             top = best(all_scores, order[both], k)
             self.found[row, : len(top)], self.scores[row, : len(top)] = both[top], all_scores[top]
+
+    def tables(self, qids: Sequence[str], pids: pa.Array) -> Iterator[pa.Table]:
+        """`ranked` tables, one a batch of queries. qids: of the queries; pids: of all passages."""
+        names = pa.array(qids, pa.string())
+        for first in range(0, len(qids), BATCH):
+            found, scores = self.found[first : first + BATCH], self.scores[first : first + BATCH]
+            real = found >= 0
+            yield ranked_table(names, pids, first + np.nonzero(real)[0], found[real], scores[real])
 
 
 def check_distinct(qids: Sequence[str], path: Path, seen: dict[str, Path]) -> None:
@@ -273,7 +285,18 @@ def check_distinct(qids: Sequence[str], path: Path, seen: dict[str, Path]) -> No
         seen[qid] = path
 
 
-def retrieve(*, settings: RetrieveSettings, passages: list[Path], queries: Path, out: Path) -> None:
-    """Rank the whole corpus for each query by the inner product of their vectors (section 4.3) and keep the top."""
-    tables = search_files(passages, [queries], settings.depth)
-    write_table(pa.concat_tables([SCHEMAS["ranked"].empty_table(), *tables]), out, "ranked")
+def retrieve(
+    *,
+    settings: RetrieveSettings,
+    gpu: int,
+    passages: list[Path],
+    queries: Path,
+    index: list[Path] | None,
+    out: Path,
+) -> None:
+    """Rank the whole corpus for each query by the inner product of their vectors (section 4.3) and keep the top.
+
+    Exact without `index`. With it, what it is and its recall go into the metadata of `out`. Memory: as `search_files`.
+    """
+    tables, about = search_files(passages, [queries], settings.depth, index or [], settings.index_parameters, gpu)
+    write_table(pa.concat_tables([SCHEMAS["ranked"].empty_table(), *tables]), out, "ranked", about)

@@ -39,9 +39,37 @@ use rule encode_passages as encode_queries with:
         "{wildcards.dataset}: encoding {wildcards.split} queries with {wildcards.run}"
 
 
+# Approximate search (`retrieval.index`), one index a shard; without the key there is none, and search is exact.
+rule index:
+    input:
+        f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages{{shard}}.parquet",
+    output:
+        directory(f"{RESULTS}/{{dataset}}/embeddings/{{run}}/index{{shard}}"),
+    log:
+        f"{RESULTS}/{{dataset}}/logs/index.{{run}}{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/index.{{run}}{{shard}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs(kind="de")),
+        shard=r"|\.\d+of\d+",
+    threads: 8
+    resources:
+        mem_mb=lambda w, attempt: 8000 * attempt,
+        runtime=lambda w, attempt: 240 * attempt,
+        gpu=0,
+    params:
+        settings=settings("index"),
+    message:
+        "{wildcards.dataset}: indexing the vectors{wildcards.shard} of {wildcards.run}"
+    shell:
+        "lead index --passages {input:q} --out {output:q}"
+        " --settings {params.settings:q} --threads {threads} --log {log:q}"
+
+
 rule mine:
     input:
         passages=one_line(lambda w: plan.vectors(w.dataset, w.run)),
+        indexes=one_line(lambda w: plan.indexes(w.dataset, w.run)),
         queries=expand(
             f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.{{split}}.parquet",
             split=["train", "dev"],
@@ -60,14 +88,15 @@ rule mine:
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=lambda w, attempt: 240 * attempt,
-        gpu=0,
+        gpu=1,
     params:
         settings=settings("mine"),
+        index=lambda w, input: option("index", input.indexes),
     message:
         "{wildcards.dataset}: mining hard negatives with {wildcards.run}"
     shell:
-        "lead mine --passages {input.passages:q} --queries {input.queries:q} --qrels {input.qrels:q} --out {output:q}"
-        " --settings {params.settings:q} --threads {threads} --log {log:q}"
+        "lead mine --passages {input.passages:q} --queries {input.queries:q} --qrels {input.qrels:q} {params.index}"
+        " --out {output:q} --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
 
 
 rule denoise:

@@ -1,7 +1,8 @@
-# Ranked lists of the test queries (section 4.3): exact search for dual encoders, reranking for ColBERT and cross encoders.
+# Ranked lists of the test queries (section 4.3): search for dual encoders, reranking for ColBERT and cross encoders.
 rule retrieve:
     input:
         passages=one_line(lambda w: plan.vectors(w.dataset, w.run)),
+        indexes=one_line(lambda w: plan.indexes(w.dataset, w.run)),
         queries=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.test.parquet",
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
@@ -15,14 +16,15 @@ rule retrieve:
     resources:
         mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=lambda w, attempt: 240 * attempt,
-        gpu=0,
+        gpu=1,
     params:
         settings=settings("retrieve"),
+        index=lambda w, input: option("index", input.indexes),
     message:
         "{wildcards.dataset}: searching with {wildcards.run}"
     shell:
-        "lead retrieve --passages {input.passages:q} --queries {input.queries:q} --out {output:q}"
-        " --settings {params.settings:q} --threads {threads} --log {log:q}"
+        "lead retrieve --passages {input.passages:q} --queries {input.queries:q} {params.index} --out {output:q}"
+        " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
 
 
 rule rerank:

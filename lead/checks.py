@@ -1,0 +1,77 @@
+"""What can be known of a run before any work: its layers, its index, its measures, and the files it is made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lead.config.schema import Settings
+from lead.errors import LeadError
+from lead.layers import check_layers
+from lead.models.reference import pretrained_layers, vector_width
+from lead.rows import split_seed
+
+if TYPE_CHECKING:
+    from lead.plan import Plan
+
+
+def check_run(plan: Plan, dataset: str, run: str) -> None:
+    """K, M and N, the rerank source, source files, indexes, measures of a run and all it is made from. LeadError."""
+    path = plan.loaded.datasets[dataset][1]
+    for file in plan.source_files(dataset):
+        if not Path(file).is_file():
+            raise LeadError(f"{path}: key 'source': {file} does not exist; mend the path")
+    for name in plan.ancestors(run):
+        s, row = plan.resolve(dataset, name), plan.rows[name]
+        where = f"{plan.loaded.experiments_path}: run '{name}' on '{dataset}'"
+        source = s.retrieval.rerank_from
+        if source not in plan.runs(kind="de"):
+            raise LeadError(f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder")
+        try:
+            if row.init is not None:
+                pretrained_layers(s.models[row.init])
+        except LeadError as e:
+            raise LeadError(f"{where}: {e}") from None
+        if row.method == "lead" and s.distil.joint != (split_seed(name)[0] in plan.joint()):
+            raise LeadError(f"{where}: distil.joint is switched off in the row's settings, not elsewhere; move it")
+        check_layer_selection(plan, dataset, name)
+        _check_index(plan, dataset, name, s)
+    from lead.evaluation.measures import check_measures
+
+    try:
+        check_measures(plan.resolve(dataset, run).evaluation.measures)
+    except LeadError as e:
+        raise LeadError(f"{path}: run '{run}': {e}") from None
+
+
+def check_layer_selection(plan: Plan, dataset: str, run: str) -> None:
+    """Refuse a LEAD run whose layer selection its teacher and student do not allow. Raises LeadError."""
+    row = plan.rows[run]
+    if row.method != "lead":
+        return
+    n, m = (pretrained_layers(plan.encoder(dataset, str(name))) for name in (row.teacher, row.start))
+    if n is not None and m is not None:
+        try:
+            check_layers(plan.resolve(dataset, run).distil.layers, n, m)
+        except LeadError as e:
+            raise LeadError(f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': {e}") from None
+
+
+def _check_index(plan: Plan, dataset: str, run: str, s: Settings) -> None:
+    """Refuse an index that faiss cannot make, or that would not be the one that evaluation sets share."""
+    r, whole, path = s.retrieval, plan.whole(dataset), plan.loaded.datasets[dataset][1]
+    shared = plan.resolve(whole, run).retrieval.index
+    if r.index != shared:
+        raise LeadError(
+            f"{path}: key 'settings.retrieval.index': vectors and index are those of '{whole}', whose index is "
+            f"{shared}; leave it out here"
+        )
+    searches = plan.rows[run].method != "bm25" and plan.kind(run) == "de"
+    if not searches or (r.index is None and r.index_parameters is None):
+        return
+    from lead.retrieval.engine import check_index
+
+    try:
+        check_index(r.index, r.index_parameters, vector_width(plan.encoder(dataset, run)))
+    except LeadError as e:
+        raise LeadError(f"{path}: run '{run}': {e}") from None

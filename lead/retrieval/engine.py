@@ -1,0 +1,182 @@
+"""What proposes candidates for a search: faiss's exact search, on the CPU or on a GPU, or an approximate index.
+
+faiss only proposes: scores of candidates are computed again in float64 (lead.retrieval.search), so they are exact
+whatever the engine. An exact engine finds the true lists, an approximate one most of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lead.artifacts import check_folder, read_json, sha256
+from lead.errors import LeadError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+INDEX, DESCRIPTION = "index.faiss", "index.json"  # files of an index's folder
+GPU_DEEPEST = 2048  # longest list that faiss makes on a GPU
+WIDTHS = (384, 768, 1024)  # of vectors, where only the hub can tell
+
+log = logging.getLogger("lead")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Proposes passages among the n vectors of a shard.
+
+    propose: (queries [b, d], k) -> products [b, k], rows [b, k], best first; row -1 where fewer are found.
+    """
+
+    propose: Callable[[Floats, int], tuple[Floats, Ints]]
+    exact: bool = True  # whether the k best are proposed, up to rounding in float32
+
+
+# --- faiss -----------------------------------------------------------------------------------------------------------
+def openblas_coretype(flags: Collection[str]) -> str | None:
+    """Name the OpenBLAS kernels for a CPU with these flags (as in /proc/cpuinfo); None leaves the choice to OpenBLAS.
+
+    >>> openblas_coretype(["sse4_2", "avx", "avx2"])
+    'HASWELL'
+    """
+    if {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= set(flags):
+        return "SKYLAKEX"
+    return "HASWELL" if "avx2" in flags else None
+
+
+def _cpu_flags() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return []
+    return next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+
+
+def load_faiss() -> Any:
+    """Import faiss, late because its OpenBLAS reads the environment when it is loaded.
+
+    The OpenBLAS inside the wheel is older than many CPUs and falls back to kernels that are several times slower.
+    """
+    coretype = openblas_coretype(_cpu_flags())
+    if coretype is not None:
+        os.environ.setdefault("OPENBLAS_CORETYPE", coretype)
+    import faiss
+
+    return faiss
+
+
+def reason(error: RuntimeError) -> str:
+    """What an exception of faiss says, in one line, without where in faiss it was raised."""
+    return " ".join(re.sub(r"^Error in .*? at \S+:\d+: ", "", str(error), flags=re.DOTALL).split())
+
+
+# --- exact search ----------------------------------------------------------------------------------------------------
+def exact_engine(passages: Floats, gpu: int | None = None) -> Engine:
+    """All of `passages` [n, d] are compared, on the CPU or on the GPU of this number, which then holds a copy."""
+    faiss = load_faiss()
+
+    def on_cpu(queries: Floats, k: int) -> tuple[Floats, Ints]:
+        # what IndexFlatIP.search calls, without the copy of all passages that an index would hold
+        products, rows = faiss.knn(queries, passages, k, metric=faiss.METRIC_INNER_PRODUCT)
+        return products, rows
+
+    if gpu is None or not len(passages):
+        return Engine(on_cpu)
+    config = faiss.GpuIndexFlatConfig()
+    config.device = gpu
+    index = faiss.GpuIndexFlatIP(_gpu_resources(), passages.shape[1], config)
+    index.add(passages)
+    return Engine(lambda queries, k: index.search(queries, k) if k <= GPU_DEEPEST else on_cpu(queries, k))
+
+
+@cache
+def _gpu_resources() -> Any:
+    """Scratch memory and streams of the GPU that this process searches on."""
+    return load_faiss().StandardGpuResources()
+
+
+def search_gpu(gpu: int) -> int | None:
+    """Number of the GPU to search on, or None for the CPU: no GPU is granted, or faiss was built without.
+
+    Raises LeadError when a GPU is granted but absent.
+    """
+    if gpu == 0:
+        return None
+    from lead.device import device
+
+    chosen = device(gpu).index
+    if not load_faiss().get_num_gpus():
+        log.warning("--gpu %d: this faiss knows no GPU (faiss-cpu, not faiss-gpu): searching on the CPU", gpu)
+        return None
+    return int(chosen)
+
+
+# --- approximate indexes ---------------------------------------------------------------------------------------------
+def make_index(index: str, width: int) -> Any:
+    """An empty faiss index for inner products from an index_factory string. Raises LeadError naming the key."""
+    faiss = load_faiss()
+    try:
+        return faiss.index_factory(width, index, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as e:
+        raise LeadError(
+            f"key 'retrieval.index': faiss makes no '{index}' for vectors of width {width}: {reason(e)}; give an "
+            "index_factory string such as IVF1024,Flat or HNSW32, or null for exact search"
+        ) from e
+
+
+def _set_parameters(made: Any, index: str, parameters: str | None) -> None:
+    try:
+        load_faiss().ParameterSpace().set_index_parameters(made, parameters or "")
+    except RuntimeError as e:
+        raise LeadError(
+            f"key 'retrieval.index_parameters': '{index}' does not take '{parameters}'; give pairs such as nprobe=16 "
+            "(IVF) or efSearch=128 (HNSW), with commas between them"
+        ) from e
+
+
+def check_index(index: str | None, parameters: str | None, width: int | None) -> None:
+    """Refuse an index and its parameters that faiss does not take, before any work. Raises LeadError.
+
+    `width`: of the vectors; None where it is not known, and any usual one will do.
+    """
+    if index is None:
+        if parameters is not None:
+            raise LeadError("key 'retrieval.index_parameters' is read with `retrieval.index` only; leave it out")
+        return
+    for n, one in enumerate(widths := (width,) if width else WIDTHS):
+        try:
+            _set_parameters(make_index(index, one), index, parameters)
+            return
+        except LeadError:
+            if n + 1 == len(widths):
+                raise
+
+
+def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> tuple[Engine, str]:
+    """The engine of an index that `lead index` made of `passages`, and its index_factory string.
+
+    Raises LeadError for a damaged index, one of other vectors, or parameters that it does not take.
+    """
+    description = read_json(check_folder(folder) / DESCRIPTION)
+    if description["passages"] != sha256(passages):
+        raise LeadError(f"{folder} is not the index of {passages}; make it again with lead index")
+    index = load_faiss().read_index(str(folder / INDEX))
+    _set_parameters(index, description["index"], parameters)
+    return Engine(index.search, exact=False), description["index"]
+
+
+def write_index(index: Any, folder: Path, description: dict[str, Any]) -> None:
+    """Write a faiss index and what it was made of into a folder, which lead.artifacts is about to put in place."""
+    load_faiss().write_index(index, str(folder / INDEX))
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,44 @@
+"""An approximate index over the vectors of a shard (`retrieval.index`), where exact search takes too long."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lead.artifacts import atomic_folder, sha256
+from lead.config.stages import IndexSettings
+from lead.errors import LeadError
+from lead.retrieval.engine import load_faiss, make_index, reason, write_index
+from lead.retrieval.search import read_vectors
+
+log = logging.getLogger("lead")
+
+SAMPLE = 1 << 17  # vectors that an index is trained on, at most
+
+
+def index(*, settings: IndexSettings, passages: Path, out: Path) -> None:
+    """Train an index on a sample of a shard's vectors, drawn with the seed, and add all of them.
+
+    Deterministic: one thread adds, for the edges of a graph depend on the order. Memory: the vectors, and the index
+    (which for Flat and HNSW holds them again). Raises LeadError when there are too few vectors to train it.
+    """
+    _, vectors = read_vectors(passages)
+    made = make_index(settings.index, vectors.shape[1])
+    rows = np.arange(len(vectors))
+    if len(rows) > SAMPLE:
+        rows = np.sort(np.random.default_rng(settings.seed).choice(rows, SAMPLE, replace=False))
+    started = time.monotonic()
+    try:
+        made.train(vectors[rows])
+        log.info("%s trained on %s of %s vectors in %.1f s", settings.index, f"{len(rows):,}", f"{len(vectors):,}",
+                 time.monotonic() - started)  # fmt: skip
+        load_faiss().omp_set_num_threads(1)
+        made.add(vectors)
+    except RuntimeError as e:
+        raise LeadError(f"key 'retrieval.index': '{settings.index}' for {passages}: {reason(e)}") from e
+    description = {"index": settings.index, "passages": sha256(passages), "trained_on": len(rows)}
+    with atomic_folder(out) as folder:
+        write_index(made, folder, description)

@@ -1,0 +1,282 @@
+"""Approximate indexes and search on a GPU: scores stay exact, recall is what it says, mistakes are one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from dag.project import empty_project, refusal
+from searching import top_k
+
+from lead.artifacts import read_json, read_table, write_table
+from lead.config.load import load
+from lead.config.stages import EvaluateSettings, IndexSettings, MineSettings, RetrieveSettings
+from lead.evaluation.evaluate import evaluate
+from lead.plan import Plan
+from lead.retrieval import engine
+from lead.retrieval.engine import check_index, exact_engine, load_faiss, search_gpu
+from lead.retrieval.index import index
+from lead.retrieval.mine import mine
+from lead.retrieval.search import recall, retrieve, search, search_files, write_vectors
+
+N, DEPTH = 2000, 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Vectors of 2,000 passages in 40 clusters, in two shards and whole, and of 30 queries."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((40, 16), dtype=np.float32) * 2
+    vectors = centres[rng.integers(40, size=N)] + rng.standard_normal((N, 16), dtype=np.float32)
+    ids = [f"p{i}" for i in range(N)]
+    for name, part in (("whole", slice(None)), ("1", slice(0, 900)), ("2", slice(900, None))):
+        write_vectors(ids[part], vectors[part], folder / f"{name}.parquet")
+    queries = centres[rng.integers(40, size=30)] + rng.standard_normal((30, 16), dtype=np.float32)
+    write_vectors([f"q{i}" for i in range(30)], queries, folder / "queries.parquet")
+    return folder
+
+
+def build(folder: Path, shards: list[Path], factory: str) -> list[Path]:
+    """An index of each shard."""
+    out = [folder / f"index.{shard.stem}" for shard in shards]
+    for shard, to in zip(shards, out, strict=True):
+        index(settings=IndexSettings(index=factory), passages=shard, out=to)
+    return out
+
+
+def lists(table: pa.Table) -> dict[str, dict[str, float]]:
+    """Score by pid by qid."""
+    found: dict[str, dict[str, float]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["qid"], {})[row["pid"]] = row["score"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("factory", "few", "all_"),
+    [
+        ("IVF16,Flat", "nprobe=1", "nprobe=16"),
+        ("IVF16,SQ8", None, "nprobe=16"),
+        ("HNSW32", "efSearch=1", "efSearch=2000"),
+    ],
+)
+@pytest.mark.parametrize("shards", [["whole"], ["1", "2"]])
+def test_recall_is_what_it_says_and_scores_are_exact(
+    tmp_path: Path, folder: Path, factory: str, few: str | None, all_: str, shards: list[str]
+) -> None:
+    files, queries = [folder / f"{name}.parquet" for name in shards], [folder / "queries.parquet"]
+    indexes = build(tmp_path, files, factory)
+    truth = lists(pa.concat_tables(search_files(files, queries, DEPTH)[0]))
+    everything = lists(pa.concat_tables(search_files(files, queries, N)[0]))
+    recalls = []
+    for parameters in (few, all_):
+        tables, about = search_files(files, queries, DEPTH, indexes, parameters)
+        table = pa.concat_tables(tables)
+        found = lists(table)
+        assert all(found[q][p] == everything[q][p] for q in found for p in found[q])  # to the last bit
+        for q in found:
+            ranked = [r for r in table.to_pylist() if r["qid"] == q]
+            assert [r["rank"] for r in ranked] == list(range(1, len(ranked) + 1))
+            assert [r["score"] for r in ranked] == sorted((r["score"] for r in ranked), reverse=True)
+        share = np.mean([len(found[q].keys() & truth[q].keys()) / DEPTH for q in truth])
+        assert about is not None
+        assert about["recall"][str(DEPTH)] == pytest.approx(share, abs=1e-4)
+        assert (about["index"], about["parameters"], about["queries"]) == (factory, parameters, 30)
+        recalls.append(about["recall"][str(DEPTH)])
+    assert recalls[0] < recalls[1] > 0.97
+
+
+def test_recall_of_lists_that_are_short_or_empty() -> None:
+    truth = np.array([[1, 2, 3], [4, 5, 6]])
+    assert recall(np.array([[3, 1, -1], [-1, -1, -1]]), truth) == {"queries": 2, "recall": {"3": 0.3333}}
+    assert recall(truth, truth)["recall"] == {"3": 1.0}
+    assert recall(truth[:0], truth[:0]) == {"queries": 0, "recall": {"3": None}}
+    wide = np.arange(200)[None]
+    assert recall(wide[:, ::-1], wide)["recall"] == {"10": 0.0, "100": 0.0, "200": 1.0}
+
+
+def test_an_index_is_the_same_bytes_whatever_the_threads(tmp_path: Path, folder: Path) -> None:
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    try:
+        for factory in ("IVF16,Flat", "HNSW8"):
+            sums = []
+            for threads in (1, 2):
+                faiss.omp_set_num_threads(threads)
+                (made,) = build(tmp_path / f"{threads}", [folder / "whole.parquet"], factory)
+                sums.append(read_json(made / "manifest.json"))
+            assert sums[0] == sums[1], factory
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def test_recall_goes_into_the_list_and_the_result(tmp_path: Path, folder: Path) -> None:
+    files = [folder / "1.parquet", folder / "2.parquet"]
+    common: dict[str, Any] = {"passages": files, "queries": folder / "queries.parquet", "gpu": 0}
+    write_table(pa.table({"qid": ["q0"], "pid": ["p0"], "rel": [1]}), tmp_path / "qrels.parquet", "qrels")
+    for name, indexes in (("exact", None), ("approximate", build(tmp_path, files, "IVF8,Flat"))):
+        settings = RetrieveSettings(depth=DEPTH, index_parameters=indexes and "nprobe=2")
+        retrieve(settings=settings, index=indexes, out=tmp_path / f"{name}.parquet", **common)
+        evaluate(settings=EvaluateSettings(), ranked=tmp_path / f"{name}.parquet", qrels=tmp_path / "qrels.parquet",
+                 out=tmp_path / f"{name}.json", per_query=tmp_path / "pq.parquet", trec=None)  # fmt: skip
+    assert "search" not in read_json(tmp_path / "exact.json")
+    said = read_json(tmp_path / "approximate.json")["search"]
+    assert (said["index"], said["parameters"], said["queries"]) == ("IVF8,Flat", "nprobe=2", 30)
+    assert set(said["recall"]) == {"10", "20"} and 0.3 < said["recall"]["20"] < 1
+
+
+def test_mining_goes_through_the_same_index(tmp_path: Path, folder: Path) -> None:
+    files, queries = [folder / "whole.parquet"], [folder / "queries.parquet"]
+    indexes = build(tmp_path, files, "IVF16,Flat")
+    write_table(pa.table({"qid": ["q0"], "pid": ["p0"], "rel": [1]}), tmp_path / "qrels.parquet", "qrels")
+    mine(settings=MineSettings(mine_depth=DEPTH, index_parameters="nprobe=3"), passages=files, queries=queries, gpu=0,
+         qrels=[tmp_path / "qrels.parquet"], index=indexes, out=tmp_path / "n.parquet")  # fmt: skip
+    want = pa.concat_tables(search_files(files, queries, DEPTH + 1, indexes, "nprobe=3")[0]).to_pylist()
+    kept = [(r["qid"], r["pid"]) for r in want if (r["qid"], r["pid"]) != ("q0", "p0")]
+    got = read_table(tmp_path / "n.parquet", "ranked").to_pylist()
+    assert {(r["qid"], r["pid"]) for r in got} <= set(kept) and len(got) == 30 * DEPTH
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+def test_an_index_of_other_vectors_or_a_damaged_one_is_refused(tmp_path: Path, folder: Path) -> None:
+    queries = [folder / "queries.parquet"]
+    (of_first,) = build(tmp_path, [folder / "1.parquet"], "IVF8,Flat")
+    said = refusal(lambda: search_files([folder / "2.parquet"], queries, 1, [of_first]))
+    assert "index.1 is not the index of" in said
+    assert "2 indexes for 1 shards" in refusal(lambda: search_files([folder / "1.parquet"], queries, 1, [of_first] * 2))
+    said = refusal(lambda: search_files([folder / "1.parquet"], queries, 1, [of_first], "efSearch=3"))
+    assert "'retrieval.index_parameters': 'IVF8,Flat' does not take 'efSearch=3'" in said
+    file = of_first / "index.faiss"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert "damaged (checksum)" in refusal(lambda: search_files([folder / "1.parquet"], queries, 1, [of_first]))
+
+
+def test_too_few_vectors_to_train_an_index(tmp_path: Path, folder: Path) -> None:
+    settings = IndexSettings(index="IVF1500,Flat")
+    said = refusal(lambda: index(settings=settings, passages=folder / "1.parquet", out=tmp_path / "i"))
+    assert "'retrieval.index': 'IVF1500,Flat'" in said and "training points" in said
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "width", "says"),
+    [
+        ("IVF64,PQ", None, 64, "'retrieval.index': faiss makes no 'IVF64,PQ' .* could not parse"),
+        ("PQ7", None, 64, "'retrieval.index': faiss makes no 'PQ7' for vectors of width 64: .* multiple"),
+        ("PQ7", None, None, "'retrieval.index'"),
+        ("HNSW32", "nprobe=3", 64, "'retrieval.index_parameters': 'HNSW32' does not take 'nprobe=3'"),
+        ("IVF64,Flat", "nprobe", 64, "'retrieval.index_parameters'"),
+        (None, "nprobe=3", 64, "'retrieval.index_parameters' is read with `retrieval.index` only"),
+    ],
+)
+def test_what_faiss_does_not_take_is_one_line(
+    factory: str | None, parameters: str | None, width: int | None, says: str
+) -> None:
+    assert re.search(says, refusal(lambda: check_index(factory, parameters, width)))
+
+
+def test_what_faiss_takes_passes() -> None:
+    for factory, parameters in ((None, None), ("IVF64,PQ16", "nprobe=8"), ("HNSW32", "efSearch=64"), ("PQ96", None)):
+        check_index(factory, parameters, None)
+
+
+def plan(folder: Path, **retrieval: Any) -> Plan:
+    return Plan(load(folder / "config.yaml", {"settings": {"retrieval": retrieval}}))
+
+
+def test_the_plan_refuses_before_any_work_and_knows_the_indexes(tmp_path: Path) -> None:
+    config = empty_project(tmp_path)
+    (tmp_path / "model/config.json").write_text(json.dumps({"num_hidden_layers": 4, "hidden_size": 32}))
+    for bad, says in (({"index": "PQ7"}, "width 32"), ({"index_parameters": "nprobe=2"}, "index_parameters")):
+        said = refusal(lambda bad=bad: plan(config, **bad).check("tiny", "lead_cb"))
+        assert "tiny.yaml: run 'lead_cb': key 'retrieval." in said and says in said
+    made = plan(config, index="IVF8,Flat", index_parameters="nprobe=2")
+    made.check("tiny", "lead_cb")
+    assert made.indexes("tiny", "lead_cb") == ["all results/tiny/embeddings/lead_cb/index"]
+    assert made.stages("tiny", "lead_cb") == ["distil", "encode", "index", "retrieve", "evaluate"]
+    assert made.settings("index", "tiny", "lead_cb") == {"index": "IVF8,Flat", "seed": 1}
+    assert made.settings("retrieve", "tiny", "lead_cb")["index_parameters"] == "nprobe=2"
+    made_by = made.settings("evaluate", "tiny", "lead_cb")["made_by"]["settings"]
+    assert {"miner.index", "lead_cb.index"} <= set(made_by)
+    assert plan(config).indexes("tiny", "lead_cb") == []
+
+
+def test_an_evaluation_set_has_the_index_of_its_collection(tmp_path: Path) -> None:
+    config = empty_project(tmp_path)
+    (tmp_path / "model/config.json").write_text(json.dumps({"num_hidden_layers": 4, "hidden_size": 32}))
+    test = "{queries: ../../data/queries.test.jsonl, qrels: ../../data/test.tsv}"
+    extra = config / "datasets" / "extra.yaml"
+    source = f"source: {{kind: evaluation, of: tiny, test: {test}}}\n"
+    extra.write_text(source)
+    assert plan(config, index="HNSW8").indexes("extra", "student") == ["all results/tiny/embeddings/student/index"]
+    extra.write_text(source + "settings: {retrieval: {index: HNSW8}}\n")
+    assert "those of 'tiny', whose index is None" in refusal(lambda: plan(config).check("extra", "student"))
+
+
+# --- GPUs ------------------------------------------------------------------------------------------------------------
+def gpu_faiss(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """faiss with the names of its GPU build, computed on the CPU; returns the depths it was asked for."""
+    faiss, asked = load_faiss(), []
+
+    class Flat(faiss.IndexFlatIP):  # type: ignore[misc]
+        def __init__(self, resources: object, width: int, config: Any) -> None:
+            assert resources == "resources" and config.device == 1
+            super().__init__(width)
+
+        def search(self, queries: Any, k: int) -> Any:
+            asked.append(k)
+            return super().search(queries, k)
+
+    monkeypatch.setattr(faiss, "GpuIndexFlatIP", Flat, raising=False)
+    monkeypatch.setattr(faiss, "GpuIndexFlatConfig", SimpleNamespace, raising=False)
+    monkeypatch.setattr(engine, "_gpu_resources", lambda: "resources")
+    return asked
+
+
+def test_a_gpu_proposes_as_the_cpu_does_and_longer_lists_than_it_can_go_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    passages, queries = rng.integers(-2, 3, size=(900, 5)).astype(np.float32), rng.normal(size=(9, 5))
+    queries = queries.astype(np.float32)
+    want = top_k(queries, passages, 30)
+    asked = gpu_faiss(monkeypatch)
+
+    def on_gpu() -> Any:
+        ((_, found, scores),) = search(queries, passages, 30, np.arange(900), exact_engine(passages, 1))
+        return found, scores
+
+    assert all(np.array_equal(a, b) for a, b in zip(on_gpu(), want, strict=True)) and asked
+    monkeypatch.setattr(engine, "GPU_DEEPEST", 0)
+    asked.clear()
+    assert all(np.array_equal(a, b) for a, b in zip(on_gpu(), want, strict=True)) and not asked
+
+
+def test_a_gpu_that_faiss_or_torch_does_not_know(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    import torch
+
+    assert search_gpu(0) is None
+    if not torch.cuda.is_available():
+        assert "--gpu 1: PyTorch sees no GPU" in refusal(lambda: search_gpu(1))
+    monkeypatch.setattr("lead.device.device", lambda gpu: torch.device("cuda", 1))
+    if not load_faiss().get_num_gpus():
+        with caplog.at_level("WARNING", "lead"):
+            assert search_gpu(1) is None
+        assert "searching on the CPU" in caplog.text
+    monkeypatch.setattr(load_faiss(), "get_num_gpus", lambda: 2)
+    assert search_gpu(1) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not load_faiss().get_num_gpus(), reason="no GPU, or a faiss that knows none")
+def test_lists_are_those_of_the_cpu_on_a_real_gpu(folder: Path) -> None:
+    files, queries = [folder / "1.parquet", folder / "2.parquet"], [folder / "queries.parquet"]
+    want, got = (pa.concat_tables(search_files(files, queries, DEPTH, gpu=gpu)[0]) for gpu in (0, 1))
+    assert got.equals(want)
