@@ -112,7 +112,7 @@ class Plan(Rows):
     def vectors(self, dataset: str, run: str) -> list[str]:
         """Files of the passages' vectors that a run searches, one a shard; evaluation sets share them."""
         whole, run = self.whole(dataset), self.rows[run].passages or run
-        n = self.loaded.datasets[whole][0].shards
+        n = self.shards(dataset)
         names = [f".{i}of{n}" for i in range(1, n + 1)] if n > 1 else [""]
         return [f"{self.results}/{whole}/embeddings/{run}/passages{name}.parquet" for name in names]
 
@@ -125,6 +125,10 @@ class Plan(Rows):
         if self.resolve(self.whole(dataset), run).retrieval.index is None:
             return []
         return [re.sub(r"/passages([^/]*)\.parquet$", r"/index\1", file) for file in self.vectors(dataset, run)]
+
+    def shards(self, dataset: str) -> int:
+        """Parts that the corpus is encoded and searched in."""
+        return self.loaded.datasets[self.whole(dataset)][0].shards
 
     def gpus(self, dataset: str) -> int:
         """GPUs that a training job asks for."""

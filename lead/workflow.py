@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from lead.config.load import load, parse_yaml
 from lead.errors import LeadError
@@ -56,6 +56,63 @@ def slices(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
         return one_line(lambda w: plan.settings_json(stage, w.dataset, w.get("run"), w.get("shard", "")))
 
     return settings
+
+
+class Memory(NamedTuple):
+    """MB that a stage takes at most: its process, and so much for each MB of some inputs."""
+
+    base: int
+    whole: dict[str, float] = {}  # of inputs that are in memory as a whole
+    shard: dict[str, float] = {}  # of inputs of which one shard is at a time
+    ranks: bool = False  # all of it once for each rank
+
+
+# From peaks that were measured (docs/scale.md) and what a row takes: files are compressed, tables in memory are not.
+MEMORY = {
+    "prepare": Memory(3000, {"sources": 0.3, "corpus": 1}),
+    "bm25": Memory(2000, {"corpus": 10, "queries": 20}),
+    "train": Memory(5000, {"corpus": 5, "queries": 5, "negatives": 14}, ranks=True),
+    "distil": Memory(7000, {"corpus": 5, "queries": 5, "negatives": 14}, ranks=True),
+    "encode_passages": Memory(4000, shard={"texts": 30}),  # 768 floats a text of 140 bytes
+    "encode_queries": Memory(4000, {"texts": 130}),
+    "index": Memory(2000, {"vectors": 6}),
+    "mine": Memory(2000, {"passages": 0.05, "queries": 10}, {"passages": 4, "indexes": 1.2}),
+    "retrieve": Memory(2000, {"passages": 0.05, "queries": 45}, {"passages": 4, "indexes": 1.2}),
+    "denoise": Memory(8000, {"corpus": 5, "negatives": 20}),
+    "rerank": Memory(8000, {"corpus": 5, "ranked": 25}),
+    "evaluate": Memory(3000, {"ranked": 20, "qrels": 20}),
+    "tables": Memory(4000),
+}
+
+
+def memories(plan: Plan) -> Callable[[str], Callable[..., int]]:
+    """`memory("mine")`: the resource function of a stage's `mem_mb`, from the sizes of its inputs, times the attempt.
+
+    Where an input does not exist yet, as in a dry run, Snakemake shows <TBD> and asks again before the job starts.
+    """
+
+    def memory(stage: str) -> Callable[..., int]:
+        of = MEMORY[stage]
+
+        def mem_mb(wildcards: Any, input: Any, attempt: int) -> int:
+            def size(name: str) -> float:
+                paths = input.get(name, [])
+                return sum(map(_size, [paths] if isinstance(paths, str) else paths)) / 1e6
+
+            shards = plan.shards(wildcards.dataset)
+            mb = of.base + sum(factor * size(name) for name, factor in of.whole.items())
+            mb += sum(factor * size(name) / shards for name, factor in of.shard.items())
+            return round(mb * attempt * (plan.gpus(wildcards.dataset) if of.ranks else 1))
+
+        return mem_mb
+
+    return memory
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, or of all in a folder. Raises FileNotFoundError."""
+    size = os.path.getsize(path)
+    return sum(p.stat().st_size for p in Path(path).rglob("*")) if os.path.isdir(path) else size
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ rule bm25:
         dataset=exactly(plan.collections()),
     threads: 2
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=memory("bm25"),
         runtime=lambda w, attempt: 240 * attempt,
         gpu=0,
     params:
@@ -43,7 +43,7 @@ rule bm25_evaluation:
         dataset=exactly(plan.evaluations()),
     threads: 2
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=memory("bm25"),
         runtime=lambda w, attempt: 240 * attempt,
         gpu=0,
     params:

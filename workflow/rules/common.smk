@@ -3,10 +3,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from lead.workflow import exactly, load_plan, one_line, one_of, option, slices
+from lead.workflow import exactly, load_plan, memories, one_line, one_of, option, slices
 
 plan = load_plan(workflow)
 settings = slices(plan)
+memory = memories(plan)
 
 RESULTS = plan.results
 DATA = f"{RESULTS}/{{dataset}}/data"

@@ -1,7 +1,7 @@
 # Raw text to Parquet: corpus, queries and judgements of train, dev and test.
 rule prepare:
     input:
-        one_line(lambda w: plan.source_files(w.dataset)),
+        sources=one_line(lambda w: plan.source_files(w.dataset)),
     output:
         corpus=f"{DATA}/corpus.parquet",
         queries=expand(f"{DATA}/queries.{{split}}.parquet", split=["train", "dev", "test"], allow_missing=True),
@@ -15,7 +15,7 @@ rule prepare:
         dataset=exactly(plan.collections()),
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=memory("prepare"),
         runtime=lambda w, attempt: 120 * attempt,
         gpu=0,
     params:
@@ -31,7 +31,7 @@ rule prepare:
 # More evaluation queries of a collection: corpus, models, embeddings and index are that one's.
 use rule prepare as prepare_evaluation with:
     input:
-        one_line(lambda w: plan.source_files(w.dataset)),
+        sources=one_line(lambda w: plan.source_files(w.dataset)),
         corpus=one_line(lambda w: plan.corpus(w.dataset)),
     output:
         queries=f"{DATA}/queries.test.parquet",

@@ -21,7 +21,7 @@ rule distil:
     retries: 3
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: 16000 * attempt,
+        mem_mb=memory("distil"),
         runtime=lambda w, attempt: 1440 * attempt,
         gpu=lambda w: plan.gpus(w.dataset),
     params:

@@ -14,7 +14,7 @@ rule evaluate:
         run=one_of(plan.runs()),
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=memory("evaluate"),
         runtime=lambda w, attempt: 60 * attempt,
         gpu=0,
     params:

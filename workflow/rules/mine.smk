@@ -13,7 +13,7 @@ rule encode_passages:
         shard=r"|\.\d+of\d+",
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=memory("encode_passages"),
         runtime=lambda w, attempt: 720 * attempt,
         gpu=1,
     params:
@@ -35,6 +35,10 @@ use rule encode_passages as encode_queries with:
         f"{RESULTS}/{{dataset}}/logs/encode.{{run}}.queries.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/encode.{{run}}.queries.{{split}}.tsv"
+    resources:
+        mem_mb=memory("encode_queries"),
+        runtime=lambda w, attempt: 120 * attempt,
+        gpu=1,
     message:
         "{wildcards.dataset}: encoding {wildcards.split} queries with {wildcards.run}"
 
@@ -42,7 +46,7 @@ use rule encode_passages as encode_queries with:
 # Approximate search (`retrieval.index`), one index a shard; without the key there is none, and search is exact.
 rule index:
     input:
-        f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages{{shard}}.parquet",
+        vectors=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages{{shard}}.parquet",
     output:
         directory(f"{RESULTS}/{{dataset}}/embeddings/{{run}}/index{{shard}}"),
     log:
@@ -54,7 +58,7 @@ rule index:
         shard=r"|\.\d+of\d+",
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=memory("index"),
         runtime=lambda w, attempt: 240 * attempt,
         gpu=0,
     params:
@@ -62,7 +66,7 @@ rule index:
     message:
         "{wildcards.dataset}: indexing the vectors{wildcards.shard} of {wildcards.run}"
     shell:
-        "lead index --passages {input:q} --out {output:q}"
+        "lead index --passages {input.vectors:q} --out {output:q}"
         " --settings {params.settings:q} --threads {threads} --log {log:q}"
 
 
@@ -86,7 +90,7 @@ rule mine:
         run=one_of(plan.runs(kind="de")),
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=memory("mine"),
         runtime=lambda w, attempt: 240 * attempt,
         gpu=1,
     params:
@@ -117,7 +121,7 @@ rule denoise:
         by=one_of(plan.reranking()),
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: 12000 * attempt,
+        mem_mb=memory("denoise"),
         runtime=lambda w, attempt: 720 * attempt,
         gpu=1,
     params:

@@ -14,7 +14,7 @@ rule retrieve:
         run=one_of(plan.runs(kind="de")),
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=memory("retrieve"),
         runtime=lambda w, attempt: 240 * attempt,
         gpu=1,
     params:
@@ -43,7 +43,7 @@ rule rerank:
         run=one_of(plan.reranking()),
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: 12000 * attempt,
+        mem_mb=memory("rerank"),
         runtime=lambda w, attempt: 720 * attempt,
         gpu=1,
     params:

@@ -9,7 +9,7 @@ rule tables:
         f"{RESULTS}/{{dataset}}/logs/tables.log",
     threads: 1
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=memory("tables"),
         runtime=lambda w, attempt: 60 * attempt,
         gpu=0,
     params:

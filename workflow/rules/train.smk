@@ -21,7 +21,7 @@ rule train:
     retries: 3
     threads: 8
     resources:
-        mem_mb=lambda w, attempt: 12000 * attempt,
+        mem_mb=memory("train"),
         runtime=lambda w, attempt: 1440 * attempt,
         gpu=lambda w: plan.gpus(w.dataset),
     params:

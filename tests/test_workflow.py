@@ -1,0 +1,86 @@
+"""What the rules ask of the package: memory by the size of inputs, and options for the shell."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import UserDict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dag.project import ROOT, empty_project, replace
+
+from lead.config.load import load
+from lead.plan import Plan
+from lead.workflow import MEMORY, memories, option
+
+RULES = "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "workflow/rules").glob("*.smk")))
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Any:
+    config = empty_project(tmp_path)
+    replace(config / "datasets/tiny.yaml", "preset: tiny", "preset: tiny\nshards: 4\ngpus: 3")
+    of_stage = memories(Plan(load(config / "config.yaml")))
+    wildcards = SimpleNamespace(dataset="tiny")
+    return lambda stage, attempt=1, **inputs: of_stage(stage)(wildcards, input=UserDict(inputs), attempt=attempt)
+
+
+def sized(path: Path, mb: float) -> str:
+    with path.open("wb") as file:
+        file.truncate(int(mb * 1e6))
+    return str(path)
+
+
+def test_memory_grows_with_the_inputs_the_attempt_and_the_ranks(memory: Any, tmp_path: Path) -> None:
+    corpus, negatives = sized(tmp_path / "corpus", 100), sized(tmp_path / "negatives", 10)
+    assert memory("train", corpus=corpus, negatives=negatives) == 3 * (5000 + 5 * 100 + 14 * 10)
+    assert memory("train", 2, corpus=corpus, negatives=negatives) == 2 * 3 * (5000 + 5 * 100 + 14 * 10)
+    assert memory("encode_passages", texts=corpus) == 4000 + 30 * 100 / 4  # of one shard
+    assert memory("encode_queries", texts=corpus) == 4000 + 130 * 100
+    assert memory("tables") == 4000
+
+
+def test_one_shard_of_vectors_is_in_memory_at_a_time_and_its_index(memory: Any, tmp_path: Path) -> None:
+    shards = [sized(tmp_path / f"{i}", 40) for i in range(4)]
+    queries = [sized(tmp_path / "q", 2)]
+    exact = memory("mine", passages=shards, queries=queries, indexes=[])
+    assert exact == 2000 + 0.05 * 160 + 10 * 2 + 4 * 40
+    folders = [tmp_path / f"index{i}" for i in range(4)]
+    for folder in folders:
+        folder.mkdir()
+        sized(folder / "index.faiss", 50)
+    more = memory("mine", passages=shards, queries=queries, indexes=list(map(str, folders))) - exact
+    assert more == pytest.approx(1.2 * 50, abs=1)
+
+
+def test_what_does_not_exist_yet_is_left_to_snakemake(memory: Any, tmp_path: Path) -> None:
+    """It knows FileNotFoundError of an input for `to be determined`."""
+    with pytest.raises(FileNotFoundError) as error:
+        memory("encode_queries", texts=str(tmp_path / "nothing"))
+    assert error.value.filename == str(tmp_path / "nothing")
+
+
+def test_every_rule_has_a_bound_by_named_inputs_and_the_gpus_that_its_stage_takes() -> None:
+    rules = re.findall(
+        r"^(?:use rule [^\n]+ as )?(?:rule )?(\w+)(?: with)?:\n(.*?)(?=^\S|\Z)", RULES, re.DOTALL | re.MULTILINE
+    )
+    seen = set()
+    for name, body in rules:
+        for stage in re.findall(r'mem_mb=memory\("(\w+)"\)', body):
+            seen.add(stage)
+            for given in {*MEMORY[stage].whole, *MEMORY[stage].shard} - {"corpus", "queries"}:
+                assert re.search(rf"^        {given}=", body, re.MULTILINE), (name, given)
+        if "shell:" in body:
+            assert 'memory("' in body, name
+            # a stage that can use a GPU is told how many it was granted; no other asks for any
+            assert ("--gpu {resources.gpu}" in body) == ("gpu=0" not in body), name
+    assert seen == set(MEMORY)
+
+
+def test_options_of_paths_with_blanks() -> None:
+    assert option("start", "") == option("start", []) == option("start", None) == ""
+    assert shlex.split(option("start", "a b")) == ["--start", "a b"]
+    assert shlex.split(option("index", ["a b", "c"])) == ["--index", "a b", "c"]
