@@ -185,7 +185,9 @@ def open_table(path: str | Path) -> pq.ParquetFile:
         raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
 
 
-def read_rows(file: pq.ParquetFile, start: int, stop: int, size: int) -> Iterator[pa.Table]:
+def read_rows(
+    file: pq.ParquetFile, start: int, stop: int, size: int, columns: list[str] | None = None
+) -> Iterator[pa.Table]:
     """Rows [start, stop) as tables of `size` rows; no row group outside is read. Raises LeadError for damage."""
     first, groups = 0, []
     for group in range(file.num_row_groups):
@@ -196,7 +198,7 @@ def read_rows(file: pq.ParquetFile, start: int, stop: int, size: int) -> Iterato
     waiting: list[pa.Table] = []
     try:
         for group, low, high in groups:
-            waiting.append(file.read_row_group(group).slice(low, high - low))
+            waiting.append(file.read_row_group(group, columns).slice(low, high - low))
             while sum(map(len, waiting)) >= size:
                 table = pa.concat_tables(waiting)
                 yield table.slice(0, size)
@@ -206,6 +208,18 @@ def read_rows(file: pq.ParquetFile, start: int, stop: int, size: int) -> Iterato
     rest = pa.concat_tables(waiting) if waiting else None
     if rest is not None and len(rest):
         yield rest
+
+
+def shard_rows(n: int, shard: str | None) -> tuple[int, int]:
+    """First row and the row after the last of a shard of n rows.
+
+    >>> shard_rows(10, "1of3"), shard_rows(10, "3of3"), shard_rows(10, None)
+    ((0, 3), (6, 10), (0, 10))
+    """
+    i, of = map(int, (shard or "1of1").split("of"))
+    if i > of:
+        raise LeadError(f"settings.shard: '{shard}' is not one of {of} shards")
+    return (i - 1) * n // of, i * n // of
 
 
 def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:

@@ -88,11 +88,22 @@ STAGES: dict[str, Stage] = {
         gpu=True,
         ranks=True,
     ),
+    "tokenize": Stage(
+        "Tokenize passages once, for every dual encoder with the same tokenizer and length.",
+        "lead.data.tokens:tokenize",
+        "TokenizeSettings",
+        inputs={"texts": CORPUS},
+        outputs={"out": "folder of the store of token ids (safetensors)"},
+    ),
     "encode": Stage(
         "Encode passages or queries with a dual encoder.",
         "lead.retrieval.encode:encode",
         "EncodeSettings",
-        inputs={"model": "dual encoder's model folder", "texts": "Parquet: pid, text or qid, text"},
+        inputs={
+            "model": "dual encoder's model folder",
+            "texts": "Parquet: pid, text or qid, text",
+            "tokens?": "store of the texts' token ids, made by tokenize with the same shard",
+        },
         outputs={"out": "vectors (Parquet: id, vector)"},
         gpu=True,
     ),

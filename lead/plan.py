@@ -13,7 +13,7 @@ from typing import Any
 from lead.checks import check_layer_selection, check_run
 from lead.config.load import Loaded, merge, source_paths, validate
 from lead.config.schema import EvaluationSource, FilesSource, ModelRef, Settings, SplitFiles, Train
-from lead.errors import LeadError, nearest
+from lead.errors import LeadError, Named, nearest
 from lead.rows import TRAINING, Rows, seeded, split_seed
 
 SHARED = ("prepare", "bm25")  # stages of a dataset, not of a run
@@ -142,12 +142,16 @@ class Plan(Rows):
 
     def encoder(self, dataset: str, run: str) -> ModelRef:
         """The pretrained encoder that a run's model grew from."""
-        row = self.rows[run]
-        if row.method == "teacher_of":
-            return self.encoder(dataset, str(self.rows[str(row.of)].teacher))
-        return (
-            self.encoder(dataset, str(row.start)) if row.init is None else self.resolve(dataset, run).models[row.init]
-        )
+        models: dict[Any, ModelRef] = self.resolve(dataset, self.origin(run)).models
+        return models[self.root(run)]
+
+    def tokens(self, dataset: str, run: str, shard: str) -> list[str]:
+        """Folder of a shard's token ids for a run's model; none for a corpus in one part, which is tokenized anew."""
+        if self.shards(dataset) == 1:
+            return []
+        length = self.resolve(dataset, self.origin(run)).lengths.passage
+        name = tokens_name(self.encoder(dataset, run).reference, length)
+        return [f"{self.results}/{dataset}/tokens/{name}/passages{shard}"]
 
     def start(self, dataset: str, run: str) -> list[str]:
         """Model folder that training goes on from; none when it starts from a pretrained encoder.
@@ -222,6 +226,8 @@ class Plan(Rows):
 
     def settings(self, stage: str, dataset: str, run: str | None = None) -> dict[str, Any]:
         """The slice of settings that a stage of this run reads: keys of its class in lead.config.stages."""
+        if stage == "tokenize":
+            return self._tokenizer(dataset, str(run))
         if stage in SHARED:  # of the dataset, whatever the run
             run = "bm25" if stage == "bm25" and "bm25" in self.rows else None
         s = self.resolve(dataset, run)
@@ -266,6 +272,17 @@ class Plan(Rows):
             return _json(evaluation=s.evaluation, seed=s.seed) | {"made_by": self._made_by(dataset, run)}
         raise ValueError(f"no stage {stage}")
 
+    def _tokenizer(self, dataset: str, name: str) -> dict[str, Any]:
+        """What `tokens` names so: a tokenizer and the length of passages."""
+        known = {}
+        for run in self.runs(kind="de"):
+            reference, length = (
+                self.encoder(dataset, run).reference,
+                self.resolve(dataset, self.origin(run)).lengths.passage,
+            )
+            known[tokens_name(reference, length)] = {"reference": reference, "length": length}
+        return Named("tokenizer", f"the runs on {dataset}", known)[name]
+
     def _searching(self, s: Settings) -> dict[str, Any]:
         """What a search reads of an approximate index's settings; nothing when it is exact."""
         return {} if s.retrieval.index is None else {"index_parameters": s.retrieval.index_parameters}
@@ -299,8 +316,8 @@ class Plan(Rows):
         return facts if len(lists) == 1 else {**facts, "rerank_from": lists[1]}
 
     def settings_json(self, stage: str, dataset: str, run: str | None = None, shard: str = "") -> str:
-        """`settings` as JSON with sorted keys, for the command line; `shard`: such as `.3of16`, of `encode`."""
-        part = {"shard": shard[1:]} if shard and stage == "encode" else {}
+        """`settings` as JSON with sorted keys, for the command line; `shard`: such as `.3of16`."""
+        part = {"shard": shard[1:]} if shard and stage in ("tokenize", "encode") else {}
         return json.dumps(self.settings(stage, dataset, run) | part, sort_keys=True)
 
     def stages(self, dataset: str, run: str) -> list[str]:
@@ -323,6 +340,15 @@ class Plan(Rows):
         lines += ["runs:"] + [f"  {name:<16} {row.about}" for name, row in self.rows.items()]
         lines += ["", f"make one with: snakemake --cores 2 -- {self.results}/DATASET/RUN.json"]
         return "\n".join(lines)
+
+
+def tokens_name(reference: str, length: int) -> str:
+    """The name of a store of token ids.
+
+    >>> tokens_name("hub:Luyu/co-condenser-marco", 144)
+    'hub_Luyu_co-condenser-marco-144'
+    """
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", reference) + f"-{length}"
 
 
 def _json(**parts: Any) -> dict[str, Any]:

@@ -95,12 +95,16 @@ class Rows:
             return self.kind(str(self.rows[str(row.of)].teacher))
         return row.kind if row.init is not None else self.kind(str(row.start))
 
-    def root(self, run: str) -> str:
-        """Which of `models` the run's model grew from: `teacher` or `student`."""
+    def origin(self, run: str) -> str:
+        """The run that trained the pretrained encoder from which this run's model grew."""
         row = self.rows[run]
         if row.method == "teacher_of":
-            return self.root(str(self.rows[str(row.of)].teacher))
-        return row.init or self.root(str(row.start))
+            return self.origin(str(self.rows[str(row.of)].teacher))
+        return run if row.init is not None else self.origin(str(row.start))
+
+    def root(self, run: str) -> str:
+        """Which of `models` the run's model grew from: `teacher` or `student`."""
+        return str(self.rows[self.origin(run)].init)
 
     def ancestors(self, run: str) -> list[str]:
         """A run and every run that it is made from, itself first."""

@@ -12,7 +12,7 @@ from lead.artifacts import check_folder, read_json, read_table
 from lead.errors import LeadError
 from lead.plan import Plan
 
-FOLDERS = ("models/*/", "embeddings/*/index*/")  # with manifests of checksums
+FOLDERS = ("models/*/", "embeddings/*/index*/", "tokens/*/*/")  # with manifests of checksums
 TOLERANCE = 1e-6  # results are rounded to six digits
 
 

@@ -53,7 +53,8 @@ def slices(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
     """`settings("train")`: the params function of the settings that a stage's job reads (a change reruns the job)."""
 
     def settings(stage: str) -> Callable[[Any], str]:
-        return one_line(lambda w: plan.settings_json(stage, w.dataset, w.get("run"), w.get("shard", "")))
+        of = "tokenizer" if stage == "tokenize" else "run"
+        return one_line(lambda w: plan.settings_json(stage, w.dataset, w.get(of), w.get("shard", "")))
 
     return settings
 
@@ -73,6 +74,7 @@ MEMORY = {
     "bm25": Memory(2000, {"corpus": 10, "queries": 20}),
     "train": Memory(5000, {"corpus": 5, "queries": 5, "negatives": 14}, ranks=True),
     "distil": Memory(7000, {"corpus": 5, "queries": 5, "negatives": 14}, ranks=True),
+    "tokenize": Memory(3000, shard={"texts": 3}),
     "encode_passages": Memory(4000, shard={"texts": 30}),  # 768 floats a text of 140 bytes
     "encode_queries": Memory(4000, {"texts": 130}),
     "index": Memory(2000, {"vectors": 6}),

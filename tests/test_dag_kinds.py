@@ -27,6 +27,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collec
         f.write("  lead_ce_teacher: {method: teacher_of, of: lead_ce}\n")
         f.write("  adore: {method: contrastive, start: student, passages: student}\n")
         f.write("  rocketqa: {method: contrastive, start: student, denoise: teacher_ce}\n")
+    fd = "fd_ce: {method: fd, start: student, teacher: teacher_ce"
+    index = "retrieval: {index: 'IVF4,Flat', index_parameters: nprobe=2}"
+    replace(config / "experiments.yaml", f"{fd}}}", f"{fd}, settings: {{{index}}}}}")
     with (config / "presets" / "tiny.yaml").open("a") as f:
         f.write("denoise: {keep_below: 0.5}\n")  # these models know nothing: about half of the negatives stay
     tiny = config / "datasets" / "tiny.yaml"
@@ -69,6 +72,19 @@ def test_the_corpus_is_encoded_in_shards_that_are_jobs_of_their_own(made: Path) 
         assert jobs(made, "--", f"{RESULTS}/embeddings/student/passages.2of3.parquet") == {"encode_passages": 1}
     finally:
         (folder / "away").rename(shard)
+
+
+def test_shards_are_tokenized_once_for_all_models_with_the_same_tokenizer(made: Path) -> None:
+    (store,) = (made / RESULTS / "tokens").iterdir()
+    assert sorted(p.name for p in store.iterdir()) == [f"passages.{i}of3" for i in (1, 2, 3)]
+
+
+def test_a_run_with_an_index_reports_its_recall(made: Path) -> None:
+    search = result(made, RESULTS, "fd_ce")["search"]
+    assert (search["index"], search["parameters"], search["queries"]) == ("IVF4,Flat", "nprobe=2", 12)
+    assert 0.2 < search["recall"]["60"] < 1
+    assert "search" not in result(made, RESULTS, "student")
+    assert not list((made / RESULTS / "embeddings/student").glob("index*"))
 
 
 def test_an_evaluation_set_has_lists_of_its_own_and_shares_the_rest(made: Path) -> None:
@@ -166,5 +182,6 @@ def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_pat
     assert counts["retrieve"] == 6 * len(de) and counts["rerank"] == 6 * (len(runs) - len(de) - 1)
     assert counts["distil_joint"] == 2 * len(joint) and counts["distil"] == 2 * len(plan.frozen())
     assert counts["encode_passages"] == 2 * 16 * len([r for r in de if plan.rows[r].passages is None])
+    assert counts["tokenize"] == 2 * 16 * 2
     assert counts["prepare"] == counts["bm25"] == 2 and counts["prepare_evaluation"] == counts["bm25_evaluation"] == 4
     assert counts["denoise"] == 2

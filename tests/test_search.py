@@ -259,7 +259,7 @@ def test_shards_of_an_encoding_are_the_encoding(tmp_path: Path, tiny_model: Path
         files.append(tmp_path / f"{shard}.parquet")
         module.encode(
             settings=EncodeSettings(shard=shard, precision="fp32", batch_tokens=64), gpu=0, model=tmp_path / "m",
-            texts=tiny_collection / "corpus.parquet", out=files[-1],
+            texts=tiny_collection / "corpus.parquet", tokens=None, out=files[-1],
         )  # fmt: skip
     ids, vectors = read_vectors(files[0])
     parts = [read_vectors(f) for f in files[1:]]

@@ -28,8 +28,8 @@ pytestmark = [
     ),
 ]
 RUN = f"{RESULTS}/lead_cb.json"
-TRAINING = ("train", "distil_joint", "encode_passages", "encode_queries")
-NO_GPU = [f"{rule}:gpu=0" for rule in TRAINING]  # the test cluster's are not there
+ON_GPUS = ("train", "distil_joint", "encode_passages", "encode_queries", "mine", "retrieve")
+NO_GPU = [f"{rule}:gpu=0" for rule in ON_GPUS]  # the test cluster's are not there
 
 
 @pytest.fixture(scope="module")

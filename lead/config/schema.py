@@ -294,13 +294,10 @@ class Retrieval(Strict):
     cross_depth: PositiveInt | None = Field(None, description="passages reranked by CE; null: rerank_depth")
     rerank_from: Name = Field("teacher_de", description="run whose list CB and CE rerank")
     index: str | None = Field(
-        None,
-        min_length=1,
-        description="approximate search through an index of faiss, as its index_factory writes it (IVF1024,Flat; "
-        "HNSW32; ..); null: exact search",
+        None, min_length=1, description="faiss's index_factory string (IVF1024,Flat; HNSW32; ..); null: exact search"
     )
     index_parameters: str | None = Field(
-        None, min_length=1, description="of that index when searching, such as nprobe=16 or efSearch=128; null: faiss's"
+        None, min_length=1, description="of that index when searching: nprobe=16, efSearch=128, ..; null: faiss's"
     )
     fp16: bool = Field(False, description="store embeddings in half precision")
     batch_tokens: PositiveInt = Field(16384, description="padded tokens encoded at a time")
@@ -351,7 +348,7 @@ class Dataset(Strict):
     source: AnySource
     preset: Name = Field("paper", description="a file of config/presets/")
     expect: Expect = Expect()
-    shards: PositiveInt = Field(1, description="parts that the corpus is encoded in, each a job of its own")
+    shards: PositiveInt = Field(1, description="parts that the corpus is encoded in, each a job; several share tokens")
     gpus: PositiveInt = Field(1, description="GPUs that a job that trains asks for; it uses those it is granted")
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"

@@ -68,12 +68,24 @@ class DistilSettings(Strict):
     relevance: PositiveInt = 1
 
 
+Shard = Annotated[
+    Annotated[str, Field(pattern=r"^[1-9][0-9]*of[1-9][0-9]*$")] | None,
+    Field(description="which part of the texts, such as 3of16; null: all"),
+]
+
+
+class TokenizeSettings(Strict):
+    """Read by `lead tokenize`."""
+
+    reference: str = Field(pattern=r"^(hub|path|package):.+", description="pretrained encoder whose tokenizer it is")
+    length: Annotated[int, Field(ge=3)] = Field(144, description="tokens that a passage is cut to")
+    shard: Shard = None
+
+
 class EncodeSettings(Strict):
     """Read by `lead encode`."""
 
-    shard: Annotated[str, Field(pattern=r"^[1-9][0-9]*of[1-9][0-9]*$")] | None = Field(
-        None, description="which part of the texts, such as 3of16; null: all"
-    )
+    shard: Shard = None
     fp16: bool = False
     batch_tokens: PositiveInt = 16384
     precision: Literal["bf16", "fp32"] = "bf16"

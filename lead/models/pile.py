@@ -165,3 +165,16 @@ def load_tokenizer(name: str, reference: str) -> Any:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as e:
         raise LeadError(f"models: cannot load the tokenizer of '{reference}': {str(e).strip().splitlines()[0]}") from e
+
+
+def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
+    """Token ids of each text, cut to `length` tokens; the special tokens at both ends survive the cut."""
+    ids: list[list[int]] = tokenizer(
+        texts,
+        truncation=True,
+        max_length=length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )["input_ids"]
+    return ids

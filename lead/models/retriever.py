@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from lead.errors import LeadError
 from lead.models.features import Candidates, Features, Scores
-from lead.models.pile import Kind, Pile
+from lead.models.pile import Kind, Pile, cut
 from lead.models.scores import inner_product, max_sim, standardise
 
 Side = Literal["query", "passage"]
@@ -36,15 +36,7 @@ class Retriever(Pile):
     # --- texts to tokens ---------------------------------------------------------------------------------------------
     def tokenize(self, side: Side, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, cut to this side's length; both special tokens survive the cut."""
-        limit = getattr(self.lengths, side) - (side in self.markers)
-        ids: list[list[int]] = self.tokenizer(
-            texts,
-            truncation=True,
-            max_length=limit,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
+        ids = cut(self.tokenizer, texts, getattr(self.lengths, side) - (side in self.markers))
         if side in self.markers:
             ids = [[i[0], self.markers[side], *i[1:]] for i in ids]
         if side == "query" and self.kind == "cb" and self.scoring.expand:

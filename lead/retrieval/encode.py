@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, open_table, read_rows
+from lead.artifacts import SCHEMAS, open_table, read_rows, shard_rows
 from lead.config.stages import EncodeSettings
+from lead.data.tokens import Tokens
 from lead.device import device
 from lead.errors import LeadError
 from lead.models.micro import MicroEncoder, micro_batches
@@ -22,7 +24,6 @@ from lead.retrieval.search import write_vectors
 CHUNK = 1 << 18  # texts tokenized and sorted by length at a time
 
 
-@torch.inference_mode()
 def encode_texts(
     model: Retriever, side: Side, texts: list[str], batch_tokens: int, precision: str, what: str
 ) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
@@ -30,21 +31,30 @@ def encode_texts(
 
     x [n, d] for DE; [n, T, d] with mask [n, T] for CB; on the model's device. Memory: one batch.
     """
-    model.eval()
     ids = [i for start in range(0, len(texts), 4096) for i in model.tokenize(side, texts[start : start + 4096])]
+    yield from encode_ids(model, ids, batch_tokens, precision, what)
+
+
+@torch.inference_mode()
+def encode_ids(
+    model: Retriever, ids: Sequence[Any], batch_tokens: int, precision: str, what: str
+) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+    """As `encode_texts`, of texts whose token ids are known."""
+    model.eval()
     encode = MicroEncoder(batch_tokens, precision)
-    with tqdm(total=len(texts), desc=what, disable=None, unit="text") as bar:
+    with tqdm(total=len(ids), desc=what, disable=None, unit="text") as bar:
         for group in micro_batches([len(i) for i in ids], batch_tokens):
             features = encode(model, [ids[i] for i in group], (model.n_layers,), what)
             yield group, model.vectors(features), features.mask
             bar.update(len(group))
 
 
-def encode(*, settings: EncodeSettings, gpu: int, model: Path, texts: Path, out: Path) -> None:
-    """Write the vectors of every text, or of one shard of the texts.
+def encode(*, settings: EncodeSettings, gpu: int, model: Path, texts: Path, tokens: Path | None, out: Path) -> None:
+    """Write the vectors of every text, or of one shard of the texts; `tokens`: the store of their ids, if there is one.
 
-    Memory: the vectors written (4 d bytes a text), and the texts and tokens of `CHUNK` texts. Raises LeadError for
-    ColBERT and CE, whose scores are not inner products of single vectors: rerank with them instead.
+    Memory: the vectors written (4 d bytes a text, once more while they are checked and compressed), and `CHUNK` texts
+    with their tokens. Raises LeadError for a store of other tokens, and for ColBERT and CE, whose scores are not inner
+    products of single vectors: rerank with them instead.
     """
     file = open_table(texts)
     side: Side = "passage" if "pid" in file.schema_arrow.names else "query"
@@ -57,25 +67,17 @@ def encode(*, settings: EncodeSettings, gpu: int, model: Path, texts: Path, out:
     encoder.to(device(gpu))
     start, stop = shard_rows(file.metadata.num_rows, settings.shard)
     vectors = np.zeros((stop - start, encoder.size), np.float32)
+    store = tokens and Tokens(tokens, encoder.tokenizer, getattr(encoder.lengths, side), len(vectors))
     ids: list[str] = []
-    for chunk in read_rows(file, start, stop, CHUNK):
-        part = vectors[len(ids) : len(ids) + len(chunk)]
+    for chunk in read_rows(file, start, stop, CHUNK, file.schema_arrow.names[:1] if store else None):
+        first = len(ids)
         ids += chunk[0].to_pylist()
         done = f" {len(ids):,} of {len(vectors):,}" if len(vectors) > CHUNK else ""
-        for rows, x, _ in encode_texts(
-            encoder, side, chunk["text"].to_pylist(), settings.batch_tokens, settings.precision, f"{side} vectors{done}"
-        ):
-            part[rows] = x.cpu().numpy()
+        how = settings.batch_tokens, settings.precision, f"{side} vectors{done}"
+        if store:
+            batches = encode_ids(encoder, store.rows(first, len(ids)), *how)
+        else:
+            batches = encode_texts(encoder, side, chunk["text"].to_pylist(), *how)
+        for rows, x, _ in batches:
+            vectors[first : len(ids)][rows] = x.cpu().numpy()
     write_vectors(ids, vectors, out, settings.fp16)
-
-
-def shard_rows(n: int, shard: str | None) -> tuple[int, int]:
-    """First row and the row after the last of a shard of n rows.
-
-    >>> shard_rows(10, "1of3"), shard_rows(10, "3of3"), shard_rows(10, None)
-    ((0, 3), (6, 10), (0, 10))
-    """
-    i, of = map(int, (shard or "1of1").split("of"))
-    if i > of:
-        raise LeadError(f"settings.shard: '{shard}' is not one of {of} shards")
-    return (i - 1) * n // of, i * n // of

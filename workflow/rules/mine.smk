@@ -1,8 +1,36 @@
 # Vectors of a dual encoder, and the hard negatives found with them.
+# A corpus in shards is tokenized once for all models with the same tokenizer.
+rule tokenize:
+    input:
+        texts=rules.prepare.output.corpus,
+    output:
+        directory(f"{RESULTS}/{{dataset}}/tokens/{{tokenizer}}/passages{{shard}}"),
+    log:
+        f"{RESULTS}/{{dataset}}/logs/tokenize.{{tokenizer}}{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/tokenize.{{tokenizer}}{{shard}}.tsv"
+    wildcard_constraints:
+        tokenizer="[^/]+",
+        shard=r"|\.\d+of\d+",
+    threads: 8
+    resources:
+        mem_mb=memory("tokenize"),
+        runtime=lambda w, attempt: 120 * attempt,
+        gpu=0,
+    params:
+        settings=settings("tokenize"),
+    message:
+        "{wildcards.dataset}: tokenizing passages{wildcards.shard} for {wildcards.tokenizer}"
+    shell:
+        "lead tokenize --texts {input.texts:q} --out {output:q}"
+        " --settings {params.settings:q} --threads {threads} --log {log:q}"
+
+
 rule encode_passages:
     input:
         model=one_line(lambda w: plan.model(w.dataset, w.run)),
         texts=rules.prepare.output.corpus,
+        tokens=one_line(lambda w: plan.tokens(w.dataset, w.run, w.shard)),
     output:
         f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages{{shard}}.parquet",
     log:
@@ -18,10 +46,11 @@ rule encode_passages:
         gpu=1,
     params:
         settings=settings("encode"),
+        tokens=lambda w, input: option("tokens", input.get("tokens")),
     message:
         "{wildcards.dataset}: encoding passages{wildcards.shard} with {wildcards.run}"
     shell:
-        "lead encode --model {input.model:q} --texts {input.texts:q} --out {output:q}"
+        "lead encode --model {input.model:q} --texts {input.texts:q} {params.tokens} --out {output:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
 
 
