@@ -1,13 +1,15 @@
 """Reading and writing artifacts: outputs appear whole or not at all, damage is noticed on reading.
 
-Tables are Parquet with page checksums (a flipped bit in the data raises when the page is read; the footer has no
-checksum of its own), models are folders with a manifest of SHA-256 sums, results are JSON. Every file is written beside
+Tables are Parquet with page checksums and a seal (lead.seal), models are folders with a manifest of SHA-256 sums,
+results are JSON with a sum of themselves; each carries how it was made (lead.provenance). Everything is written beside
 its final place, flushed to disk, and renamed. The schema of each table is in `SCHEMAS`; docs/artifacts.md explains it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -21,8 +23,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from lead.errors import LeadError
+from lead.provenance import FILE, KEY, current
+from lead.seal import MANIFEST, read_seal, sha256, write_seal
+
+ABOUT = "about"  # key of a table's metadata: what its maker has to say of it, as JSON
 
 SCHEMAS: dict[str, pa.Schema] = {
     # pid is unique; text is what encoders and BM25 see (fields already joined)
@@ -36,8 +43,6 @@ SCHEMAS: dict[str, pa.Schema] = {
     "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
 }
 
-MANIFEST = "manifest.json"
-
 
 def _fsync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
@@ -48,17 +53,62 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def _beside(path: Path, folder: bool) -> Iterator[Path]:
+    """A temporary file or folder beside `path`, locked while it is in use, and gone afterwards.
+
+    What killed processes have left of theirs for the same path, which nobody has locked any more, is removed first.
+    """
+    prefix, suffix = f".{path.name}.", ".tmp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        with contextlib.suppress(OSError), _locked(left):  # a lock that somebody holds, or no locks on this file system
+            _remove(left)
+    if folder:
+        name = tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=path.parent)
+    else:
+        fd, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
+        os.close(fd)
+    temporary = Path(name)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove, temporary)
+        with contextlib.suppress(OSError):
+            stack.enter_context(_locked(temporary))
+        yield temporary
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder; the system gives it back when the process dies. OSError if it is taken."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What the file system refuses, and safetensors' word for it, as a LeadError that names the output."""
+    try:
+        yield
+    except (OSError, SafetensorError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise LeadError(f"cannot write {path}: {' '.join(reason.split())}") from e
+
+
+@contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, which takes its place (fsync, rename) when the block succeeds."""
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as e:
-        raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
-    os.close(fd)
-    temporary = Path(name)
-    try:
+    with _one_line(path), _beside(path, folder=False) as temporary:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -66,10 +116,6 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
-    except OSError as e:
-        raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -80,27 +126,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     check_replaceable(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as e:
-        raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
-    try:
+    with _one_line(path), _beside(path, folder=True) as temporary:
         yield temporary
+        if record := current():
+            (temporary / FILE).write_text(_dumps(record), encoding="utf-8")
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         manifest = {str(p.relative_to(temporary)): sha256(p) for p in files}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         for p in [*files, temporary / MANIFEST, temporary]:
             _fsync(p)
         temporary.chmod(0o755)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        with _beside(path, folder=True) as old:  # a kill leaves the old folder, none, or the new one: never a part
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
         _fsync(path.parent)
-    except OSError as e:
-        raise LeadError(f"cannot write {path}: {e.strerror or e}") from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_replaceable(path: Path) -> None:
@@ -127,40 +167,47 @@ def check_folder(path: str | Path) -> Path:
         file = path / name
         if not file.is_file() or sha256(file) != expected:
             raise LeadError(f"{file} is missing or damaged (checksum); delete {path} and rerun its stage")
+    for file in path.rglob("[!.]*"):
+        if file.is_file() and str(file.relative_to(path)) not in {*manifest, MANIFEST}:
+            raise LeadError(f"{file} was not written by lead with the rest of {path}; move it away")
     return path
 
 
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, or of a folder's manifest (which holds its files' sums), in hex."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / MANIFEST
-    try:
-        with path.open("rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    except OSError as e:
-        raise LeadError(f"cannot read {path}: {e.strerror or e}") from e
-
-
 def write_table(
-    table: pa.Table, path: str | Path, schema: str | None = None, about: dict[str, Any] | None = None, **options: Any
+    table: pa.Table,
+    path: str | Path,
+    schema: str | None = None,
+    row_group_size: int | None = None,
+    about: dict[str, Any] | None = None,
+    **options: Any,
 ) -> None:
     """Write a Parquet table atomically; `schema` names an entry of `SCHEMAS` that it is cast to.
 
-    `about`: what else is to be known of it, kept as JSON in the file's metadata under "lead".
+    `about`: what else is to be known of it, kept as JSON in the file's metadata under `ABOUT`.
     """
     if schema is not None:
         table = table.select(SCHEMAS[schema].names).cast(SCHEMAS[schema])
     if about is not None:
-        table = table.replace_schema_metadata({"lead": json.dumps(about, sort_keys=True)})
-    with atomic_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True, **options)
+        table = table.replace_schema_metadata({ABOUT: json.dumps(about, sort_keys=True)})
+    with atomic_file(path) as temporary, table_writer(temporary, table.schema, **options) as writer:
+        writer.write_table(table, row_group_size)
+
+
+@contextlib.contextmanager
+def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
+    """Writes a Parquet file, with the record of the command that is running and, at the end, its seal."""
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True, **options) as writer:
+        if record := current():
+            writer.add_key_value_metadata({KEY: _dumps(record)})
+        yield writer
+    write_seal(path)
 
 
 def read_table(path: str | Path, schema: str | None = None, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet table, verifying page checksums and, if given, that it has the named schema."""
+    """Read a Parquet table, verifying seal and page checksums and, if given, that it has the named schema."""
     path = Path(path)
     try:
+        read_seal(path)
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
@@ -171,13 +218,23 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
         want = ", ".join(f"{f.name}: {f.type}" for f in SCHEMAS[schema])
         have = ", ".join(f"{f.name}: {f.type}" for f in table.schema)
         raise LeadError(f"{path} is not a {schema} table: it has ({have}), expected ({want})")
-    return table
+    metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != KEY.encode()}
+    return table.replace_schema_metadata(metadata)  # how it was made is not how what is made from it was
 
 
-def open_table(path: str | Path) -> pq.ParquetFile:
+class TableFile(pq.ParquetFile):
+    """A Parquet file that knows its path."""
+
+    path: Path
+
+
+def open_table(path: str | Path) -> TableFile:
     """A Parquet file, to be read row group by row group. Raises LeadError as `read_table` does."""
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True)
+        read_seal(Path(path))
+        file = TableFile(path, page_checksum_verification=True)
+        file.path = Path(path)
+        return file
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
     except (OSError, pa.ArrowException) as e:
@@ -186,7 +243,7 @@ def open_table(path: str | Path) -> pq.ParquetFile:
 
 
 def read_rows(
-    file: pq.ParquetFile, start: int, stop: int, size: int, columns: list[str] | None = None
+    file: TableFile, start: int, stop: int, size: int, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
     """Rows [start, stop) as tables of `size` rows; no row group outside is read. Raises LeadError for damage."""
     first, groups = 0, []
@@ -204,7 +261,8 @@ def read_rows(
                 yield table.slice(0, size)
                 waiting = [table.slice(size)]
     except (OSError, pa.ArrowException) as e:
-        raise LeadError(f"a Parquet file is damaged ({str(e).splitlines()[0]}); delete it and rerun its stage") from e
+        reason = str(e).splitlines()[0]
+        raise LeadError(f"{file.path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
     rest = pa.concat_tables(waiting) if waiting else None
     if rest is not None and len(rest):
         yield rest
@@ -230,17 +288,31 @@ def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64])
     return [column.chunk(chunk)[row].as_py() for chunk, row in places]
 
 
-def write_json(value: Any, path: str | Path) -> None:
-    """Write JSON atomically: sorted keys, so that the same value is the same bytes."""
+def _dumps(value: Any) -> str:
+    """JSON with sorted keys, so that the same value is the same bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _sum(value: Any) -> str:
+    return hashlib.sha256(_dumps(value).encode()).hexdigest()
+
+
+def write_json(value: dict[str, Any], path: str | Path) -> None:
+    """Write JSON atomically, with the record of the command that is running, and a sum of it all under `sha256`."""
+    record = current()
+    value = value if record is None else {**value, "provenance": record}
     with atomic_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(_dumps({**value, "sha256": _sum(value)}), encoding="utf-8")
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises LeadError naming the file when it is missing or damaged."""
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read what `write_json` wrote, without the sum. Raises LeadError naming the file when it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
     except (OSError, ValueError) as e:
         raise LeadError(f"{path} cannot be read as JSON ({e}); delete it and rerun its stage") from e
+    if not isinstance(value, dict) or value.pop("sha256", None) != _sum(value):
+        raise LeadError(f"{path} is not what lead wrote (checksum); delete it and rerun its stage")
+    return value

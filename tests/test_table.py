@@ -113,6 +113,6 @@ def test_other_queries(tmp_path: Path, values: np.ndarray) -> None:
 def test_files_that_are_no_results(tmp_path: Path) -> None:
     with pytest.raises(LeadError, match="does not exist"):
         table([tmp_path / "x.json"], [])
-    write_json([1], tmp_path / "y.json")
+    write_json({"a": 1}, tmp_path / "y.json")
     with pytest.raises(LeadError, match="y.json is not a result"):
         table([tmp_path / "y.json"], [])

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, atomic_file, read_table, write_json, write_table
+from lead.artifacts import SCHEMAS, atomic_file, read_table, table_writer, write_json, write_table
 from lead.config.schema import Checks, EvaluationSource, Expect, FilesSource, IrDatasetsSource, PydocsSource
 from lead.config.stages import PrepareSettings
 from lead.data import files, ir, pydocs
@@ -145,7 +145,7 @@ def _write_corpus(passages: Iterator[pa.RecordBatch], path: Path) -> Corpus:
     """Stream passages into one Parquet file, a row group a batch."""
     ids, texts = array("Q"), array("Q")
     with (
-        pq.ParquetWriter(path, SCHEMAS["corpus"], compression="zstd", write_page_checksum=True) as writer,
+        table_writer(path, SCHEMAS["corpus"]) as writer,
         tqdm(desc="corpus", unit=" passages", disable=None) as bar,
     ):
         for batch in passages:

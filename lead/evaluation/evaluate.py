@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lead import __version__
-from lead.artifacts import atomic_file, read_table, write_json, write_table
+from lead.artifacts import ABOUT, atomic_file, read_table, write_json, write_table
 from lead.config.stages import EvaluateSettings
 from lead.errors import LeadError
 from lead.evaluation.measures import check_measures, parse_measures, provider
@@ -84,7 +84,7 @@ def evaluate(
         "ranked_depth": depth,
         "versions": {"lead": __version__, **_versions()},
     }
-    if about := (lists.schema.metadata or {}).get(b"lead"):
+    if about := (lists.schema.metadata or {}).get(ABOUT.encode()):
         result["search"] = json.loads(about)  # of an approximate index: what it is, and its recall
     columns = {"qid": np.repeat(qids, len(names)), "measure": np.tile(names, len(qids)), "value": values.ravel()}
     table = pa.table(columns).sort_by([("qid", "ascending"), ("measure", "ascending")])

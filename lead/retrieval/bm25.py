@@ -130,6 +130,7 @@ def bm25(
     for table, path in zip(to_mine, queries or [], strict=True):
         check_distinct(table["qid"].to_pylist(), path, seen)
     to_rank = read_table(test_queries, "queries")
+    positives = known_positives(qrels or [], settings.relevance)  # before hours of work, like all that is read
     index = Index(corpus, settings.bm25)
 
     tables = index.rank(to_rank, settings.depth)
@@ -137,7 +138,6 @@ def bm25(
 
     if negatives is None:
         return
-    positives = known_positives(qrels or [], settings.relevance)
     deep = settings.mine_depth + most_positives(positives)
     deep_lists = (lists for table in to_mine for lists in index.rank(table, deep))
     write_negatives(deep_lists, positives, settings.mine_depth, negatives)

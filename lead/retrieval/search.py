@@ -299,4 +299,4 @@ def retrieve(
     Exact without `index`. With it, what it is and its recall go into the metadata of `out`. Memory: as `search_files`.
     """
     tables, about = search_files(passages, [queries], settings.depth, index or [], settings.index_parameters, gpu)
-    write_table(pa.concat_tables([SCHEMAS["ranked"].empty_table(), *tables]), out, "ranked", about)
+    write_table(pa.concat_tables([SCHEMAS["ranked"].empty_table(), *tables]), out, "ranked", about=about)

@@ -1,0 +1,97 @@
+"""How an artifact was made: what every command records, and where it is kept in each kind of artifact.
+
+A record holds `stage`, `settings`, `inputs` (the path as it was given: the sum of its content) and `code`. It is in a
+Parquet file's metadata under the key `lead`, in a folder's made_by.json, in a JSON file under `provenance`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lead
+from lead.errors import LeadError
+from lead.seal import identity, sha256
+
+Record = dict[str, Any]
+KEY = "lead"  # of a Parquet file's metadata
+FILE = "made_by.json"  # of a folder
+_records: list[Record] = []  # of the command that is running, if there is one
+
+
+@contextlib.contextmanager
+def made_by(record: Record) -> Iterator[None]:
+    """What is written inside the block carries `record`."""
+    _records.append(record)
+    try:
+        yield
+    finally:
+        _records.pop()
+
+
+def current() -> Record | None:
+    """The record of the command that is running; None where functions are called by themselves."""
+    return _records[-1] if _records else None
+
+
+def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
+    """The record of a stage with these checked settings and input paths.
+
+    Sources and pretrained weights, which settings name, are inputs too; what a result tells of its making (`made_by`)
+    is in the result and not repeated here. An input that cannot be read is left out: the stage says more about it.
+    """
+    inputs = {}
+    for path in [*paths, *named_files(settings)]:
+        with contextlib.suppress(LeadError):
+            inputs[str(path)] = identity(path)
+    reference = getattr(getattr(settings, "model", None), "reference", None)
+    with contextlib.suppress(LeadError):
+        if reference is not None and (weights := pretrained(reference)) is not None:
+            inputs[reference] = weights
+    kept = settings.model_dump(mode="json", exclude={"made_by"})
+    return {"stage": stage, "settings": kept, "inputs": inputs, "code": code()}
+
+
+def named_files(settings: Any) -> list[Path]:
+    """Files that the source of a dataset names."""
+    from lead.config.load import source_files
+
+    source = getattr(settings, "source", None)
+    return [] if source is None else [Path(name) for name in source_files(source)]
+
+
+def pretrained(reference: str) -> str | None:
+    """Sum of a pretrained model's weights on this machine; None for the hub's. Raises LeadError if it is not there."""
+    from lead.models.reference import local_weights
+
+    weights = local_weights(reference)
+    return None if weights is None else sha256(weights)
+
+
+@functools.cache
+def code() -> str:
+    """Version of the package, and a sum of its sources: equal code, equal text."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(lead.__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return f"{lead.__version__}+{digest.hexdigest()[:16]}"
+
+
+def record_of(path: Path) -> Record | None:
+    """The record that an artifact carries; None where it has none. The artifact must have been checked before."""
+    if path.is_dir():
+        file = path / FILE
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        text = (pq.read_metadata(path).metadata or {}).get(KEY.encode())
+        found = None if text is None else json.loads(text)
+    else:
+        found = json.loads(path.read_text(encoding="utf-8")).get("provenance")
+    return found if isinstance(found, dict) else None
