@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ def _settings(text: str, cls_name: str) -> Any:
     return validate(cls, parse_yaml(raw, where) or {}, where)
 
 
+def _paths(options: Iterable[str], keywords: dict[str, Any]) -> list[Path]:
+    """The paths given for these options of a stage."""
+    values = [keywords[option.rstrip("?+").replace("-", "_")] for option in options]
+    return [path for v in values if v is not None for path in (v if isinstance(v, list) else [v])]
+
+
 def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
     settings = _settings(args.settings, stage.settings)
     keywords: dict[str, Any] = {"settings": settings}
@@ -45,11 +51,13 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
         name = option.rstrip("?+").replace("-", "_")
         keywords[name] = getattr(args, name)
     for option in stage.inputs:
-        name = option.rstrip("?+").replace("-", "_")
-        value = keywords[name]
-        for path in value if isinstance(value, list) else [value] if value is not None else []:
+        for path in _paths([option], keywords):
             if not path.exists():
                 raise LeadError(f"--{option.rstrip('?+')} {path} does not exist; run the stage that makes it")
+    for path in _paths(stage.outputs, keywords):
+        folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
+        if not os.access(folder, os.W_OK):
+            raise LeadError(f"cannot write {path}: no permission in {folder}, or the file system is read-only")
     if args.threads is not None and args.threads < 1:
         raise LeadError(f"--threads {args.threads}: give at least 1, or leave it out for all")
     world, ranks = int(os.environ.get("WORLD_SIZE", "1")), int((args.ranks or args.gpu) if stage.ranks else 1)
@@ -66,7 +74,10 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
         keywords["gpu"] = args.gpu
     module, function = stage.function.split(":")
     started = time.monotonic()
-    getattr(importlib.import_module(module), function)(**keywords)
+    from lead.provenance import made_by, make_record
+
+    with made_by(make_record(args.command, settings, _paths(stage.inputs, keywords))):
+        getattr(importlib.import_module(module), function)(**keywords)
     logging.getLogger("lead").info("%s done in %.1f s", args.command, time.monotonic() - started)
 
 
@@ -114,12 +125,15 @@ def _verify(args: argparse.Namespace) -> None:
     from lead.plan import Plan
     from lead.verify import verify
 
-    found = verify(Plan(load(args.config)), args.dataset)
+    plan = Plan(load(args.config))
+    folder = Path(args.dataset)
+    dataset = str(folder.relative_to(plan.results) if folder.is_relative_to(plan.results) else folder)
+    found = verify(plan, dataset)
     for state, what in found:
         if state != "ok":
             print(f"{state:<8} {what}")
-    bad = sum(state != "ok" for state, _ in found)
-    print(f"{len(found) - bad} of {len(found)} ok")
+    bad = sum(state not in ("ok", "note") for state, _ in found)
+    print(f"{sum(state == 'ok' for state, _ in found)} ok, {bad} not")
     if bad:
         raise LeadError(f"{bad} stale, altered or missing (above); make them again with snakemake --cores 2 -- TARGET")
 
@@ -136,6 +150,7 @@ def _setup_logging(log: Path | None) -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True
     )
+    logging.raiseExceptions = False  # a log that cannot be written (a full disk) is no reason to stop
     logging.getLogger("lead").setLevel(logging.WARNING if rank else logging.INFO)
 
 
@@ -208,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("--log", type=Path, metavar="PATH", help="write the log there too")
     paper.set_defaults(call=_tables)
     check = commands.add_parser("verify", help="Tell which results, models and tables are stale, altered or missing.")
-    check.add_argument("dataset", metavar="DATASET")
+    check.add_argument("dataset", metavar="DATASET", help="its name, or its folder of results")
     check.add_argument("--config", type=Path, default=Path("config/config.yaml"), metavar="PATH")
     check.set_defaults(call=_verify)
     return top

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lead.checks import check_layer_selection, check_run
-from lead.config.load import Loaded, merge, source_paths, validate
-from lead.config.schema import EvaluationSource, FilesSource, ModelRef, Settings, SplitFiles, Train
+from lead.config.load import Loaded, merge, source_files, source_paths, validate
+from lead.config.schema import EvaluationSource, FilesSource, ModelRef, Settings, Train
 from lead.errors import LeadError, Named, nearest
 from lead.rows import TRAINING, Rows, seeded, split_seed
 
@@ -182,12 +182,8 @@ class Plan(Rows):
     def source_files(self, dataset: str) -> list[str]:
         """Files that a dataset of kind `files` is read from."""
         data, path = self.loaded.datasets[dataset]
-        if not isinstance(data.source, FilesSource | EvaluationSource):
-            return []
-        source = source_paths(data.source, path)
-        splits = [source.test] if isinstance(source, EvaluationSource) else [source.train, source.test, source.dev]
-        corpus = [source.corpus] if isinstance(source, FilesSource) else []
-        return corpus + [f for s in splits if isinstance(s, SplitFiles) for f in (s.queries, s.qrels)]
+        on_disk = isinstance(data.source, FilesSource | EvaluationSource)
+        return source_files(source_paths(data.source, path)) if on_disk else []
 
     # --- settings ----------------------------------------------------------------------------------------------------
     def resolve(self, dataset: str, run: str | None = None) -> Settings:

@@ -2,73 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
 from lead.artifacts import check_folder, read_json, read_table
+from lead.commands import STAGES
+from lead.config.load import validate
 from lead.errors import LeadError
 from lead.plan import Plan
+from lead.provenance import Record, code, pretrained, record_of
+from lead.rows import TRAINING
+from lead.seal import check_pages, identity
 
 FOLDERS = ("models/*/", "embeddings/*/index*/", "tokens/*/*/")  # with manifests of checksums
 TOLERANCE = 1e-6  # results are rounded to six digits
+Finding = tuple[str, str]  # state, what
 
 
-def verify(plan: Plan, dataset: str) -> list[tuple[str, str]]:
-    """(state, what) of every result, folder and table found; states: ok, stale, altered, missing.
+def verify(plan: Plan, dataset: str) -> list[Finding]:
+    """(state, what) of every result, folder and table of a dataset; states: ok, stale, altered, missing, note.
 
-    Stale: made with other settings than those of today. Altered: a checksum, a page or a mean that does not agree.
-    Raises LeadError for an unknown dataset, or one without any result.
+    Altered: a checksum or a mean that does not agree. Stale: made with other settings than those of today, from an
+    input that is another one now, or from something stale. Missing: what a result was made from, or its values. A note
+    says that artifacts were made by other code. Raises LeadError for an unknown dataset, or one without any result.
     """
     folder = Path(plan.results) / dataset
     results = sorted(folder.glob("*.json"))
     plan.resolve(dataset)
     if not results:
         raise LeadError(f"{folder} holds no result; make one with: snakemake --cores 2 -- {folder}/student.json")
-    return [
-        *(found for path in results for found in _result(plan, dataset, path)),
-        *(_whole(check_folder, path) for kind in FOLDERS for path in sorted(folder.glob(kind))),
-        *(_whole(read_table, path) for path in sorted(folder.rglob("*.parquet"))),
-    ]
+    paths = [*results, *sorted(folder.glob("data/*.json"))]
+    paths += [path for kind in FOLDERS for path in sorted(folder.glob(kind)) if not path.name.startswith(".")]
+    paths += [path for path in sorted(folder.rglob("*.parquet")) if not path.name.startswith(".")]
+    verifier = Verifier(plan)
+    found = [finding for path in paths for finding in verifier(path) or [("ok", str(path))]]
+    if others := sum(record.get("code") != code() for record in verifier.records.values()):
+        found.append(("note", f"{others} of {len(paths)} were made by another version of the code than {code()}"))
+    return found
 
 
-def _result(plan: Plan, dataset: str, path: Path) -> Iterator[tuple[str, str]]:
-    run = path.stem
-    try:
-        result = read_json(path)
-        recorded, metrics = result["made_by"], result["metrics"]
-    except (LeadError, KeyError, TypeError) as e:
-        yield "altered", f"{path} is not a result ({e})"
-        return
-    if run not in plan.rows:
-        yield "stale", f"{path}: no run '{run}' any more"
-        return
-    try:
-        today = plan.settings("evaluate", dataset, run)["made_by"]
-    except LeadError as e:
-        yield "stale", f"{path}: the run makes no sense any more: {e}"
-        return
-    changed = list(differences(recorded, today))
-    for key in changed[:3]:
-        yield "stale", f"{path}: made with another {key}"
-    per_query = path.parent / "per_query" / f"{run}.parquet"
-    if not per_query.exists():
-        yield "missing", f"{per_query}"
-        return
-    try:
-        values = read_table(per_query, "per_query")
-    except LeadError as e:
-        yield "altered", str(e)
-        return
-    for measure, numbers in metrics.items():
-        mean = pc.mean(values.filter(pc.equal(values["measure"], measure))["value"]).as_py()
-        if mean is None or abs(mean - numbers["mean"]) > TOLERANCE:
-            yield "altered", f"{path}: {measure} is {numbers['mean']}, but its queries' mean is {mean}"
+class Verifier:
+    """What is wrong with artifacts, each looked at once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.found: dict[Path, list[Finding]] = {}
+        self.records: dict[Path, Record] = {}
+        self.sums: dict[str, str | None] = {}
+
+    def __call__(self, path: Path) -> list[Finding]:
+        """What is wrong with this artifact, nothing if it is as it should be."""
+        if path not in self.found:
+            try:
+                self.found[path] = list(self._check(path))
+            except LeadError as e:
+                self.found[path] = [("altered", str(e))]
+        return self.found[path]
+
+    def _check(self, path: Path) -> Iterator[Finding]:
+        if path.is_dir():
+            check_folder(path)
+        elif path.suffix == ".parquet":
+            check_pages(path)
+        else:
+            read_json(path)
+        record = record_of(path)
+        if record is None:
+            yield "stale", f"{path} does not say how it was made"
             return
-    if not changed:
-        yield "ok", f"{path}"
+        self.records[path] = record
+        try:
+            yield from (("stale", f"{path}: made with another {key}") for key in self._changed(path, record))
+        except LeadError as e:
+            yield "stale", f"{path}: would not be made any more: {e}"
+        for given, sum_ in record["inputs"].items():
+            yield from self._input(path, given, sum_)
+        if len(path.relative_to(self.plan.results).parts) == 2:
+            yield from self._values(path)
+
+    def _changed(self, path: Path, record: Record) -> list[str]:
+        """The first keys in which the settings of today differ from those that the artifact was made with."""
+        dataset, *folders, name = path.relative_to(self.plan.results).parts
+        stage = record["stage"]
+        run = folders[1] if len(folders) == 2 else Path(name).stem if path.is_file() else name
+        if stage in ("train", "distil"):
+            row = self.plan.rows[run] if run in self.plan.rows else None
+            run = run if row is not None and row.method in TRAINING else run.removesuffix("_teacher")
+        elif stage == "denoise":  # NEGATIVES.MODEL
+            run = next((r for r in self.plan.rows if run.startswith(f"{r}.")), run)
+        today = self.plan.settings(stage, dataset, None if stage == "prepare" else run)
+        cls = getattr(importlib.import_module("lead.config.stages"), STAGES[stage].settings)
+        shard = {"shard": record["settings"]["shard"]} if stage in ("tokenize", "encode") else {}
+        # through the class, so that a key that did not exist then has its default
+        then, now = (
+            validate(cls, settings, str(path)).model_dump(mode="json", exclude={"made_by"})
+            for settings in (record["settings"], today | shard)
+        )
+        if "made_by" in today and path.suffix == ".json":  # a result: the settings of everything behind it
+            then, now = then | read_json(path).get("made_by", {}), now | today["made_by"]
+        return list(differences(then, now))[:3]
+
+    def _input(self, path: Path, given: str, sum_: str) -> Iterator[Finding]:
+        """What is wrong with an input of an artifact: `given`, whose content had this sum."""
+        ours = Path(given).is_relative_to(self.plan.results) and Path(given).exists()
+        states = {state for state, _ in self(Path(given))} if ours else set()
+        if "altered" in states:  # said there; what was made from it before is none the worse
+            return
+        today = self._sum(given)
+        if today is None:
+            yield "missing", f"{given}, which {path} was made from"
+        elif today != sum_:
+            yield "stale", f"{path}: {given} is not what it was made from any more"
+        elif "stale" in states:
+            yield "stale", f"{path}: {given}, which it was made from, is stale"
+
+    def _sum(self, given: str) -> str | None:
+        if given not in self.sums:
+            try:
+                model = given.partition(":")[0] in ("path", "package")
+                self.sums[given] = pretrained(given) if model else identity(Path(given))
+            except LeadError:
+                self.sums[given] = None
+        return self.sums[given]
+
+    def _values(self, path: Path) -> Iterator[Finding]:
+        """Whether a result's means are those of its queries' values."""
+        per_query = path.parent / "per_query" / f"{path.stem}.parquet"
+        if not per_query.exists():
+            yield "missing", f"{per_query}"
+            return
+        values = read_table(per_query, "per_query")
+        for measure, numbers in read_json(path)["metrics"].items():
+            mean = pc.mean(values.filter(pc.equal(values["measure"], measure))["value"]).as_py()
+            if mean is None or abs(mean - numbers["mean"]) > TOLERANCE:
+                yield "altered", f"{path}: {measure} is {numbers['mean']}, but its queries' mean is {mean}"
+                return
 
 
 def differences(a: Any, b: Any, at: str = "") -> Iterator[str]:
@@ -83,12 +155,3 @@ def differences(a: Any, b: Any, at: str = "") -> Iterator[str]:
                 yield from differences(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))
     elif a != b:
         yield at
-
-
-def _whole(read: Callable[[Path], object], path: Path) -> tuple[str, str]:
-    """Whether all of a model folder or Parquet file can be read back with its checksums."""
-    try:
-        read(path)
-        return "ok", f"{path}"
-    except LeadError as e:
-        return "altered", str(e)

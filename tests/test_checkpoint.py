@@ -91,13 +91,15 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+FILES = ["student.safetensors", "teacher.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 DAMAGE: dict[str, Any] = {
-    "flipped weights": lambda f: flip(f / "teacher.safetensors"),
-    "flipped optimizer": lambda f: flip(f / "optimizer.safetensors"),
-    "truncated": lambda f: (f / "student.safetensors").write_bytes((f / "student.safetensors").read_bytes()[:100]),
-    "missing file": lambda f: (f / "state.json").unlink(),
-    "missing manifest": lambda f: (f / "manifest.json").unlink(),
-    "half a manifest": lambda f: (f / "manifest.json").write_text('{"student'),
+    f"{how.__name__} {name}": lambda f, how=how, name=name: how(f / name)
+    for name in FILES
+    for how in (flip, truncate, Path.unlink)
 }
 
 
@@ -117,6 +119,22 @@ def test_a_damaged_newest_checkpoint_is_named_in_a_warning_and_the_one_before_is
         assert checkpoint.restore(tmp_path, again, other_optimizer) == (1, {"at": 1})
     assert same(weights(again), kept[1])
     assert len(caplog.records) == 1 and "step-00000002" in caplog.text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_in_nobodys_way_when_training_comes_there_again(tmp_path: Path, name: str) -> None:
+    models, optimizer = make()
+    for step in (1, 2, 3):
+        steps(models, optimizer, step, step + 1)
+        checkpoint.save(tmp_path, step, models, optimizer, step, keep=2)
+    (tmp_path / "step-00000003" / name).unlink()
+    assert checkpoint.restore(tmp_path, models, optimizer) == (2, 2)
+    steps(models, optimizer, 3, 4)
+    checkpoint.save(tmp_path, 3, models, optimizer, 3, keep=2)
+    assert checkpoint.restore(tmp_path, models, optimizer) == (3, 3)
+    (tmp_path / "step-00000003" / name).unlink()
+    checkpoint.save(tmp_path, 2, models, optimizer, 2, keep=1)  # of keep = 1, it is not the damaged one that stays
+    assert checkpoint.restore(tmp_path, models, optimizer) == (2, 2)
 
 
 def test_when_every_checkpoint_is_damaged_training_starts_over(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from dag.project import RESULTS, ROOT, jobs, make_project, replace, succeed
+
+from lead.artifacts import read_json, write_json
 
 pytestmark = pytest.mark.dag
 REPOSITORY = ["--configfile", str(ROOT / "config" / "config.yaml")]
@@ -131,37 +136,140 @@ def test_the_tables_hold_every_run(made: Path) -> None:
     assert jobs(made, "--", f"{RESULTS}/tables/all.md") == {}
 
 
-def test_verify_tells_what_is_stale_altered_or_missing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# --- lead verify -----------------------------------------------------------------------------------------------------
+def verified(project: Path, **settings: Any) -> dict[str, list[str]]:
+    """What `lead verify tiny` says that is not ok, by state."""
     from lead.config.load import load
     from lead.plan import Plan
     from lead.verify import verify
 
-    monkeypatch.chdir(made)
+    found: dict[str, list[str]] = {}
+    for state, what in verify(
+        Plan(load(project / "config/config.yaml", {"settings": settings} if settings else None)), "tiny"
+    ):
+        if state != "ok":
+            found.setdefault(state, []).append(what)
+    return found
 
-    def states(**settings: Any) -> set[tuple[str, str]]:
-        found = verify(Plan(load("config/config.yaml", {"settings": settings} if settings else None)), "tiny")
-        return {(state, what) for state, what in found if state != "ok"}
 
-    assert states() == set()
-    stale = states(distil={"tau": 3.0})
-    assert stale == {
-        ("stale", f"{RESULTS}/{run}.json: made with another settings.{run.removesuffix('_teacher')}.distil.distil.tau")
-        for run in ("lead_ce", "rd_ce", "rd_ce-s2", "lead_ce_teacher")
-    }
-    weights = made / RESULTS / "models/fd_ce/model.safetensors"
-    ranked = made / RESULTS / "runs/student.parquet"
-    for path, at in ((weights, 2000), (ranked, 100)):
-        before = path.read_bytes()
-        path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
-        (found,) = states()
-        assert found[0] == "altered" and path.name in found[1]
+@contextmanager
+def changed(path: Path, content: bytes) -> Iterator[None]:
+    """A file holds something else for a while; its times stay as they are."""
+    before, times = path.read_bytes(), path.stat()
+    try:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        yield
+    finally:
         path.write_bytes(before)
-    result_path = made / RESULTS / "student.json"
-    before_text = result_path.read_text()
-    result_path.write_text(before_text.replace('"mean": 0.', '"mean": 0.9', 1))
-    assert {state for state, _ in states()} == {"altered"}
-    result_path.write_text(before_text)
-    assert states() == set()
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.fixture
+def inside(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project that was made, as the working directory: records hold paths as they were given."""
+    monkeypatch.chdir(made)
+    return Path()
+
+
+DISTILLED = ("lead_ce", "rd_ce", "rd_ce-s2")
+BELOW = [f"models/{run}" for run in (*DISTILLED, "lead_ce_teacher")]
+
+
+def test_verify_has_nothing_to_say_of_what_was_just_made(inside: Path) -> None:
+    assert verified(inside) == {}
+
+
+def test_verify_names_the_key_that_changed_and_all_that_was_made_with_it(inside: Path) -> None:
+    found = verified(inside, distil={"tau": 3.0})
+    assert found.keys() == {"stale"}
+    direct = {what for what in found["stale"] if "made with another" in what}
+    models = {f"{RESULTS}/{name}: made with another distil.tau" for name in BELOW}
+    results = {f"{RESULTS}/{run}.json: made with another settings.{run.removesuffix('_teacher')}.distil.distil.tau"
+               for run in (*DISTILLED, "lead_ce_teacher")}  # fmt: skip
+    assert direct == models | results
+    below = {what.split(": ")[0].removeprefix(f"{RESULTS}/") for what in found["stale"]}
+    assert below > {f"runs/{run}.parquet" for run in DISTILLED} | {"embeddings/lead_ce/passages.2of3.parquet"}
+    assert not [name for name in below if "student" in name or "teacher_de" in name or "fd_ce" in name]
+
+
+def test_verify_notices_a_source_file_or_a_pretrained_model_that_is_another_one(inside: Path) -> None:
+    corpus = inside / "data/corpus.jsonl"
+    with changed(corpus, corpus.read_bytes() + b'{"_id": "more", "text": "one more"}\n'):
+        found = verified(inside)["stale"]
+    assert (
+        f"{RESULTS}/data/corpus.parquet: config/datasets/../../data/corpus.jsonl is not what it was made from any more"
+        in found
+    )
+    assert {f"{RESULTS}/{run}.json" for run in RUNS} <= {what.split(": ")[0] for what in found}
+    weights = inside / "model/model.safetensors"
+    with changed(weights, weights.read_bytes()[:-4] + b"\0\0\0\1"):
+        found = verified(inside)["stale"]
+    assert f"{RESULTS}/models/student: path:model is not what it was made from any more" in found
+    assert not [what for what in found if "data/" in what.split(": ")[0]]
+
+
+def test_verify_notices_an_intact_file_in_the_place_of_another(inside: Path) -> None:
+    """Snakemake goes by times: it would take the file for what the result was made from."""
+    runs = inside / RESULTS / "runs"
+    with changed(runs / "student.parquet", (runs / "lead_ce.parquet").read_bytes()):
+        assert jobs(inside.absolute(), "--", f"{RESULTS}/student.json") == {}
+        found = verified(inside)
+    assert (
+        f"{RESULTS}/student.json: {RESULTS}/runs/student.parquet is not what it was made from any more"
+        in found["stale"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [("models/fd_ce/model.safetensors", 2000), ("models/fd_ce/manifest.json", 40), ("models/fd_ce/made_by.json", 40),
+     ("runs/student.parquet", 100), ("runs/student.parquet", -60), ("data/corpus.parquet", -9),
+     ("embeddings/student/passages.1of3.parquet", 60), ("data/report.json", 60), ("student.json", 200)],
+)  # fmt: skip
+def test_verify_notices_a_flipped_bit(inside: Path, name: str, at: int) -> None:
+    whole = bytearray((inside / RESULTS / name).read_bytes())
+    whole[at] ^= 1
+    with changed(inside / RESULTS / name, bytes(whole)):
+        found = verified(inside)
+    assert len(found["altered"]) == 1 and name.split("/")[-1] in found["altered"][0]
+    assert found.keys() == {"altered"}  # what was made from it before is none the worse
+
+
+def test_verify_notices_a_mean_that_is_not_that_of_its_queries(inside: Path) -> None:
+    path = inside / RESULTS / "student.json"
+    result_ = read_json(path)
+    result_["metrics"]["R@20"]["mean"] += 0.001
+    write_json(result_, inside / "other.json")
+    with changed(path, (inside / "other.json").read_bytes()):
+        assert "its queries' mean is" in verified(inside)["altered"][0]
+    (inside / "other.json").unlink()
+
+
+def test_verify_names_what_is_missing(inside: Path) -> None:
+    for name in ("per_query/student.parquet", "embeddings/student/queries.test.parquet", "models/fd_ce"):
+        path = inside / RESULTS / name
+        path.rename(inside / "away")
+        found = verified(inside)
+        (inside / "away").rename(path)
+        assert found.keys() == {"missing"} and all(str(path) in what for what in found["missing"])
+
+
+def test_verify_mentions_other_code(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lead.verify.code", lambda: "0+another")
+    found = verified(inside)
+    assert found.keys() == {"note"} and "made by another version of the code than 0+another" in found["note"][0]
+
+
+def test_verify_is_a_command_that_takes_a_folder_of_results(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lead.cli import main
+
+    assert main(["verify", RESULTS]) == main(["verify", "tiny"]) == 0
+    assert re.fullmatch(r"(\d+ ok, 0 not\n){2}", capsys.readouterr().out)
+    with changed(inside / RESULTS / "student.json", b"{}"):
+        assert main(["verify", RESULTS]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith(f"altered  {RESULTS}/student.json") and "1 stale, altered or missing" in said.err
 
 
 # --- the paper's datasets --------------------------------------------------------------------------------------------

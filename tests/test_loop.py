@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from steps import TRAIN, build, lead_step
 
 from lead.artifacts import read_table
 from lead.config.schema import Train
-from lead.errors import LeadError
+from lead.errors import LeadError, Preempted
 from lead.models.micro import MicroEncoder
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
@@ -89,6 +90,54 @@ def test_gradients_that_are_not_finite_stop_training_before_the_weights_change(
     with pytest.raises(LeadError, match="step 1: the gradient of the student is not finite"):
         run.run()
     assert all(torch.equal(v, before[k]) for k, v in step.student.state_dict().items())
+
+
+@pytest.mark.parametrize("what", ["loss part `stu` is nan", "the gradient of the student is not finite"])
+def test_training_that_diverges_names_the_last_good_checkpoint_and_keeps_it(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, tmp_path: Path, what: str
+) -> None:
+    step = build(tiny_model, teacher_folder, "de", "contrastive")
+    run = loop(step, data, tmp_path, steps=6, checkpoint_every=2)
+
+    def diverge(parameters: Any, _: Any, __: Any) -> None:
+        if len(run.lines) == 4:
+            weight = next(step.student.parameters())
+            weight.register_hook(lambda g: g * torch.inf)
+            if "nan" in what:
+                torch.nn.init.constant_(weight, torch.nan)
+
+    run.optimizer.register_step_post_hook(lambda *a: diverge(*a))
+    good = tmp_path / "state" / "step-00000004"
+    with pytest.raises(LeadError, match=f"step 6: .*{what}.*last good checkpoint: {good}"):
+        run.run()
+    again = loop(build(tiny_model, teacher_folder, "de", "contrastive"), data, tmp_path, steps=6, checkpoint_every=2)
+    again.run()
+    assert [line["step"] for line in again.lines] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-9]), lambda p: shutil.rmtree(p.parent)])
+def test_training_starts_over_when_the_best_weights_so_far_cannot_be_read(
+    tiny_model: Path, teacher_folder: Path, tiny_collection: Path, data: TrainingData, tmp_path: Path,
+    damage: Any, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    corpus = read_table(tiny_collection / "corpus.parquet", "corpus")
+    files = [tiny_collection / f"{name}.parquet" for name in ("queries.dev", "qrels.dev", "negatives")]
+    dev = DevPool(corpus, Queries(corpus["pid"], files[0], files[1], files[2], 1, 10), 4, 2)
+    weights = []
+    for what in ("undisturbed", "stopped", "again"):
+        step = build(tiny_model, teacher_folder, "de", "contrastive")
+        run = loop(step, data, tmp_path / what[:1], dev, steps=4, checkpoint_every=2, dev_queries=4, select="best")
+        if what == "stopped":
+            run.optimizer.register_step_post_hook(lambda *_, run=run: setattr(run, "told", len(run.lines) == 1))
+            with pytest.raises(Preempted):
+                run.run()
+            damage(tmp_path / "s/state/best/student/model.safetensors")
+            (tmp_path / "s").rename(tmp_path / "a")
+            continue
+        run.run()
+        weights.append({k: v.clone() for k, v in step.student.state_dict().items()})
+    assert "training starts over" in caplog.text and "best/student" in caplog.text
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
 
 
 def test_training_lowers_the_loss_and_raises_mrr_on_dev(

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lead.config.experiments import Config, Experiments
-from lead.config.schema import Dataset, EvaluationSource, Settings, Train
+from lead.config.schema import Dataset, EvaluationSource, FilesSource, Settings, SplitFiles, Train
 from lead.errors import LeadError, Named, nearest
 
 T = TypeVar("T", bound=BaseModel)
@@ -252,6 +252,15 @@ def merge(base: Tree, over: Tree) -> Tree:
     for key, value in over.items():
         out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
     return out
+
+
+def source_files(source: BaseModel) -> list[str]:
+    """The files that a dataset is read from: none but for a source on disk."""
+    if not isinstance(source, FilesSource | EvaluationSource):
+        return []
+    splits = [source.test] if isinstance(source, EvaluationSource) else [source.train, source.test, source.dev]
+    corpus = [source.corpus] if isinstance(source, FilesSource) else []
+    return corpus + [f for s in splits if isinstance(s, SplitFiles) for f in (s.queries, s.qrels)]
 
 
 def source_paths(source: Source, dataset_file: Path) -> Source:

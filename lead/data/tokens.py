@@ -17,7 +17,16 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, atomic_folder, check_folder, open_table, read_json, read_rows, shard_rows
+from lead.artifacts import (
+    SCHEMAS,
+    atomic_folder,
+    check_folder,
+    open_table,
+    read_json,
+    read_rows,
+    shard_rows,
+    write_json,
+)
 from lead.config.stages import TokenizeSettings
 from lead.errors import LeadError
 from lead.models.pile import cut, load_tokenizer
@@ -57,7 +66,7 @@ def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:
     with atomic_folder(out) as folder:
         arrays = {"ids": np.concatenate(parts), "ends": np.cumsum(np.concatenate(lengths))}
         save_file(arrays, folder / TOKENS)
-        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(description, folder / DESCRIPTION)
 
 
 class Tokens:

@@ -6,7 +6,6 @@ whatever the engine. An exact engine finds the true lists, an approximate one mo
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lead.artifacts import check_folder, read_json, sha256
+from lead.artifacts import check_folder, read_json, write_json
 from lead.errors import LeadError
+from lead.seal import identity
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -169,7 +169,7 @@ def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> 
     Raises LeadError for a damaged index, one of other vectors, or parameters that it does not take.
     """
     description = read_json(check_folder(folder) / DESCRIPTION)
-    if description["passages"] != sha256(passages):
+    if description["passages"] != identity(passages):
         raise LeadError(f"{folder} is not the index of {passages}; make it again with lead index")
     index = load_faiss().read_index(str(folder / INDEX))
     _set_parameters(index, description["index"], parameters)
@@ -179,4 +179,4 @@ def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> 
 def write_index(index: Any, folder: Path, description: dict[str, Any]) -> None:
     """Write a faiss index and what it was made of into a folder, which lead.artifacts is about to put in place."""
     load_faiss().write_index(index, str(folder / INDEX))
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(description, folder / DESCRIPTION)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lead.artifacts import atomic_folder, sha256
+from lead.artifacts import atomic_folder
 from lead.config.stages import IndexSettings
 from lead.errors import LeadError
 from lead.retrieval.engine import load_faiss, make_index, reason, write_index
 from lead.retrieval.search import read_vectors
+from lead.seal import identity
 
 log = logging.getLogger("lead")
 
@@ -39,6 +40,6 @@ def index(*, settings: IndexSettings, passages: Path, out: Path) -> None:
         made.add(vectors)
     except RuntimeError as e:
         raise LeadError(f"key 'retrieval.index': '{settings.index}' for {passages}: {reason(e)}") from e
-    description = {"index": settings.index, "passages": sha256(passages), "trained_on": len(rows)}
+    description = {"index": settings.index, "passages": identity(passages), "trained_on": len(rows)}
     with atomic_folder(out) as folder:
         write_index(made, folder, description)

@@ -28,7 +28,13 @@ def _name(step: int) -> str:
 def save(
     folder: Path, step: int, models: dict[str, nn.Module], optimizer: torch.optim.Optimizer, extra: Any, keep: int
 ) -> None:
-    """Write folder/step-N: weights by model name, optimizer state by parameter index. Only the newest `keep` stay."""
+    """Write folder/step-N: weights by model name, optimizer state by parameter index. Only the newest `keep` stay.
+
+    Others of this step or later ones could not be read, or training would not be here: they are in the way, and go.
+    """
+    for unreadable in folder.glob("step-*"):
+        if unreadable.name >= _name(step):
+            shutil.rmtree(unreadable)
     with atomic_folder(folder / _name(step)) as temporary:
         for name, model in models.items():
             save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary / f"{name}.safetensors")

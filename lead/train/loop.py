@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lead.artifacts import atomic_file
+from lead.artifacts import atomic_file, check_folder
 from lead.config.schema import Train
 from lead.errors import LeadError, Preempted
 from lead.losses import Loss
@@ -154,7 +154,7 @@ class Loop:
             if not math.isfinite(norm):
                 raise LeadError(
                     f"step {s + 1}: the gradient of the {name} is not finite; lower train.lr, or set precision: fp32 "
-                    f"(last good checkpoint: {self.state})"
+                    f"({self._last_good()})"
                 )
             norms[name] = round(norm, 4)
         factor = schedule(s, self.train.steps, self.train.warmup)
@@ -172,9 +172,7 @@ class Loop:
         *values, stop = self.exchange.mean(torch.stack([*(v.detach() for v in parts.values()), told])).tolist()
         for name, value in zip(parts, values, strict=True):
             if not math.isfinite(value):
-                raise LeadError(
-                    f"step {step}: loss part `{name}` is {value}; lower train.lr (last good checkpoint: {self.state})"
-                )
+                raise LeadError(f"step {step}: loss part `{name}` is {value}; lower train.lr ({self._last_good()})")
         line = {
             "step": step,
             "loss": {k: round(v, 6) for k, v in zip(parts, values, strict=True)},
@@ -204,7 +202,25 @@ class Loop:
         checkpoint.save(self.state, step, dict(self.models), self.optimizer, extra, self.train.checkpoint_keep)
         self.exchange.wait()
 
+    def _last_good(self) -> str:
+        """The newest checkpoint, for a message."""
+        newest = max(self.state.glob("step-*"), default=None)
+        return f"last good checkpoint: {newest}" if newest else "no checkpoint yet"
+
     def _restore(self) -> int:
+        """Steps done: those of the newest checkpoint that can be read, and 0, everything removed, where none can.
+
+        With `select: best` a checkpoint is of no use without the best weights so far.
+        """
+        try:
+            if self.train.select == "best" and self.dev is not None and any(self.state.glob("step-*")):
+                for name in self.models:
+                    check_folder(self.state / "best" / name)
+        except LeadError as e:
+            log.warning("training starts over: %s", e)
+            if self.main:
+                shutil.rmtree(self.state, ignore_errors=True)
+            return 0
         found = checkpoint.restore(self.state, dict(self.models), self.optimizer)
         if found is None:
             if self.main:

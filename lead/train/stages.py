@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-import lead
-from lead.artifacts import check_replaceable, read_table, sha256
+from lead.artifacts import check_replaceable, read_table
 from lead.config.stages import DistilSettings, TrainSettings
 from lead.device import device
 from lead.errors import LeadError
@@ -21,6 +20,8 @@ from lead.layers import check_layers
 from lead.models.pile import Pile
 from lead.models.reference import local_weights
 from lead.models.retriever import Retriever
+from lead.provenance import code
+from lead.seal import identity
 from lead.train.adore import AdoreStep, Index
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
@@ -165,8 +166,5 @@ def _loop(
 
 def fingerprint(settings: dict[str, Any], files: list[Path | None]) -> str:
     """Key of a training state: settings, contents of the inputs, code. Only where all agree is a state resumed."""
-    code = hashlib.sha256()
-    for source in sorted(Path(lead.__file__).parent.rglob("*.py")):
-        code.update(source.read_bytes())
-    key = {"settings": settings, "inputs": [sha256(f) if f else None for f in files], "code": code.hexdigest()}
+    key = {"settings": settings, "inputs": [identity(f) if f else None for f in files], "code": code()}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
