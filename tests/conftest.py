@@ -149,6 +149,8 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_retriever(folder: Path, kind: Any = "de", **scoring: Any) -> Any:
     """An untrained retriever over the model in `folder`, queries of 8 and passages of 24 tokens."""
+    import lead.models.cross  # noqa: F401 (each registers its kinds)
+    import lead.models.retriever  # noqa: F401
     from lead.config.schema import Lengths, ModelRef, Scoring
     from lead.models.pile import Pile
 
@@ -166,3 +168,13 @@ def data(tiny_collection: Path) -> TrainingData:
     corpus = read_table(tiny_collection / "corpus.parquet", "corpus")
     files = [tiny_collection / f"{name}.parquet" for name in ("queries.train", "qrels.train", "negatives")]
     return TrainingData(corpus, Queries(corpus["pid"], files[0], files[1], files[2], 1, 10), 4, 2, seed=5)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Path:
+    """A project in which Snakemake has made every run, in a folder with a blank. Tests must leave it as it is."""
+    from dag.project import ONE_THREAD, TARGETS, make_project, succeed
+
+    folder = make_project(tmp_path_factory.mktemp("made") / "a project", tiny_model, tiny_collection)
+    succeed(folder, *ONE_THREAD, "--", *TARGETS)
+    return folder

@@ -15,29 +15,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from dag.project import RESULTS, ROOT, jobs, last_words, make_project, snakemake, succeed
+from dag.project import ONE_THREAD, RESULTS, ROOT, RUNS, TARGETS, jobs, last_words, make_project, snakemake, succeed
 
 pytestmark = pytest.mark.dag
-
-RUNS = ["bm25", "teacher_de", "teacher_cb", "student_more", "rd_cb", "lead_de", "lead_cb", "lead_cb_teacher"]
-TARGETS = [f"{RESULTS}/{run}.json" for run in RUNS]
-# every job is mostly imports: one thread each, so that two run side by side
-RULES = "train distil distil_joint encode_passages encode_queries mine retrieve rerank bm25".split()
-ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in RULES)]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Path:
     """A project in which nothing has been made. Tests must leave it so."""
     return make_project(tmp_path_factory.mktemp("fresh") / "project", tiny_model, tiny_collection)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Path:
-    """A project in which every run has been made, in a folder with a blank. Tests must leave it as it is."""
-    folder = make_project(tmp_path_factory.mktemp("made") / "a project", tiny_model, tiny_collection)
-    succeed(folder, *ONE_THREAD, "--", *TARGETS)
-    return folder
 
 
 @contextmanager

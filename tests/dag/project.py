@@ -19,6 +19,11 @@ from lead.errors import LeadError
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = "all results/tiny"
+RUNS = ["bm25", "teacher_de", "teacher_cb", "student_more", "rd_cb", "lead_de", "lead_cb", "lead_cb_teacher"]
+TARGETS = [f"{RESULTS}/{run}.json" for run in RUNS]
+# every job is mostly imports: one thread each, so that two run side by side
+RULES = "train distil distil_joint encode_passages encode_queries mine retrieve rerank bm25".split()
+ONE_THREAD = ["--set-threads", *(f"{rule}=1" for rule in RULES)]
 
 
 def copy_config(folder: Path) -> Path:
@@ -76,19 +81,19 @@ def make_project(folder: Path, model: Path, collection: Path) -> Path:
     return folder
 
 
-def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def snakemake_command(project: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Words and environment of a call of Snakemake in a project, on two cores."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "workflow" / "Snakefile"]
     command += ["--workflow-profile", ROOT / "workflow" / "profiles" / "default", "--directory", project]
     if "--configfile" not in arguments:
         command += ["--configfile", project / "config" / "config.yaml"]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [*map(str, command), "--cores", "2", *arguments],
-        env=os.environ | {"PYTHONPATH": paths},
-        cwd=project,
-        capture_output=True,
-        text=True,
-    )
+    return [*map(str, command), "--cores", "2", *arguments], os.environ | {"PYTHONPATH": paths}
+
+
+def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words, environment = snakemake_command(project, *arguments)
+    return subprocess.run(words, env=environment, cwd=project, capture_output=True, text=True)
 
 
 def succeed(project: Path, *arguments: str) -> str:
