@@ -277,12 +277,12 @@ class Denoise(Strict):
 
 
 class Bm25(Strict):
-    """BM25, for negatives and as a run of its own."""
+    """BM25, for negatives and as a run of its own. Defaults are Anserini's."""
 
-    k1: NonNegative = 0.9
-    b: Annotated[float, Field(ge=0, le=1)] = 0.4
-    stemmer: Literal["porter", "english", "none"] = "porter"
-    stop_words: bool = True
+    k1: NonNegative = Field(0.9, description="how soon repetitions of a word count no more")
+    b: Annotated[float, Field(ge=0, le=1)] = Field(0.4, description="how much long passages lose: 0 nothing")
+    stemmer: Literal["porter", "english", "none"] = Field("porter", description="porter: Lucene's; english: Porter2")
+    stop_words: bool = Field(True, description="leave out Lucene's 33 English stop words")
 
 
 class Retrieval(Strict):
