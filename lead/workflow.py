@@ -71,7 +71,7 @@ class Memory(NamedTuple):
 # From peaks that were measured (docs/scale.md) and what a row takes: files are compressed, tables in memory are not.
 MEMORY = {
     "prepare": Memory(3000, {"sources": 0.3, "corpus": 1}),
-    "bm25": Memory(2000, {"corpus": 10, "queries": 20}),
+    "bm25": Memory(2000, {"corpus": 4, "queries": 150}),  # the index; 100 negatives a query
     "train": Memory(5000, {"corpus": 5, "queries": 5, "negatives": 14}, ranks=True),
     "distil": Memory(7000, {"corpus": 5, "queries": 5, "negatives": 14}, ranks=True),
     "tokenize": Memory(3000, shard={"texts": 3}),
