@@ -66,9 +66,9 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
 
         launch(ranks, sys.argv[1:] if args.argv is None else list(args.argv))
         return
-    if args.threads:  # before NumPy, torch, faiss or tokenizers start their threads
+    if args.threads:  # before NumPy, torch or faiss start their threads
         threads = max(1, args.threads // world)
-        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = str(threads)
     if stage.gpu:
         keywords["gpu"] = args.gpu

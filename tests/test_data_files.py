@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lead.config.schema import FilesSource, SplitFiles
-from lead.data import files
+from lead.data import collection, files
 from lead.data.files import collect, read_corpus, read_qrels, read_queries
 from lead.errors import LeadError
 
@@ -104,9 +104,9 @@ def test_hard_passages_arrive_unharmed(tmp_path: Path, name: str) -> None:
 def test_corpus_is_streamed_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither many short nor a few long passages make a large batch."""
     path = write(tmp_path / "c.tsv", b"".join(b"%d\t%s\n" % (i, b"x" * i) for i in range(100)))
-    monkeypatch.setattr(files, "BATCH_ROWS", 30)
+    monkeypatch.setattr(collection, "BATCH_ROWS", 30)
     assert [b.num_rows for b in read_corpus(path, ["text"])] == [30, 30, 30, 10]
-    monkeypatch.setattr(files, "BATCH_CHARACTERS", 1000)
+    monkeypatch.setattr(collection, "BATCH_CHARACTERS", 1000)
     assert max(len("".join(b["text"].to_pylist())) for b in read_corpus(path, ["text"])) < 1100
 
 

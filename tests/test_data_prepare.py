@@ -179,7 +179,7 @@ def test_limits_are_settings(tmp_path: Path) -> None:
 
 def test_one_row_group_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader can stream the corpus too, and examples are found whatever the batch."""
-    monkeypatch.setattr("lead.data.files.BATCH_ROWS", 7)
+    monkeypatch.setattr("lead.data.collection.BATCH_ROWS", 7)
     doubled = [*CORPUS[:38], ("p38", "passage 1"), ("p39", "passage 1")]
     with pytest.raises(LeadError, match="e.g. p38, p39:"):
         run(tmp_path, corpus=doubled, checks={"duplicate_passages": 0})

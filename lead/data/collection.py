@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+
+from lead.artifacts import SCHEMAS
+
+BATCH_ROWS = 50_000
+BATCH_CHARACTERS = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,22 @@ class Collection:
     passages: Iterator[pa.RecordBatch]  # pid, text; can be iterated once; pid is unique
     splits: dict[str, Split]  # train, test and perhaps dev
     facts: dict[str, Any] = field(default_factory=dict)  # for the report: equal inputs must give equal facts
+
+
+def batches(passages: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
+    """(pid, text) of passages in batches of at most 50,000, and of 16 Mi characters and one passage more."""
+    pids: list[str] = []
+    texts: list[str] = []
+    characters = 0
+    for pid, text in passages:
+        pids.append(pid)
+        texts.append(text)
+        characters += len(text)
+        if len(pids) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
+            yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
+            pids, texts, characters = [], [], 0
+    if pids:
+        yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
 
 
 def hash64(text: str) -> int:

@@ -16,12 +16,10 @@ import pyarrow as pa
 
 from lead.artifacts import SCHEMAS
 from lead.config.schema import FilesSource, SplitFiles
-from lead.data.collection import Collection, Split, hash64
+from lead.data.collection import Collection, Split, batches, hash64
 from lead.data.records import bad, format_of, identifier, lines, records, string, tsv, wrong_width
 from lead.errors import LeadError
 
-BATCH_ROWS = 50_000
-BATCH_CHARACTERS = 16 << 20
 EXPECTED_NAMES = "expected .tsv, .txt, .jsonl or .parquet, or one of these with .gz"
 EXPECTED_COLUMNS = "expected qid, any, pid, rel or qid, pid, rel"
 BEIR_HEADER = ["query-id", "corpus-id", "score"]
@@ -59,22 +57,16 @@ def read_corpus(path: Path, fields: Sequence[str]) -> Iterator[pa.RecordBatch]:
     Raises LeadError with file and line for a malformed record, and at the end of the stream for a duplicate id.
     """
     hashes = array("Q")
-    pids: list[str] = []
-    texts: list[str] = []
-    characters = 0
-    for number, pid, title, text in _passages(path):
-        if not pid:
-            raise bad(path, number, "empty id", "every passage needs one")
-        parts = {"title": title, "text": text}
-        pids.append(pid)
-        texts.append(" ".join(part for field in fields if (part := parts[field])))
-        hashes.append(hash64(pid))
-        characters += len(texts[-1])
-        if len(pids) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
-            yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
-            pids, texts, characters = [], [], 0
-    if pids:
-        yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
+
+    def texts() -> Iterator[tuple[str, str]]:
+        for number, pid, title, text in _passages(path):
+            if not pid:
+                raise bad(path, number, "empty id", "every passage needs one")
+            parts = {"title": title, "text": text}
+            hashes.append(hash64(pid))
+            yield pid, " ".join(part for field in fields if (part := parts[field]))
+
+    yield from batches(texts())
     values, counts = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_counts=True)
     if (counts > 1).any():
         _raise_duplicate(path, set(values[counts > 1].tolist()))

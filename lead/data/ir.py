@@ -12,11 +12,8 @@ import pyarrow as pa
 
 from lead.artifacts import SCHEMAS
 from lead.config.schema import IrDatasetsSource
-from lead.data.collection import Collection, Split
+from lead.data.collection import Collection, Split, batches
 from lead.errors import LeadError
-
-BATCH_ROWS = 50_000
-BATCH_CHARACTERS = 16 << 20
 
 
 def collect(source: IrDatasetsSource) -> Collection:
@@ -71,21 +68,13 @@ def read_split(id_: str, key: str) -> Split:
 def _passages(dataset: Any, source: IrDatasetsSource) -> Iterator[pa.RecordBatch]:
     """Batches (pid, text) of the chosen fields, in the library's order."""
     _check_fields(dataset.docs_cls(), source.fields)
-    pids: list[str] = []
-    texts: list[str] = []
-    characters = 0
     try:
-        for doc in dataset.docs_iter():
-            pids.append(doc.doc_id)
-            texts.append(" ".join(part for field in source.fields if (part := getattr(doc, field))))
-            characters += len(texts[-1])
-            if len(pids) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
-                yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
-                pids, texts, characters = [], [], 0
+        yield from batches(
+            (doc.doc_id, " ".join(part for field in source.fields if (part := getattr(doc, field))))
+            for doc in dataset.docs_iter()
+        )
     except (OSError, RuntimeError, ValueError) as e:
         raise _unavailable("source.corpus", source.corpus, e) from e
-    if pids:
-        yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
 
 
 def _check_fields(cls: Any, fields: Sequence[str]) -> None:
