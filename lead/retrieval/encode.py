@@ -49,7 +49,9 @@ def encode_ids(
             bar.update(len(group))
 
 
-def encode(*, settings: EncodeSettings, gpu: int, model: Path, texts: Path, tokens: Path | None, out: Path) -> None:
+def encode(
+    *, settings: EncodeSettings, gpu: int, model: Path, texts: Path, tokens: Path | None = None, out: Path
+) -> None:
     """Write the vectors of every text, or of one shard of the texts; `tokens`: the store of their ids, if there is one.
 
     Memory: the vectors written (4 d bytes a text, once more while they are checked and compressed), and `CHUNK` texts
