@@ -81,7 +81,7 @@ MEMORY = {
     "mine": Memory(2000, {"passages": 0.05, "queries": 10}, {"passages": 4, "indexes": 1.2}),
     "retrieve": Memory(2000, {"passages": 0.05, "queries": 45}, {"passages": 4, "indexes": 1.2}),
     "denoise": Memory(8000, {"corpus": 5, "negatives": 20}),
-    "rerank": Memory(8000, {"corpus": 5, "ranked": 25}),
+    "rerank": Memory(20000, {"corpus": 5, "ranked": 25}),  # token vectors of a block: 12 GB at paper size
     "evaluate": Memory(3000, {"ranked": 20, "qrels": 20}),
     "tables": Memory(4000),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,8 @@ from lead.retrieval.encode import encode_texts
 from lead.retrieval.engine import Floats, Ints
 from lead.retrieval.search import alphabetical, best, ranked_table
 
+BLOCK = 100_000  # pairs of query and passage whose token vectors are in memory at a time
+
 
 class Scorer(Protocol):
     """Scores of one query's passages."""
@@ -39,8 +42,9 @@ def rerank(
 ) -> None:
     """Reorder the top `rerank_depth` of each list by MaxSim or CE; passages below are dropped. Ties: smaller pid first.
 
-    ColBERT encodes every passage that occurs in a list once, CE every pair. Memory: ColBERT's token vectors in half
-    precision, 2 T d bytes a passage.
+    ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the corpus's
+    texts, and ColBERT's token vectors of a block in half precision: 2 T d bytes a passage, at most `BLOCK` of them
+    unless one list is longer (12 GB at T = 80, d = 768).
     """
     reranker = Pile.load(model)
     if reranker.kind == "de":
@@ -59,25 +63,42 @@ def rerank(
     rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False).astype(np.int64)
     needed, position = np.unique(rows, return_inverse=True)
     names = passages["pid"].combine_chunks().take(pa.array(needed))
-    texts, questions = take_texts(passages["text"], needed), asked["text"].to_pylist()
     alphabetically = alphabetical(names)
-    score = scorer(reranker, questions, texts, settings.batch_tokens, settings.precision)
-    by_query = np.argsort(query_rows, kind="stable")
-    ends = np.cumsum(np.bincount(query_rows, minlength=len(asked)))
+    members = np.argsort(query_rows, kind="stable")
     order: list[Ints] = [np.empty(0, np.int64)]
     scores: list[Floats] = [np.empty(0, np.float32)]
-    for q, members in enumerate(tqdm(np.split(by_query, ends[:-1]), desc="rerank", disable=None, unit="query")):
-        if not len(members):
-            continue
-        s = score(q, position[members])
-        if not np.isfinite(s).all():
-            raise LeadError(f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr")
-        top = best(s, alphabetically[position[members]], len(members))
-        order.append(members[top])
-        scores.append(s[top])
+    progress = tqdm(total=len(np.unique(query_rows)), desc="rerank", disable=None, unit="query")
+    for block in blocks(query_rows[members]):
+        part = members[block]
+        held, places = np.unique(position[part], return_inverse=True)
+        questions, at = np.unique(query_rows[part], return_inverse=True)
+        texts = asked["text"].take(pa.array(questions)).to_pylist(), take_texts(passages["text"], needed[held])
+        score = scorer(reranker, *texts, settings.batch_tokens, settings.precision)
+        for q, own in enumerate(np.split(np.arange(len(part)), np.cumsum(np.bincount(at))[:-1])):
+            s = score(q, places[own])
+            if not np.isfinite(s).all():
+                raise LeadError(
+                    f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr"
+                )
+            top = best(s, alphabetically[position[part[own]]], len(own))
+            order.append(part[own][top])
+            scores.append(s[top])
+            progress.update()
     final = np.concatenate(order)
     qids = asked["qid"].combine_chunks()
     write_table(ranked_table(qids, names, query_rows[final], position[final], np.concatenate(scores)), out, "ranked")
+
+
+def blocks(queries: Ints) -> Iterator[slice]:
+    """Cut sorted rows of queries [pairs] between queries into slices of at most `BLOCK` pairs, or one query's."""
+    starts = [*np.flatnonzero(np.diff(queries, prepend=-1)).tolist(), len(queries)]
+    first = 0
+    for last, following in zip(starts[:-1], starts[1:], strict=True):
+        if following - first > BLOCK and last > first:
+            yield slice(first, last)
+            first = last
+    if first < len(queries):
+        yield slice(first, len(queries))
 
 
 def scorer(model: Pile, queries: list[str], corpus: list[str], batch_tokens: int, precision: str) -> Scorer:
