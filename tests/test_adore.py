@@ -76,8 +76,8 @@ def star(tiny_model: Path, tiny_collection: Path, tmp_path_factory: pytest.TempP
     make_retriever(tiny_model, **SCORING.model_dump()).save(folder / "model")
     shards = [folder / f"passages.{i}of2.parquet" for i in (1, 2)]
     for i, out in enumerate(shards, 1):
-        settings = EncodeSettings(shard=f"{i}of2", precision="fp32")
-        encode(settings=settings, gpu=0, model=folder / "model", texts=tiny_collection / "corpus.parquet", out=out)
+        settings, corpus = EncodeSettings(shard=f"{i}of2", precision="fp32"), tiny_collection / "corpus.parquet"
+        encode(settings=settings, gpu=0, model=folder / "model", texts=corpus, tokens=None, out=out)
     return {"start": folder / "model", "passages": shards}
 
 
