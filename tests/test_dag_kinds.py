@@ -137,15 +137,15 @@ def test_the_tables_hold_every_run(made: Path) -> None:
 
 
 # --- lead verify -----------------------------------------------------------------------------------------------------
-def verified(project: Path, **settings: Any) -> dict[str, list[str]]:
-    """What `lead verify tiny` says that is not ok, by state."""
+def verified(project: Path, dataset: str = "tiny", **settings: Any) -> dict[str, list[str]]:
+    """What `lead verify` says that is not ok, by state."""
     from lead.config.load import load
     from lead.plan import Plan
     from lead.verify import verify
 
     found: dict[str, list[str]] = {}
     for state, what in verify(
-        Plan(load(project / "config/config.yaml", {"settings": settings} if settings else None)), "tiny"
+        Plan(load(project / "config/config.yaml", {"settings": settings} if settings else None)), dataset
     ):
         if state != "ok":
             found.setdefault(state, []).append(what)
@@ -177,7 +177,7 @@ BELOW = [f"models/{run}" for run in (*DISTILLED, "lead_ce_teacher")]
 
 
 def test_verify_has_nothing_to_say_of_what_was_just_made(inside: Path) -> None:
-    assert verified(inside) == {}
+    assert verified(inside) == verified(inside, "extra") == {}
 
 
 def test_verify_names_the_key_that_changed_and_all_that_was_made_with_it(inside: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -31,7 +32,9 @@ def test_a_second_workflow_in_the_same_directory_is_refused_and_the_first_is_non
     while not (locks.exists() and any(locks.iterdir())):
         assert first.poll() is None
         time.sleep(0.05)
+    first.send_signal(signal.SIGSTOP)  # so that it cannot be ready first
     second = snakemake(project, *arguments)
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 1 and "Traceback" not in second.stderr
     assert "Error: Directory cannot be locked." in second.stderr
     assert first.wait() == 0

@@ -46,8 +46,9 @@ class Killer:
             self._until_it_ends_well(["--forcerun", *rules])
 
     def _until_it_ends_well(self, force: list[str]) -> None:
+        """Forced again after a kill: Snakemake makes no list again that a newer result does not need any more."""
         while self._once(force) != 0:
-            force = []  # what was killed is incomplete, and is made again without being told
+            pass
 
     def _once(self, force: list[str]) -> int:
         """One call of Snakemake, its exit status."""
