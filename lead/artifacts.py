@@ -161,7 +161,7 @@ def check_folder(path: str | Path) -> Path:
         raise LeadError(
             f"{path} is not a folder written by lead (no {MANIFEST}); rerun the stage that makes it"
         ) from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise LeadError(f"{path / MANIFEST} cannot be read ({e}); delete {path} and rerun its stage") from e
     for name, expected in manifest.items():
         file = path / name
@@ -219,7 +219,16 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
         have = ", ".join(f"{f.name}: {f.type}" for f in table.schema)
         raise LeadError(f"{path} is not a {schema} table: it has ({have}), expected ({want})")
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != KEY.encode()}
-    return table.replace_schema_metadata(metadata)  # how it was made is not how what is made from it was
+    table = table.replace_schema_metadata(metadata)  # how it was made is not how what is made from it was
+    return table if schema is None else whole(table, path)
+
+
+def whole(table: pa.Table, path: str | Path) -> pa.Table:
+    """The table, if there is a value in every place. Raises LeadError."""
+    for name in table.column_names:
+        if table[name].null_count:
+            raise LeadError(f"{path}: column '{name}' is empty in {table[name].null_count:,} rows; fill or drop them")
+    return table
 
 
 class TableFile(pq.ParquetFile):
@@ -311,7 +320,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise LeadError(f"{path} cannot be read as JSON ({e}); delete it and rerun its stage") from e
     if not isinstance(value, dict) or value.pop("sha256", None) != _sum(value):
         raise LeadError(f"{path} is not what lead wrote (checksum); delete it and rerun its stage")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from lead.config.schema import Settings
@@ -19,7 +19,7 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
     """K, M and N, the rerank source, source files, indexes, measures of a run and all it is made from. LeadError."""
     path = plan.loaded.datasets[dataset][1]
     for file in plan.source_files(dataset):
-        if not Path(file).is_file():
+        if not os.path.isfile(file):
             raise LeadError(f"{path}: key 'source': {file} does not exist; mend the path")
     for name in plan.ancestors(run):
         s, row = plan.resolve(dataset, name), plan.rows[name]

@@ -24,24 +24,41 @@ from lead.errors import LeadError
 
 def _settings(text: str, cls_name: str) -> Any:
     """Check `--settings`, JSON or YAML, inline or in a file, against its model in lead.config.stages."""
-    from lead.config.load import parse_yaml, validate
+    from lead.config.load import parse_yaml, read_text, validate
 
     where, raw = "--settings", text
     if not text.lstrip().startswith("{"):
         where = text
         try:
-            raw = Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
+            raw = read_text(Path(text))
+        except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or e
             raise LeadError(f"--settings {text}: {reason}; give JSON text or the path of a file") from e
     cls = getattr(importlib.import_module("lead.config.stages"), cls_name)
     return validate(cls, parse_yaml(raw, where) or {}, where)
 
 
+def _path(text: str) -> Path:
+    if not text:  # Path("") is the folder we are in
+        raise argparse.ArgumentTypeError("give a path")
+    return Path(text)
+
+
 def _paths(options: Iterable[str], keywords: dict[str, Any]) -> list[Path]:
     """The paths given for these options of a stage."""
     values = [keywords[option.rstrip("?+").replace("-", "_")] for option in options]
     return [path for v in values if v is not None for path in (v if isinstance(v, list) else [v])]
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse now, not after hours of training, an output that could not be written."""
+    folder = next(
+        p for p in path.absolute().parents if os.path.exists(p)
+    )  # Path.exists raises where a name is too long
+    if not os.path.isdir(folder):
+        raise LeadError(f"cannot write {path}: {folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise LeadError(f"cannot write {path}: no permission in {folder}, or the file system is read-only")
 
 
 def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
@@ -52,12 +69,10 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
         keywords[name] = getattr(args, name)
     for option in stage.inputs:
         for path in _paths([option], keywords):
-            if not path.exists():
+            if not os.path.exists(path):
                 raise LeadError(f"--{option.rstrip('?+')} {path} does not exist; run the stage that makes it")
     for path in _paths(stage.outputs, keywords):
-        folder = next(p for p in (path.absolute(), *path.absolute().parents) if p.is_dir())
-        if not os.access(folder, os.W_OK):
-            raise LeadError(f"cannot write {path}: no permission in {folder}, or the file system is read-only")
+        _check_writable(path)
     if args.threads is not None and args.threads < 1:
         raise LeadError(f"--threads {args.threads}: give at least 1, or leave it out for all")
     world, ranks = int(os.environ.get("WORLD_SIZE", "1")), int((args.ranks or args.gpu) if stage.ranks else 1)
@@ -178,7 +193,7 @@ def parser() -> argparse.ArgumentParser:
             for option, about in options.items():
                 arguments.add_argument(
                     f"--{option.rstrip('?+')}",
-                    type=Path,
+                    type=_path,
                     metavar="PATH",
                     help=about,
                     required="?" not in option,
@@ -188,7 +203,7 @@ def parser() -> argparse.ArgumentParser:
             "--settings", default="{}", metavar="JSON", help="this stage's settings: JSON text, or a JSON or YAML file"
         )
         sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
-        sub.add_argument("--log", type=Path, metavar="PATH", help="write the log there too")
+        sub.add_argument("--log", type=_path, metavar="PATH", help="write the log there too")
         if stage.gpu:
             sub.add_argument(
                 "--gpu", type=int, default=0, metavar="N", help="GPUs granted; 0 (default): run on the CPU"
@@ -199,13 +214,13 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="List datasets and runs, or print what a run resolves to.")
     show.add_argument("target", nargs="?", metavar="DATASET/RUN")
     show.add_argument("--stage", choices=STAGES, help="only this stage's settings, ready for --settings")
-    show.add_argument("--config", type=Path, default=Path("config/config.yaml"), metavar="PATH")
+    show.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
     show.set_defaults(call=_show)
     schema = commands.add_parser("schema", help="Print the JSON Schema of a configuration file.")
     schema.add_argument("model", choices=["Config", "Dataset", "Experiments", "Settings"])
     schema.set_defaults(call=_schema)
     table = commands.add_parser("table", help="Compare results on the terminal, with intervals and paired tests.")
-    table.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
+    table.add_argument("results", nargs="+", type=_path, metavar="RESULT.json")
     table.add_argument(
         "--baseline",
         action="append",
@@ -217,14 +232,14 @@ def parser() -> argparse.ArgumentParser:
         "tables", help="Rebuild the paper's tables from a dataset's results, as far as they exist."
     )
     paper.add_argument("dataset", metavar="DATASET")
-    paper.add_argument("--out", type=Path, metavar="PATH", help="folder (default: tables in --results)")
-    paper.add_argument("--results", type=Path, metavar="PATH", help="the dataset's results, if not where config says")
-    paper.add_argument("--config", type=Path, default=Path("config/config.yaml"), metavar="PATH")
-    paper.add_argument("--log", type=Path, metavar="PATH", help="write the log there too")
+    paper.add_argument("--out", type=_path, metavar="PATH", help="folder (default: tables in --results)")
+    paper.add_argument("--results", type=_path, metavar="PATH", help="the dataset's results, if not where config says")
+    paper.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
+    paper.add_argument("--log", type=_path, metavar="PATH", help="write the log there too")
     paper.set_defaults(call=_tables)
     check = commands.add_parser("verify", help="Tell which results, models and tables are stale, altered or missing.")
     check.add_argument("dataset", metavar="DATASET", help="its name, or its folder of results")
-    check.add_argument("--config", type=Path, default=Path("config/config.yaml"), metavar="PATH")
+    check.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
     check.set_defaults(call=_verify)
     return top
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+LONGEST = 1000  # characters of a message
 
 
 class LeadError(Exception):
@@ -14,6 +15,11 @@ class LeadError(Exception):
 
     The message is one line that says what is wrong, where (key, file, line), and the remedy.
     """
+
+    def __init__(self, message: str) -> None:
+        r"""Names and data in it may hold anything: what is too long is cut, what is not printable spelt out (`\n`)."""
+        message = message if len(message) <= LONGEST else f"{message[:700]} ... {message[-250:]}"
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class Preempted(LeadError):

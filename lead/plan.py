@@ -6,6 +6,7 @@ The workflow asks it for the inputs that depend on a run and for each job's sett
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Plan(Rows):
         """`loaded`: all configuration files. The experiments are checked against each other here."""
         self.loaded = loaded
         super().__init__(loaded.experiments_path, loaded.experiments.runs, loaded.config.seeds)
-        self.results = str(Path(loaded.config.results))
+        self.results = os.path.normpath(loaded.config.results)  # as Snakemake does it to targets
         self._resolved: dict[tuple[str, str | None], Settings] = {}
 
     def path(self) -> str:
@@ -59,7 +60,7 @@ class Plan(Rows):
 
     def check_target(self, target: str) -> None:
         """`check` for a target like results/demo/lead_cb.json, the dataset of any other file there; the rest passes."""
-        path = Path(target)
+        path = Path(os.path.normpath(target))
         if not path.is_relative_to(self.results) or len(below := path.relative_to(self.results).parts) < 2:
             return
         _ = self.loaded.datasets[below[0]]

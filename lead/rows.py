@@ -14,7 +14,7 @@ from lead.config.experiments import DISTILLATION, Row
 from lead.errors import LeadError, Named, nearest
 
 TRAINING = ("contrastive", *DISTILLATION)
-SEED = r"-s(?:[2-9]|[1-9]\d+)"  # the first seed has no suffix
+SEED = r"-s(?:[2-9]|[1-9][0-9]{1,8})"  # the first seed has no suffix
 REFERENCES = ("start", "teacher", "passages", "of", "negatives", "denoise")
 
 

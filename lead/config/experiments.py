@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lead.config.schema import Name, Strict
 
@@ -69,6 +70,13 @@ class Experiments(Strict):
     runs: dict[Name, Row]
 
 
+def path_in_rules(path: str) -> str:
+    """Refuse a path that rules cannot hold: `{x}` is a wildcard to Snakemake, `-x` an option to the commands."""
+    if path.startswith("-") or re.search(r"[{}\x00-\x1f\x7f]", path):
+        raise ValueError("a path of the workflow holds no braces or control characters and starts with no '-'")
+    return path
+
+
 class Config(Strict):
     """config/config.yaml."""
 
@@ -78,7 +86,9 @@ class Config(Strict):
         "warm-up; chain: everything but data and BM25",
     )
 
-    results: str = Field("results", min_length=1, description="folder of everything that is made")
+    results: Annotated[str, AfterValidator(path_in_rules)] = Field(
+        "results", min_length=1, description="folder of everything that is made"
+    )
     datasets: str = Field("datasets", description="folder of dataset files, relative to this file")
     presets: str = Field("presets", description="folder of presets, relative to this file")
     experiments: str = Field("experiments.yaml", description="the runs, relative to this file")

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import typing
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lead.config.experiments import Config, Experiments
-from lead.config.schema import Dataset, EvaluationSource, FilesSource, Settings, SplitFiles, Train
+from lead.config.schema import NAME, Dataset, EvaluationSource, FilesSource, Settings, SplitFiles, Train
 from lead.errors import LeadError, Named, nearest
 
 T = TypeVar("T", bound=BaseModel)
@@ -23,17 +24,41 @@ Source = TypeVar("Source", bound=BaseModel)
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
+LIMIT = 1 << 18  # characters of a configuration file
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice and reads 5e-5 as a number (YAML 1.2; plain PyYAML reads text)."""
+    """Safe YAML that refuses a key given twice and reads 5e-5 as a number (YAML 1.2; plain PyYAML reads text).
+
+    Aliases are refused: a few of them make a value of billions of items, or one that holds itself.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            problem = f"aliases (*{alias.anchor}) are not supported; write the value out"
+            raise yaml.composer.ComposerError(None, None, problem, alias.start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for n, (key, value) in enumerate(zip(keys, node.value, strict=True)):
-            if key in keys[:n]:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", value[0].start_mark)
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # PyYAML refuses it
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > 64:
+            raise yaml.constructor.ConstructorError(None, None, "number of more than 64 bits", node.start_mark)
+        return value
 
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
@@ -43,6 +68,8 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML (or JSON) text. Raises LeadError with the line of a syntax error."""
+    if len(text) > LIMIT:
+        raise LeadError(f"{where}: more than {LIMIT >> 10} KiB; is this a configuration file?")
     try:
         return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as e:
@@ -51,11 +78,17 @@ def parse_yaml(text: str, where: str) -> Any:
         raise LeadError(f"{place}: not valid YAML: {getattr(e, 'problem', None) or str(e).splitlines()[0]}") from e
 
 
+def read_text(path: Path) -> str:
+    """The text of a file, as far as `parse_yaml` takes it. Raises OSError, and ValueError for bad UTF-8."""
+    with path.open(encoding="utf-8") as file:
+        return file.read(LIMIT + 1)
+
+
 def read_yaml(path: Path) -> tuple[Any, str]:
     """The value and the text of a YAML file. Raises LeadError when it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        text = read_text(path)
+    except (OSError, ValueError) as e:
         raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
     return parse_yaml(text, str(path)), text
 
@@ -203,9 +236,13 @@ def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
 
 
 def _files(folder: Path, key: str, config: Path) -> list[Path]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise LeadError(f"{config}: key '{key}': {folder} is not a folder; create it or mend the key")
-    return sorted(folder.glob("*.yaml"))
+    files = sorted(folder.glob("*.yaml"))
+    for path in files:
+        if not re.fullmatch(NAME, path.stem):
+            raise LeadError(f"{path}: a file of {key} is named with letters, digits, '_', '.' and '-' only; rename it")
+    return files
 
 
 def _preset(path: Path) -> Part:

@@ -10,10 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of runs, datasets, presets: part of files' names, and of shell commands
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Strict(BaseModel):
@@ -83,7 +86,7 @@ class Train(Strict):
 
     steps: PositiveInt = Field(50000, description="optimizer steps")
     batch_size: PositiveInt = Field(80, description="queries in a step, over all ranks")
-    negatives: Annotated[int, Field(ge=0)] = Field(16, description="hard negatives drawn for each query and step")
+    negatives: Count = Field(16, description="hard negatives drawn for each query and step")
     negatives_depth: PositiveInt = Field(
         100, description="hard negatives are drawn from the top of the mined list; ADORE: all of the top of a search"
     )
@@ -104,15 +107,11 @@ class Train(Strict):
     )
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     checkpoint_keep: PositiveInt = Field(2, description="checkpoints kept while training")
-    dev_every: Annotated[int, Field(ge=0)] = Field(
+    dev_every: Count = Field(
         0, description="steps between evaluations on dev; 0: only before the first step and after the last"
     )
-    dev_queries: Annotated[int, Field(ge=0)] = Field(
-        200, description="dev queries used for it; 0: never evaluate on dev"
-    )
-    dev_negatives: Annotated[int, Field(ge=0)] = Field(
-        10, description="mined negatives each dev query adds to the dev pool"
-    )
+    dev_queries: Count = Field(200, description="dev queries used for it; 0: never evaluate on dev")
+    dev_negatives: Count = Field(10, description="mined negatives each dev query adds to the dev pool")
     select: Literal["last", "best"] = Field("last", description="weights kept: the last, or the best on dev (MRR@10)")
 
     @model_validator(mode="after")
@@ -318,7 +317,7 @@ class Evaluation(Strict):
 class Settings(Strict):
     """Everything a run reads, after defaults < preset < dataset < experiment row have been laid over each other."""
 
-    seed: int = Field(1, ge=0, description="of data order, draws, dropout and layer selection")
+    seed: Seed = Field(1, description="of data order, draws, dropout and layer selection")
     models: dict[Literal["teacher", "student"], ModelRef] = Field(description="pretrained encoders to start from")
     lengths: Lengths = Lengths()
     scoring: ScoringByKind = ScoringByKind()
@@ -348,7 +347,9 @@ class Dataset(Strict):
     source: AnySource
     preset: Name = Field("paper", description="a file of config/presets/")
     expect: Expect = Expect()
-    shards: PositiveInt = Field(1, description="parts that the corpus is encoded in, each a job; several share tokens")
+    shards: PositiveInt = Field(
+        1, le=9999, description="parts that the corpus is encoded in, each a job; several share tokens"
+    )
     gpus: PositiveInt = Field(1, description="GPUs that a job that trains asks for; it uses those it is granted")
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"

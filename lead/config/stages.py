@@ -20,6 +20,7 @@ from lead.config.schema import (
     ModelRef,
     PositiveInt,
     Scoring,
+    Seed,
     Strict,
     Train,
 )
@@ -47,7 +48,7 @@ class Bm25Settings(Strict):
 class TrainSettings(Strict):
     """Read by `lead train`."""
 
-    seed: int = Field(1, ge=0)
+    seed: Seed = 1
     model: ModelRef | None = Field(
         None, description="pretrained encoder to start from; null: the model given by --start"
     )
@@ -61,7 +62,7 @@ class TrainSettings(Strict):
 class DistilSettings(Strict):
     """Read by `lead distil`."""
 
-    seed: int = Field(1, ge=0)
+    seed: Seed = 1
     method: Literal["rd", "margin_mse", "fd", "lead"] = "lead"
     train: Train = Train()
     distil: Distil = Distil()
@@ -135,7 +136,7 @@ class EvaluateSettings(Strict):
     """Read by `lead evaluate`."""
 
     evaluation: Evaluation = Evaluation()
-    seed: int = Field(1, ge=0)
+    seed: Seed = 1
     made_by: dict[str, Any] = Field(
         {}, description="dataset, run and settings of what made the list, copied into the result"
     )

@@ -6,6 +6,7 @@ while they are read. Ids are strings everywhere, whatever they look like: 007 is
 
 from __future__ import annotations
 
+import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
@@ -44,7 +45,7 @@ def collect_split(name: str, split: SplitFiles) -> Split:
 
 
 def _check_file(key: str, path: str) -> None:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise LeadError(f"{key}: no file {path}; download it, or mend the path")
     if format_of(Path(path)) is None and not key.endswith("qrels"):
         raise LeadError(f"{key}: the name of {path} tells no format; {EXPECTED_NAMES}")

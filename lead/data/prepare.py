@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, atomic_file, read_table, table_writer, write_json, write_table
+from lead.artifacts import SCHEMAS, atomic_file, open_table, read_table, table_writer, write_json, write_table
 from lead.config.schema import Checks, EvaluationSource, Expect, FilesSource, IrDatasetsSource, PydocsSource
 from lead.config.stages import PrepareSettings
 from lead.data import files, ir, pydocs
@@ -108,6 +108,8 @@ def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, cor
         split = ir.read_split(source.test, "source.test")
     else:
         split = files.collect_split("test", source.test)
+    if not open_table(corpus).schema_arrow.equals(SCHEMAS["corpus"]):
+        raise LeadError(f"--corpus {corpus} holds no passages (pid, text); give what lead prepare made of the dataset")
     pids = read_table(corpus, columns=["pid"])["pid"]
     hashes = np.fromiter((hash64(p.as_py()) for p in pids), dtype=np.uint64, count=len(pids))
     nothing = Share("corpus", 0, len(pids), [])

@@ -10,10 +10,11 @@ import codecs
 import contextlib
 import gzip
 import json
-import shutil
+import math
 import tempfile
 import zlib
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -26,6 +27,9 @@ FORMATS: dict[str, Literal["tsv", "jsonl", "parquet"]] = {
     ".tsv": "tsv", ".txt": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
 PARQUET_ROWS = 4096  # rows decoded at a time
+LINE = 64 << 20  # bytes of a line, at most
+UNPACKED = 100  # times the size of a gzip file that its content may have; texts have 3 to 10 times
+SMALL = 16 << 20  # bytes that any gzip file may hold
 
 
 def bad(path: Path, line: int, what: str, remedy: str) -> LeadError:
@@ -39,11 +43,17 @@ def format_of(path: Path) -> Literal["tsv", "jsonl", "parquet"] | None:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers. Raises LeadError for bad UTF-8 and for damaged gzip."""
-    number = 0
+    """Lines that are not blank, with their numbers. Raises LeadError for bad UTF-8, damaged or endless files."""
+    number = read = 0
     with _reading(path) as file:
+        most = _most(path)
         try:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(partial(file.readline, LINE + 1), b""), 1):
+                read += len(raw)
+                if len(raw) > LINE:
+                    raise bad(path, number, f"line of more than {LINE >> 20} MiB", "is this a text file?")
+                if read > most:
+                    raise _bomb(path, number)
                 raw = raw.removesuffix(b"\n").removesuffix(b"\r")
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -134,6 +144,15 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
+def _most(path: Path) -> float:
+    """Bytes that may be read from a file: a small gzip file can hold more than there are disks for."""
+    return max(SMALL, UNPACKED * path.stat().st_size) if path.suffix == ".gz" else math.inf
+
+
+def _bomb(path: Path, number: int) -> LeadError:
+    return bad(path, number, f"holds more than {UNPACKED} times its size", "unpack it yourself if that is right")
+
+
 def _parquet(path: Path, names: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
@@ -141,13 +160,19 @@ def _parquet(path: Path, names: Collection[str]) -> Iterator[tuple[int, dict[str
             source: Path | IO[bytes] = path
             if path.suffix == ".gz":  # Parquet is read from its end, gzip only from its start
                 source = stack.enter_context(tempfile.TemporaryFile())
-                shutil.copyfileobj(stack.enter_context(_reading(path)), source)
+                packed = stack.enter_context(_reading(path))
+                while chunk := packed.read(1 << 20):
+                    source.write(chunk)
+                    if source.tell() > _most(path):
+                        raise _bomb(path, 1)
             file = stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
             columns = [name for name in file.schema_arrow.names if name in names]
+            if len(set(columns)) < len(columns):
+                raise ValueError(f"a column twice: {', '.join(columns)}")
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
                     yield number, record
-    except (pa.ArrowException, EOFError, zlib.error, OSError, UnicodeDecodeError) as e:
+    except (pa.ArrowException, EOFError, zlib.error, OSError, ValueError, OverflowError) as e:
         reason = str(e).partition("\n")[0]
         raise bad(path, number + 1, f"damaged or not Parquet ({reason})", "make the file again") from None

@@ -48,8 +48,8 @@ def _parse(name: str, relevance: int) -> Measure:
         measure: Measure = ir_measures.parse_measure(name)
         if not provider().supports(measure):
             raise ValueError("not a measure that lead computes")
-        if measure.params.get("cutoff", 1) < 1:
-            raise ValueError("the cut-off is at least 1")
+        if not all(1 <= measure.params.get(name, 1) < 2**31 for name in ("cutoff", "rel")):
+            raise ValueError("a number out of range")
     except (ValueError, NameError, TypeError, KeyError, AttributeError, AssertionError) as e:
         # the many ways in which ir_measures says no
         raise LeadError(f"evaluation.measures: {name!r} is not a measure{_hint(name)}; examples: {EXAMPLES}") from e

@@ -55,10 +55,12 @@ def read_result(path: Path) -> Result:
     raw: Any = read_json(path)
     try:
         measures = list(raw["measures"])
+        if not measures:
+            raise ValueError("no measure")
         keys = ("mean", "low", "high")
         metrics = {name: {key: float(raw["metrics"][name][key]) for key in keys} for name in measures}
         return Result(path, measures, metrics, int(raw["queries"]), float(raw["confidence"]))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise LeadError(f"{path} is not a result of lead evaluate; give files like results/demo/lead_cb.json") from e
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,8 +13,25 @@ from torch import Tensor, nn
 from lead.errors import LeadError
 
 
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever is raised over somebody's files into one LeadError.
+
+    transformers, tokenizers and safetensors promise no exceptions: a damaged file may raise any.
+    """
+    try:
+        yield
+    except Exception as e:
+        reason = " ".join(str(e).split())[:300] or type(e).__name__
+        offline = "; the hub cannot be asked (HF_HUB_OFFLINE=1)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise LeadError(f"models: cannot load {what}: {reason}{offline}") from e
+
+
 def load_encoder(name: str, reference: str) -> nn.Module:
-    """The transformer in `name`, in fp32, without a pooler. LeadError if a weight is not found in the checkpoint."""
+    """The transformer in `name`, in fp32, without a pooler. LeadError if a weight is not found in the checkpoint.
+
+    No code that comes with a model is run, and no pickle is read.
+    """
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
@@ -20,13 +39,10 @@ def load_encoder(name: str, reference: str) -> nn.Module:
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        model, info = AutoModel.from_pretrained(
-            name, output_loading_info=True, use_safetensors=True, dtype=torch.float32
-        )
-    except (OSError, ValueError, RuntimeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        offline = "; the hub cannot be asked (HF_HUB_OFFLINE=1)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        raise LeadError(f"models: cannot load '{reference}': {reason}{offline}") from e
+        with loading(f"'{reference}'"):
+            model, info = AutoModel.from_pretrained(
+                name, output_loading_info=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+            )
     finally:
         transformers_logging.set_verbosity(level)
     missing = [k for k in info["missing_keys"] if not k.startswith("pooler.")]

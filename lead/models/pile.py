@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lead.artifacts import atomic_folder, check_folder
+from lead.config.load import validate
 from lead.config.schema import Lengths, Linear, ModelRef, Scoring
 from lead.errors import LeadError
-from lead.models.encoder import depth, hidden_states, keep_layers, load_encoder, positions
+from lead.models.encoder import depth, hidden_states, keep_layers, load_encoder, loading, positions
 from lead.models.features import Features, Scores
 from lead.models.reference import resolve
 
@@ -47,6 +48,11 @@ class Pile(nn.Module):
         self.encoder, self.tokenizer, self.kind = encoder, tokenizer, kind
         self.scoring, self.lengths = scoring, lengths
         self.width = self.size = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        known = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        if (highest := max(tokenizer.get_vocab().values())) >= known:
+            raise LeadError(
+                f"models: the tokenizer has an id {highest}, the encoder embeddings of 0 to {known - 1} only"
+            )
         self.linear = None
         if linear is not None:
             self.size = linear.size or self.width
@@ -115,26 +121,29 @@ class Pile(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote, checksums verified. Raises LeadError for a damaged or foreign folder."""
+        from lead.models import cross, retriever  # noqa: F401  (both register what they make)
+
         folder = check_folder(folder)
+        where = str(folder / DESCRIPTION)
         try:
             description = json.loads((folder / DESCRIPTION).read_text())
             kind = description["kind"]
             made_by = Pile.classes[kind]
-            scoring, lengths = Scoring(**description["scoring"]), Lengths(**description["lengths"])
-            linear = Linear(**description["linear"]) if "linear" in description else None
+            scoring = validate(Scoring, description["scoring"], where, prefix=("scoring",))
+            lengths = validate(Lengths, description["lengths"], where, prefix=("lengths",))
+            linear = validate(Linear, description["linear"], where) if "linear" in description else None
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise LeadError(
-                f"{folder / DESCRIPTION} is missing or not understood ({e}); rerun the stage that makes it"
-            ) from e
+            raise LeadError(f"{where} is missing or not understood ({e}); rerun the stage that makes it") from e
         if not issubclass(made_by, cls):
             raise LeadError(f"{folder} is a {NAMES[kind]}, which cannot be used here")
         encoder, tokenizer = load_encoder(str(folder), str(folder)), load_tokenizer(str(folder), str(folder))
         model = made_by(encoder, tokenizer, kind, scoring, lengths, linear)
-        head = load_file(folder / HEAD) if (folder / HEAD).exists() else {}
         expected = {k for k in model.state_dict() if not k.startswith("encoder.")}
-        if expected != set(head):
-            raise LeadError(f"{folder / HEAD} does not hold {sorted(expected ^ set(head))}; rerun the stage")
-        model.load_state_dict(head, strict=False)  # all that is not the encoder's, as was just checked
+        with loading(f"'{folder / HEAD}'"):
+            head = load_file(folder / HEAD) if (folder / HEAD).exists() else {}
+            if expected != set(head):
+                raise ValueError(f"it does not hold {sorted(expected ^ set(head))}; rerun the stage")
+            model.load_state_dict(head, strict=False)  # all that is not the encoder's, as was just checked
         return model
 
     @classmethod
@@ -161,10 +170,11 @@ def load_tokenizer(name: str, reference: str) -> Any:
     """The tokenizer of a model. Raises LeadError in one line."""
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as e:
-        raise LeadError(f"models: cannot load the tokenizer of '{reference}': {str(e).strip().splitlines()[0]}") from e
+    with loading(f"the tokenizer of '{reference}'"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):  # made up by transformers where there is none
+        raise LeadError(f"models: the tokenizer of '{reference}' knows no word; are its files missing?")
+    return tokenizer
 
 
 def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:

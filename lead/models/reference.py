@@ -30,7 +30,7 @@ def resolve(reference: str) -> str:
         if spec is None or not spec.submodule_search_locations:
             raise LeadError(f"models: package '{package}' of reference '{reference}' is not installed; pip install it")
         folder = Path(next(iter(spec.submodule_search_locations))) / inside
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):
         raise LeadError(
             f"models: '{reference}' has no config.json in {folder}; give the folder of a transformers model"
         )

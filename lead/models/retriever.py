@@ -32,6 +32,8 @@ class Retriever(Pile):
                 if token not in vocabulary:
                     raise LeadError(f"scoring.cb.markers: the tokenizer has no {token}; set markers: false")
                 self.markers[side] = vocabulary[token]  # type: ignore[index]
+        if self.kind == "cb" and self.scoring.expand and self.tokenizer.mask_token_id is None:
+            raise LeadError("scoring.cb.expand: the tokenizer has no [MASK]; set expand: false")
 
     # --- texts to tokens ---------------------------------------------------------------------------------------------
     def tokenize(self, side: Side, texts: list[str]) -> list[list[int]]:

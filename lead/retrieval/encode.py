@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, open_table, read_rows, shard_rows
+from lead.artifacts import SCHEMAS, open_table, read_rows, shard_rows, whole
 from lead.config.stages import EncodeSettings
 from lead.data.tokens import Tokens
 from lead.device import device
@@ -72,6 +72,7 @@ def encode(
     store = tokens and Tokens(tokens, encoder.tokenizer, getattr(encoder.lengths, side), len(vectors))
     ids: list[str] = []
     for chunk in read_rows(file, start, stop, CHUNK, file.schema_arrow.names[:1] if store else None):
+        whole(chunk, texts)
         first = len(ids)
         ids += chunk[0].to_pylist()
         done = f" {len(ids):,} of {len(vectors):,}" if len(vectors) > CHUNK else ""

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, read_table, write_table
+from lead.artifacts import SCHEMAS, open_table, read_table, whole, write_table
 from lead.config.stages import RetrieveSettings
 from lead.errors import LeadError
 from lead.retrieval.engine import Engine, Floats, Ints, approximate_engine, exact_engine, search_gpu
@@ -54,18 +54,10 @@ def read_vectors(path: str | Path) -> tuple[list[str], Floats]:
 
     Raises LeadError naming the file when it is missing, damaged, of another kind, or holds NaN or infinite numbers.
     """
-    table = read_table(path)
-    kind: Any = table.schema.field("vector").type if "vector" in table.column_names else pa.null()
-    is_vectors = (
-        table.column_names == ["id", "vector"]
-        and pa.types.is_string(table.schema.field("id").type)
-        and pa.types.is_fixed_size_list(kind)
-        and kind.value_type in (pa.float16(), pa.float32())
-    )
-    if not is_vectors or table["id"].null_count or table["vector"].null_count:
-        raise LeadError(f"{path} is not a table of vectors (id: string, vector: d floats); make it with lead encode")
+    width = _width(path)
+    table = whole(read_table(path), path)
     ids: list[str] = table["id"].to_pylist()
-    vectors = np.empty((table.num_rows, kind.list_size), dtype=np.float32)
+    vectors = np.empty((table.num_rows, width), dtype=np.float32)
     chunks = table["vector"].chunks[::-1]
     del table  # so that popping a chunk frees it, and the corpus is never held twice
     start = 0
@@ -77,6 +69,22 @@ def read_vectors(path: str | Path) -> tuple[list[str], Floats]:
         if not np.isfinite(block).all():
             raise LeadError(f"{path} holds NaN or infinite numbers: its model has diverged; train it with a lower lr")
     return ids, vectors
+
+
+def _width(path: str | Path) -> int:
+    """Width of the vectors in a file. Raises LeadError for a file of another kind."""
+    schema = open_table(path).schema_arrow
+    kind: Any = schema.field("vector").type if schema.names == ["id", "vector"] else pa.null()
+    is_list = pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.float16(), pa.float32())
+    if not is_list or not pa.types.is_string(schema.field("id").type):
+        raise LeadError(f"{path} is not a table of vectors (id: string, vector: d floats); make it with lead encode")
+    return int(kind.list_size)
+
+
+def _ids(path: Path) -> pa.Array:
+    """Ids of the vectors in a file. Raises LeadError for a file of another kind."""
+    _width(path)
+    return read_table(path, columns=["id"])["id"].combine_chunks()
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------
@@ -193,7 +201,7 @@ def search_files(
     """
     if indexes and len(indexes) != len(passages):
         raise LeadError(f"--index: {len(indexes)} indexes for {len(passages)} shards of passages; give one for each")
-    shards = [read_table(path, columns=["id"])["id"].combine_chunks() for path in passages]
+    shards = [_ids(path) for path in passages]
     pids = pa.concat_arrays([pa.array([], pa.string()), *shards])
     if len(passages) > 1 and pc.count_distinct(pids).as_py() != len(pids):
         raise LeadError(f"{passages[0]} and its other shards hold a passage twice; encode the shards again")
