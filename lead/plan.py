@@ -13,19 +13,11 @@ from typing import Any
 
 from lead.checks import check_layer_selection, check_run
 from lead.config.load import Loaded, merge, source_files, source_paths, validate
-from lead.config.schema import EvaluationSource, FilesSource, ModelRef, Settings, Train
-from lead.errors import LeadError, Named, nearest
-from lead.rows import TRAINING, Rows, seeded, split_seed
-
-SHARED = ("prepare", "bm25")  # stages of a dataset, not of a run
-LISTING = ("bm25", "retrieve", "rerank")  # stages that an evaluation set has of its own
-RESPONSE: Any = {"candidates": True, "hard_candidates": True, "weights": {"rep", "stu"}}
-READS: dict[str, Any] = {  # the keys of `distil` that a method reads; None: all
-    "rd": {"tau": True, **RESPONSE},
-    "margin_mse": RESPONSE,
-    "fd": {"hard_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
-    "lead": None,
-}
+from lead.config.schema import ModelRef, Settings, Train
+from lead.config.sources import EvaluationSource, FilesSource
+from lead.errors import LeadError, nearest
+from lead.rows import Rows, seeded, split_seed
+from lead.slices import stage_settings, tokens_name
 
 
 class Plan(Rows):
@@ -175,9 +167,10 @@ class Plan(Rows):
 
     def rerank_from(self, dataset: str, run: str) -> str:
         """File of the ranked lists that a ColBERT or cross encoder reranks."""
-        return f"{self.results}/{dataset}/runs/{self._reranked(dataset, run)}.parquet"
+        return f"{self.results}/{dataset}/runs/{self.reranked(dataset, run)}.parquet"
 
-    def _reranked(self, dataset: str, run: str) -> str:
+    def reranked(self, dataset: str, run: str) -> str:
+        """The run whose list a cross encoder or ColBERT reranks."""
         return str(self.rows.reference(self.resolve(dataset).retrieval.rerank_from, split_seed(run)[1]))
 
     def source_files(self, dataset: str) -> list[str]:
@@ -223,94 +216,7 @@ class Plan(Rows):
 
     def settings(self, stage: str, dataset: str, run: str | None = None) -> dict[str, Any]:
         """The slice of settings that a stage of this run reads: keys of its class in lead.config.stages."""
-        if stage == "tokenize":
-            return self._tokenizer(dataset, str(run))
-        if stage in SHARED:  # of the dataset, whatever the run
-            run = "bm25" if stage == "bm25" and "bm25" in self.rows else None
-        s = self.resolve(dataset, run)
-        relevance = s.evaluation.relevance
-        if stage == "prepare":
-            data, path = self.loaded.datasets[dataset]
-            on_disk = isinstance(data.source, FilesSource | EvaluationSource)
-            source = source_paths(data.source, path) if on_disk else data.source
-            share = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
-            return _json(source=source, **share, relevance=relevance, checks=s.checks, expect=data.expect)
-        if stage == "bm25":
-            r = s.retrieval
-            return _json(bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=relevance)
-        if stage in ("encode", "rerank"):
-            r = s.retrieval
-            shared = {"batch_tokens": r.batch_tokens, "precision": s.train.precision}
-            if stage == "encode":
-                return _json(**shared, fp16=r.fp16)
-            crossed = run is not None and self.kind(run) == "ce" and r.cross_depth is not None
-            return _json(**shared, rerank_depth=r.cross_depth if crossed else r.rerank_depth)
-        if stage == "denoise":
-            precision = {"batch_tokens": s.retrieval.batch_tokens, "precision": s.train.precision}
-            return _json(**s.denoise.model_dump(), relevance=relevance, **precision)
-        if stage == "mine":
-            return _json(mine_depth=s.retrieval.mine_depth, relevance=relevance) | self._searching(s)
-        if stage == "retrieve":
-            return _json(depth=s.retrieval.depth) | self._searching(s)
-        assert run is not None
-        if stage == "index":
-            return _json(index=s.retrieval.index, seed=s.seed)
-        row = self.rows[run]
-        if stage == "train":
-            shared = _json(seed=s.seed, train=s.train, relevance=relevance)
-            if row.init is None:  # the model folder says what kind of model it is
-                return shared
-            scoring = getattr(s.scoring, row.kind)
-            return shared | _json(model=s.models[row.init], kind=row.kind, scoring=scoring, lengths=s.lengths)
-        if stage == "distil":
-            distil = s.distil.model_dump(mode="json", include=READS[row.method])
-            return _json(seed=s.seed, method=row.method, train=s.train, distil=distil, relevance=relevance)
-        if stage == "evaluate":
-            return _json(evaluation=s.evaluation, seed=s.seed) | {"made_by": self._made_by(dataset, run)}
-        raise ValueError(f"no stage {stage}")
-
-    def _tokenizer(self, dataset: str, name: str) -> dict[str, Any]:
-        """What `tokens` names so: a tokenizer and the length of passages."""
-        known = {}
-        for run in self.runs(kind="de"):
-            reference, length = (
-                self.encoder(dataset, run).reference,
-                self.resolve(dataset, self.origin(run)).lengths.passage,
-            )
-            known[tokens_name(reference, length)] = {"reference": reference, "length": length}
-        return Named("tokenizer", f"the runs on {dataset}", known)[name]
-
-    def _searching(self, s: Settings) -> dict[str, Any]:
-        """What a search reads of an approximate index's settings; nothing when it is exact."""
-        return {} if s.retrieval.index is None else {"index_parameters": s.retrieval.index_parameters}
-
-    def _made_by(self, dataset: str, run: str) -> dict[str, Any]:
-        """What a result tells of its making: the settings of every stage behind it, by `run.stage`."""
-        whole = self.whole(dataset)
-        made = {"prepare": self.settings("prepare", whole)}
-        if whole != dataset:
-            made["prepare_evaluation"] = self.settings("prepare", dataset)
-        lists = [run]
-        if "rerank" in self.stages(dataset, run):
-            lists.append(self._reranked(dataset, run))
-        for listed in lists:
-            for name in self.ancestors(listed):
-                # of the runs whose lists are read, all stages; of the others, what made their model or negatives
-                stages = [t for t in self.stages(dataset, name) if t != "evaluate"]
-                for stage in stages if name in lists else stages[:1]:
-                    of = dataset if stage in LISTING else whole
-                    made[f"{name}.{stage}"] = self.settings(stage, of, name)
-                row = self.rows[name]
-                if row.method in TRAINING and row.negatives != "bm25":
-                    searched = [*self._vector_stages(whole, row.negatives), "mine"]
-                    made |= {f"{row.negatives}.{s}": self.settings(s, whole, row.negatives) for s in searched}
-                if (passages := row.passages) is not None:
-                    stages = self._vector_stages(whole, passages)
-                    made |= {f"{passages}.{s}": self.settings(s, whole, passages) for s in stages}
-                if row.denoise is not None:
-                    made[f"{row.negatives}.{row.denoise}.denoise"] = self.settings("denoise", whole, row.negatives)
-        facts = {"dataset": dataset, "run": run, "settings": made}
-        return facts if len(lists) == 1 else {**facts, "rerank_from": lists[1]}
+        return stage_settings(self, stage, dataset, run)
 
     def settings_json(self, stage: str, dataset: str, run: str | None = None, shard: str = "") -> str:
         """`settings` as JSON with sorted keys, for the command line; `shard`: such as `.3of16`."""
@@ -325,9 +231,10 @@ class Plan(Rows):
         train = {"contrastive": ["train"], "teacher_of": []}.get(method, ["distil"])
         if self.kind(run) != "de":
             return [*train, "rerank", "evaluate"]
-        return [*train, *self._vector_stages(dataset, run), "retrieve", "evaluate"]
+        return [*train, *self.vector_stages(dataset, run), "retrieve", "evaluate"]
 
-    def _vector_stages(self, dataset: str, run: str) -> list[str]:
+    def vector_stages(self, dataset: str, run: str) -> list[str]:
+        """The stages that make a dual encoder's vectors of passages ready for search."""
         return ["encode", "index"] if self.indexes(dataset, run) else ["encode"]
 
     def overview(self) -> str:
@@ -337,16 +244,3 @@ class Plan(Rows):
         lines += ["runs:"] + [f"  {name:<16} {row.about}" for name, row in self.rows.items()]
         lines += ["", f"make one with: snakemake --cores 2 -- {self.results}/DATASET/RUN.json"]
         return "\n".join(lines)
-
-
-def tokens_name(reference: str, length: int) -> str:
-    """The name of a store of token ids.
-
-    >>> tokens_name("hub:Luyu/co-condenser-marco", 144)
-    'hub_Luyu_co-condenser-marco-144'
-    """
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", reference) + f"-{length}"
-
-
-def _json(**parts: Any) -> dict[str, Any]:
-    return {k: v.model_dump(mode="json") if hasattr(v, "model_dump") else v for k, v in parts.items()}

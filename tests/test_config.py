@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from lead.config import schema, stages
 from lead.config.load import Loaded, load, merge, parse_yaml, source_paths, validate
+from lead.config.sources import FilesSource
 from lead.plan import Plan
 
 CONFIG, PRESET, EXPERIMENTS = "config.yaml", "presets/tiny.yaml", "experiments.yaml"
@@ -204,7 +205,7 @@ def test_mappings_are_merged_and_lists_replaced() -> None:
 
 def test_source_paths_count_from_the_dataset_file(folder: Path) -> None:
     data, path = load_folder(folder).datasets["tiny"]
-    assert isinstance(data.source, schema.FilesSource)
+    assert isinstance(data.source, FilesSource)
     source = source_paths(data.source, path)
     assert Path(source.corpus).resolve() == (folder / ".." / "data" / "corpus.jsonl").resolve()
     assert source.dev is not None and Path(source.dev.qrels).is_absolute()

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lead.config.schema import FilesSource, SplitFiles
+from lead.config.sources import FilesSource, SplitFiles
 from lead.data import collection, files
 from lead.data.files import collect, read_corpus, read_qrels, read_queries
 from lead.errors import LeadError

@@ -112,7 +112,7 @@ def test_the_papers_datasets_name_ids_that_exist() -> None:
     import ir_datasets
 
     from lead.config.load import load
-    from lead.config.schema import EvaluationSource, IrDatasetsSource
+    from lead.config.sources import EvaluationSource, IrDatasetsSource
 
     found = 0
     for dataset, _ in load("config/config.yaml").datasets.values():

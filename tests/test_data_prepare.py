@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lead.artifacts import read_json, read_table
-from lead.config.schema import Checks, FilesSource, SplitFiles
+from lead.config.sources import Checks, FilesSource, SplitFiles
 from lead.config.stages import PrepareSettings
 from lead.data.prepare import prepare
 from lead.errors import LeadError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lead.config.schema import PydocsSource
+from lead.config.sources import PydocsSource
 from lead.config.stages import PrepareSettings
 from lead.data.collection import Collection
 from lead.data.prepare import prepare

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from lead.config.schema import Name, Strict
+from lead.config.types import Name, Strict
 
 DISTILLATION = ("rd", "margin_mse", "fd", "lead")
 

@@ -15,7 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lead.config.experiments import Config, Experiments
-from lead.config.schema import NAME, Dataset, EvaluationSource, FilesSource, Settings, SplitFiles, Train
+from lead.config.schema import Dataset, Settings, Train
+from lead.config.sources import EvaluationSource, FilesSource, SplitFiles
+from lead.config.types import NAME
 from lead.errors import LeadError, Named, nearest
 
 T = TypeVar("T", bound=BaseModel)

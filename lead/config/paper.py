@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from lead.config.load import read_yaml, validate
-from lead.config.schema import Name, Strict
+from lead.config.types import Name, Strict
 from lead.errors import LeadError, nearest
 
 

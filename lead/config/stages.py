@@ -9,21 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lead.config.schema import (
-    AnySource,
-    Bm25,
-    Checks,
-    Distil,
-    Evaluation,
-    Expect,
-    Lengths,
-    ModelRef,
-    PositiveInt,
-    Scoring,
-    Seed,
-    Strict,
-    Train,
-)
+from lead.config.schema import Bm25, Distil, Evaluation, Lengths, ModelRef, Scoring, Train
+from lead.config.sources import AnySource, Checks, Expect
+from lead.config.types import PositiveInt, Seed, Strict
 
 
 class PrepareSettings(Strict):

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from lead.artifacts import SCHEMAS
-from lead.config.schema import FilesSource, SplitFiles
+from lead.config.sources import FilesSource, SplitFiles
 from lead.data.collection import Collection, Split, batches, hash64
 from lead.data.records import bad, format_of, identifier, lines, records, string, tsv, wrong_width
 from lead.errors import LeadError

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from lead.artifacts import SCHEMAS
-from lead.config.schema import IrDatasetsSource
+from lead.config.sources import IrDatasetsSource
 from lead.data.collection import Collection, Split, batches
 from lead.errors import LeadError
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lead.artifacts import SCHEMAS, atomic_file, open_table, read_table, table_writer, write_json, write_table
-from lead.config.schema import Checks, EvaluationSource, Expect, FilesSource, IrDatasetsSource, PydocsSource
+from lead.config.sources import Checks, EvaluationSource, Expect, FilesSource, IrDatasetsSource, PydocsSource
 from lead.config.stages import PrepareSettings
 from lead.data import files, ir, pydocs
 from lead.data.collection import Collection, Split, hash64

@@ -24,7 +24,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from lead.artifacts import SCHEMAS
-from lead.config.schema import PydocsSource
+from lead.config.sources import PydocsSource
 from lead.data.collection import Collection, Split
 from lead.errors import LeadError
 
