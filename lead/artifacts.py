@@ -209,9 +209,10 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
     try:
         read_seal(path)
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        _ = table.column_names  # raises where the footer's names are not UTF-8
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
-    except (OSError, pa.ArrowException) as e:
+    except (OSError, ValueError, pa.ArrowException) as e:
         reason = str(e).splitlines()[0]
         raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
     if schema is not None and columns is None and not table.schema.equals(SCHEMAS[schema]):
@@ -243,10 +244,11 @@ def open_table(path: str | Path) -> TableFile:
         read_seal(Path(path))
         file = TableFile(path, page_checksum_verification=True)
         file.path = Path(path)
+        _ = file.schema_arrow.names  # as in read_table
         return file
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
-    except (OSError, pa.ArrowException) as e:
+    except (OSError, ValueError, pa.ArrowException) as e:
         reason = str(e).splitlines()[0]
         raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
 

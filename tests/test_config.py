@@ -10,9 +10,8 @@ import pytest
 from dag.project import ROOT, copy_config, refusal, replace
 from pydantic import BaseModel
 
-from lead.config import schema, stages
+from lead.config import schema, sources, stages, types
 from lead.config.load import Loaded, load, merge, parse_yaml, source_paths, validate
-from lead.config.sources import FilesSource
 from lead.plan import Plan
 
 CONFIG, PRESET, EXPERIMENTS = "config.yaml", "presets/tiny.yaml", "experiments.yaml"
@@ -123,7 +122,7 @@ def test_the_line_is_that_of_the_key(folder: Path, file: str, old: str, new: str
         ("a: 1\n b: 2\n", ":2: not valid YAML"),
         ("a: 1\nb: 2\na: 3\n", ":3: not valid YAML: key 'a' is given twice"),
         ("a: {b: 1, b: 2}\n", ":1: not valid YAML: key 'b' is given twice"),
-        ("a: !!python/name:os.system\n", ":1: not valid YAML: could not determine a constructor"),
+        ("a: !!python/name:os.system\n", ":1: not valid YAML: tags (tag:yaml.org,2002:python/name:os.system) are not"),
         ("a: \x07\n", "not valid YAML"),
         ("- a\n- b\n", ""),
         ("words\n", ""),
@@ -205,7 +204,7 @@ def test_mappings_are_merged_and_lists_replaced() -> None:
 
 def test_source_paths_count_from_the_dataset_file(folder: Path) -> None:
     data, path = load_folder(folder).datasets["tiny"]
-    assert isinstance(data.source, FilesSource)
+    assert isinstance(data.source, sources.FilesSource)
     source = source_paths(data.source, path)
     assert Path(source.corpus).resolve() == (folder / ".." / "data" / "corpus.jsonl").resolve()
     assert source.dev is not None and Path(source.dev.qrels).is_absolute()
@@ -265,7 +264,7 @@ def test_a_model_that_no_layer_gives_is_asked_for(folder: Path, models: str) -> 
 # --- the schema ------------------------------------------------------------------------------------------------------
 def models() -> list[type[BaseModel]]:
     found = [m for module in (schema, stages) for m in vars(module).values() if isinstance(m, type)]
-    return list(dict.fromkeys(m for m in found if issubclass(m, schema.Strict) and m is not schema.Strict))
+    return list(dict.fromkeys(m for m in found if issubclass(m, types.Strict) and m is not types.Strict))
 
 
 # what needs no words: the paper's symbols, BM25's parameters, groups of keys with a docstring of their own
@@ -276,11 +275,11 @@ EVIDENT |= {"lyr", "rep", "tch", "stu"}
 
 @pytest.mark.parametrize("model", models(), ids=lambda m: m.__name__)
 def test_every_key_says_what_it_is(model: type[BaseModel]) -> None:
-    assert model.__doc__ and model.__doc__ != schema.Strict.__doc__
+    assert model.__doc__ and model.__doc__ != types.Strict.__doc__
     for name, field in model.model_fields.items():
         annotation = field.annotation
         group = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        split = annotation in (schema.SplitFiles, schema.SplitFiles | None)
+        split = annotation in (sources.SplitFiles, sources.SplitFiles | None)
         assert field.description or group or split or name in EVIDENT, f"{model.__name__}.{name}"
 
 

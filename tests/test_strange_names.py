@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from dag.project import ROOT, copy_config, last_words, make_project, replace, snakemake, succeed
+from dag.project import ROOT, last_words, make_project, replace, snakemake, succeed
 
 # spaces, quotes, command substitution, separators, globs, variables, unicode, an option's dash, dots
 STRANGE = "-a b'c\"d $(touch ran) `touch ran`;touch ran&|<>*?[x]$HOME\\ größe 検索 .."
@@ -39,17 +39,6 @@ def test_strange_paths_are_paths_and_nothing_else(project: Path) -> None:
     planned = succeed(project, "--dry-run", "--printshellcmds", "--", f"{results}/lead_cb.json")
     assert "distil_joint" in planned
     assert not list(project.parent.rglob("ran")) and not (ROOT / "ran").exists()
-
-
-@pytest.mark.dag
-@pytest.mark.parametrize(
-    ("results", "says"),
-    [("-x", "no braces or control characters"), ("{a}", "no braces"), ("a\nb", "control characters")],
-)
-def test_what_rules_cannot_hold_is_refused(tmp_path: Path, results: str, says: str) -> None:
-    copy_config(tmp_path)
-    config = json.dumps(results)
-    assert says in last_words(tmp_path, "--config", f"results={config}", "--", "all results/tiny/lead_cb.json")
 
 
 @pytest.mark.dag

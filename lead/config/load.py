@@ -32,14 +32,17 @@ LIMIT = 1 << 18  # characters of a configuration file
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice and reads 5e-5 as a number (YAML 1.2; plain PyYAML reads text).
 
-    Aliases are refused: a few of them make a value of billions of items, or one that holds itself.
+    Aliases are refused: a few of them make a value of billions of items, or one that holds itself. So are tags, with
+    which a value of any type can be asked for.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            alias = self.peek_event()
-            problem = f"aliases (*{alias.anchor}) are not supported; write the value out"
-            raise yaml.composer.ComposerError(None, None, problem, alias.start_mark)
+        event = self.peek_event()
+        alias, tag = isinstance(event, yaml.AliasEvent), getattr(event, "tag", None)
+        if alias or tag:
+            what = f"aliases (*{event.anchor})" if alias else f"tags ({tag})"
+            problem = f"{what} are not supported; write the plain value"
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -258,8 +258,8 @@ class Dataset(Strict):
     source: AnySource
     preset: Name = Field("paper", description="a file of config/presets/")
     expect: Expect = Expect()
-    shards: PositiveInt = Field(
-        1, le=9999, description="parts that the corpus is encoded in, each a job; several share tokens"
+    shards: Annotated[int, Field(ge=1, le=9999)] = Field(
+        1, description="parts that the corpus is encoded in, each a job; several share tokens"
     )
     gpus: PositiveInt = Field(1, description="GPUs that a job that trains asks for; it uses those it is granted")
     runs: list[str] | None = Field(

@@ -60,7 +60,7 @@ def read_result(path: Path) -> Result:
         keys = ("mean", "low", "high")
         metrics = {name: {key: float(raw["metrics"][name][key]) for key in keys} for name in measures}
         return Result(path, measures, metrics, int(raw["queries"]), float(raw["confidence"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as e:
+    except (LookupError, TypeError, ValueError, OverflowError) as e:
         raise LeadError(f"{path} is not a result of lead evaluate; give files like results/demo/lead_cb.json") from e
 
 

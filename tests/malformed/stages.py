@@ -113,6 +113,7 @@ ROWS = [
     result("run.json is not a result of lead evaluate", "a list", b"[]"),
     result("run.json is not a result of lead evaluate", "no measure", jsonl(RESULT | {"measures": []})),
     result("run.json is not a result of lead evaluate", "a text for a mean", jsonl(RESULT | {"metrics": {"RR@10": 1}})),
+    result("run.json is not a result of lead evaluate", "a list of metrics", jsonl(RESULT | {"metrics": []})),
     result("run.json is not a result of lead evaluate", "infinite queries", jsonl(RESULT | {"queries": np.inf})),
     # --- the command line
     words("--ranked x+ .* does not exist", *"evaluate --qrels x --out x --per-query x --ranked".split(), "x" * 5000),
