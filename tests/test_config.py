@@ -263,7 +263,7 @@ def test_a_model_that_no_layer_gives_is_asked_for(folder: Path, models: str) -> 
 
 # --- the schema ------------------------------------------------------------------------------------------------------
 def models() -> list[type[BaseModel]]:
-    found = [m for module in (schema, stages) for m in vars(module).values() if isinstance(m, type)]
+    found = [m for module in (schema, sources, stages) for m in vars(module).values() if isinstance(m, type)]
     return list(dict.fromkeys(m for m in found if issubclass(m, types.Strict) and m is not types.Strict))
 
 
