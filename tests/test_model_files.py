@@ -36,6 +36,14 @@ def test_a_saved_retriever_loads_to_the_same_outputs_and_settings(tiny_model: Pa
     assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".safetensors", ".txt"}
 
 
+def test_a_model_folder_does_not_tell_whether_the_hub_could_be_asked(tiny_model: Path, tmp_path: Path) -> None:
+    model = make_retriever(tiny_model, "de")
+    for offline in (True, False):
+        model.tokenizer.init_kwargs["local_files_only"] = offline  # what transformers notes of HF_HUB_OFFLINE
+        model.save(tmp_path / str(offline))
+    assert sha256(tmp_path / "True") == sha256(tmp_path / "False")
+
+
 def rewrite(folder: Path, change: Any) -> None:
     """Changes the weights of a model folder, and its manifest so that checksums agree."""
     weights = load_file(folder / "model.safetensors")
