@@ -111,7 +111,7 @@ def test_an_index_is_the_same_bytes_whatever_the_threads(tmp_path: Path, folder:
             for threads in (1, 2):
                 faiss.omp_set_num_threads(threads)
                 (made,) = build(tmp_path / f"{threads}", [folder / "whole.parquet"], factory)
-                sums.append(read_json(made / "manifest.json"))
+                sums.append((made / "index.faiss").read_bytes())
             assert sums[0] == sums[1], factory
     finally:
         faiss.omp_set_num_threads(before)
