@@ -215,13 +215,17 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
     except (OSError, ValueError, pa.ArrowException) as e:
         reason = str(e).splitlines()[0]
         raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
-    if schema is not None and columns is None and not table.schema.equals(SCHEMAS[schema]):
-        want = ", ".join(f"{f.name}: {f.type}" for f in SCHEMAS[schema])
-        have = ", ".join(f"{f.name}: {f.type}" for f in table.schema)
-        raise LeadError(f"{path} is not a {schema} table: it has ({have}), expected ({want})")
+    if schema is not None and columns is None:
+        _check_schema(table.schema, schema, path)
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != KEY.encode()}
     table = table.replace_schema_metadata(metadata)  # how it was made is not how what is made from it was
     return table if schema is None else whole(table, path)
+
+
+def _check_schema(found: pa.Schema, name: str, path: str | Path) -> None:
+    if not found.equals(SCHEMAS[name]):
+        want, have = (", ".join(f"{f.name}: {f.type}" for f in schema) for schema in (SCHEMAS[name], found))
+        raise LeadError(f"{path} is not a {name} table: it has ({have}), expected ({want})")
 
 
 def whole(table: pa.Table, path: str | Path) -> pa.Table:
@@ -238,19 +242,21 @@ class TableFile(pq.ParquetFile):
     path: Path
 
 
-def open_table(path: str | Path) -> TableFile:
+def open_table(path: str | Path, schema: str | None = None) -> TableFile:
     """A Parquet file, to be read row group by row group. Raises LeadError as `read_table` does."""
     try:
         read_seal(Path(path))
         file = TableFile(path, page_checksum_verification=True)
         file.path = Path(path)
         _ = file.schema_arrow.names  # as in read_table
-        return file
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
     except (OSError, ValueError, pa.ArrowException) as e:
         reason = str(e).splitlines()[0]
         raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
+    if schema is not None:
+        _check_schema(file.schema_arrow, schema, path)
+    return file
 
 
 def read_rows(
@@ -305,7 +311,7 @@ def _dumps(value: Any) -> str:
 
 
 def _sum(value: Any) -> str:
-    return hashlib.sha256(_dumps(value).encode()).hexdigest()
+    return hashlib.sha256(_dumps(value).encode(errors="surrogatepass")).hexdigest()
 
 
 def write_json(value: dict[str, Any], path: str | Path) -> None:

@@ -30,8 +30,8 @@ def identity(path: Path) -> str:
     """Sum of an artifact's content: a Parquet file's seal, a folder's manifest's sum, another file's own. LeadError."""
     try:
         return (None if path.is_dir() else read_seal(path)) or sha256(path)
-    except OSError as e:
-        raise LeadError(f"cannot read {path}: {e.strerror or e}") from e
+    except (OSError, ValueError) as e:  # ValueError: NUL in a name
+        raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
 
 
 def sha256(path: str | Path) -> str:
@@ -40,8 +40,8 @@ def sha256(path: str | Path) -> str:
     try:
         with (path / MANIFEST if path.is_dir() else path).open("rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest()
-    except OSError as e:
-        raise LeadError(f"cannot read {path}: {e.strerror or e}") from e
+    except (OSError, ValueError) as e:  # ValueError: NUL in a name
+        raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
 
 
 def write_seal(path: Path) -> None:

@@ -53,7 +53,9 @@ def test_a_configured_value_runs_nothing(tmp_path: Path, tiny_model: Path, tiny_
 
 
 SHELL = re.compile(r'^\s+shell:\n((?:\s+".*"\n?)+)', re.MULTILINE)
-QUOTED = {"threads", "resources.gpu", "params.start", "params.corpus", "params.teacher_out"}  # numbers, and `option()`
+# numbers, and what `option()` has quoted
+QUOTED = {"threads", "resources.gpu"}
+QUOTED |= {f"params.{name}" for name in ("start", "corpus", "teacher_out", "index", "passages", "tokens")}
 
 
 @pytest.mark.parametrize("rules", sorted((ROOT / "workflow").rglob("*.smk")), ids=lambda p: p.name)

@@ -88,7 +88,7 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path, tiny_model: Path, 
     file.write_bytes(file.read_bytes()[:-2] + b"xx")
     assert "damaged (checksum)" in refusal(lambda: Tokens(tokens, ours, 24, 160))
     said = refusal(lambda: store(tiny_model, tiny_collection / "queries.train.parquet", tmp_path / "q"))
-    assert "holds no passages" in said
+    assert "is not a corpus table" in said
 
 
 def test_only_the_row_groups_and_columns_asked_for_are_read(tiny_collection: Path) -> None:

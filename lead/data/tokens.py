@@ -18,13 +18,13 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from lead.artifacts import (
-    SCHEMAS,
     atomic_folder,
     check_folder,
     open_table,
     read_json,
     read_rows,
     shard_rows,
+    whole,
     write_json,
 )
 from lead.config.stages import TokenizeSettings
@@ -49,16 +49,14 @@ def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:
     Memory: `CHUNK` texts with their tokens, and 2 bytes a token of the shard. Raises LeadError for a file of other
     columns, or a tokenizer that cannot be loaded.
     """
-    file = open_table(texts)
-    if not file.schema_arrow.equals(SCHEMAS["corpus"]):
-        raise LeadError(f"--texts {texts} holds no passages (pid, text)")
+    file = open_table(texts, "corpus")
     tokenizer = load_tokenizer(resolve(settings.reference), settings.reference)
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     start, stop = shard_rows(file.metadata.num_rows, settings.shard)
     parts, lengths = [np.empty(0, dtype)], [np.empty(0, np.int64)]
     with tqdm(total=stop - start, desc="tokenize", unit="passage", disable=None) as bar:
         for chunk in read_rows(file, start, stop, CHUNK):
-            ids = cut(tokenizer, chunk["text"].to_pylist(), settings.length)
+            ids = cut(tokenizer, whole(chunk, texts)["text"].to_pylist(), settings.length)
             lengths.append(np.array([len(i) for i in ids], np.int64))
             parts.append(np.fromiter((token for i in ids for token in i), dtype, int(lengths[-1].sum())))
             bar.update(len(chunk))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, open_table, read_rows, read_table, write_table
+from lead.artifacts import SCHEMAS, open_table, read_rows, read_table, whole, write_table
 from lead.config.schema import Bm25
 from lead.config.stages import Bm25Settings
 from lead.errors import LeadError
@@ -33,14 +33,15 @@ class Index:
 
     def __init__(self, corpus: Path, settings: Bm25) -> None:
         """Index a `corpus` file. Raises LeadError when no passage has a word."""
+        file = open_table(corpus, "corpus")
         self.pids: pa.Array = read_table(corpus, columns=["pid"])["pid"].combine_chunks()
         self.order = alphabetical(self.pids)  # the lower id wins a tie
         self.words = Words(settings)
         self.shards: list[csr_array] = []  # scores [words met so far, passages]
         lengths = []  # in words, of the passages of each shard
         with tqdm(total=len(self.pids), desc="index", unit="passage", disable=None) as progress:
-            for chunk in read_rows(open_table(corpus), 0, len(self.pids), SHARD):
-                numbers, counts = self.words.read(_strings(chunk["text"]))
+            for chunk in read_rows(file, 0, len(self.pids), SHARD):
+                numbers, counts = self.words.read(_strings(whole(chunk, corpus)["text"]))
                 places = numbers, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
                 shape = len(self.words.stems), len(counts)
                 self.shards.append(coo_array((np.ones(len(numbers), np.float32), places), shape).tocsr())

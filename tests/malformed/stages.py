@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from malformed.base import Bad, Command, Content, Site, jsonl, settings
+from malformed.base import Bad, Command, Content, Site, settings
+
+from lead.artifacts import write_json
 
 EMPTY: Content = b""
 NULL = pa.array([None], pa.string())
@@ -58,9 +61,18 @@ OUT = {"evaluate": ("out", "per-query"), "bm25": ("ranked",), "train": ("out", "
 START = settings(model={"reference": "path:nowhere"})
 
 
-def result(says: str, name: str, content: bytes) -> Bad:
-    """`lead table` of a file."""
-    return Bad(f"table: {name}", lambda site: ["table", site.write("run.json", content)], says)
+def result(says: str, name: str, content: bytes | dict[str, Any]) -> Bad:
+    """`lead table` of a file; a record gets the sum that lead's own files have."""
+
+    def command(site: Site) -> Command:
+        path = site.folder / "run.json"
+        if isinstance(content, dict):
+            write_json(content, path)
+        else:
+            path.write_bytes(content)
+        return ["table", path]
+
+    return Bad(f"table: {name}", command, says)
 
 
 def words(says: str, *command: str, code: int = 1) -> Bad:
@@ -110,11 +122,11 @@ ROWS = [
     # --- results
     result("run.json cannot be read as JSON", "a text", b"RR@10 .5"),
     result("run.json cannot be read as JSON", "nested without end", b"[" * 100_000),
-    result("run.json is not a result of lead evaluate", "a list", b"[]"),
-    result("run.json is not a result of lead evaluate", "no measure", jsonl(RESULT | {"measures": []})),
-    result("run.json is not a result of lead evaluate", "a text for a mean", jsonl(RESULT | {"metrics": {"RR@10": 1}})),
-    result("run.json is not a result of lead evaluate", "a list of metrics", jsonl(RESULT | {"metrics": []})),
-    result("run.json is not a result of lead evaluate", "infinite queries", jsonl(RESULT | {"queries": np.inf})),
+    result("run.json is not what lead wrote", "a list", b"[]"),
+    result("run.json is not a result of lead evaluate", "no measure", RESULT | {"measures": []}),
+    result("run.json is not a result of lead evaluate", "a text for a mean", RESULT | {"metrics": {"RR@10": 1}}),
+    result("run.json is not a result of lead evaluate", "a list of metrics", RESULT | {"metrics": []}),
+    result("run.json is not a result of lead evaluate", "infinite queries", RESULT | {"queries": np.inf}),
     # --- the command line
     words("--ranked x+ .* does not exist", *"evaluate --qrels x --out x --per-query x --ranked".split(), "x" * 5000),
     words("argument --texts: give a path", "encode", "--model", ".", "--texts", "", "--out", "x", code=2),
