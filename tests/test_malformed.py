@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,6 +32,21 @@ def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind in ("de", "ce"):
         make_retriever(tiny_model, kind).save(folder / kind)
     return folder
+
+
+# through the command itself: one row a topic, none that needs torch
+REAL = ["corpus c.jsonl: 1: no id: ''; expected", "datasets/docs.yaml: billion laughs", "table: no measure"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_it_is_one_line_of_the_command(name: str, tmp_path: Path) -> None:
+    (bad,) = (row for row in ROWS if row.name == name)
+    before = os.times()
+    command = bad.command(Site(tmp_path, tmp_path, tmp_path, tmp_path, tmp_path))
+    done = subprocess.run([sys.executable, "-m", "lead", *command], capture_output=True, text=True)
+    assert os.times().children_user - before.children_user < SECONDS
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (bad.code, "", 1)
+    assert re.search(bad.says, done.stderr)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

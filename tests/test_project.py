@@ -170,6 +170,8 @@ def unsafe(source: str) -> list[str]:
             found.append(f"line {node.lineno}: {name}")
         if name == "torch.load" and literal(node, "weights_only") is not True:
             found.append(f"line {node.lineno}: torch.load without weights_only=True")
+        if name.endswith(".from_pretrained") and literal(node, "trust_remote_code") is not False:
+            found.append(f"line {node.lineno}: from_pretrained without trust_remote_code=False")
         loaders = {dotted(value) for value in [*node.args, *(keyword.value for keyword in node.keywords)]}
         if name == "yaml.load" and not loaders & safe_loaders:
             found.append(f"line {node.lineno}: yaml.load without a safe loader")
@@ -190,6 +192,7 @@ def test_sources_run_no_code_out_of_data(path: Path) -> None:
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "AutoModel.from_pretrained(name, trust_remote_code=trust)",
+        "AutoModel.from_pretrained(name)",
         "yaml.load(text, Loader=yaml.Loader)",
         "class Own(yaml.Loader): pass\nyaml.load(text, Own)",
         "np.load(path, allow_pickle=True)",

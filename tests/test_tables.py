@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -118,7 +119,8 @@ def test_a_mistake_in_the_papers_tables_is_one_line(tmp_path: Path, old: str, ne
 
 def test_text_is_text_in_every_format() -> None:
     cells = [["", "a|b"], ["<script>alert(1)</script>", 'say "x", y']]
-    assert "\\|" in markdown("t", cells, [])
+    text = markdown("<b>", cells, ["<i> p < .05"])
+    assert "\\|" in text and "p < .05" in text and not re.search("<[a-z]", text)
     assert list(csv.reader(io.StringIO(csv_text(cells)))) == cells
     numbers = html_table("t", [["", "x"], ["a", "37.1 ± 1.2 [34.8, 39.5]"], ["b", "missing"]], [])
     assert "<td>37.1<small>± 1.2 [34.8, 39.5]</small></td>" in numbers and "<td class='word'>missing</td>" in numbers

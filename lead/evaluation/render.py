@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import re
 
 Cells = list[list[str]]
 
@@ -31,7 +32,7 @@ code { background: #8882; padding: 0.1rem 0.3rem; overflow-wrap: anywhere; user-
 
 def markdown(title: str, cells: Cells, notes: list[str], level: int = 1) -> str:
     """A heading, a table aligned as text, and notes as paragraphs."""
-    safe = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    safe = [[_no_tags(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
     widths = [max(3, *(len(row[i]) for row in safe)) for i in range(len(safe[0]))]
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     lines = [
@@ -42,7 +43,12 @@ def markdown(title: str, cells: Cells, notes: list[str], level: int = 1) -> str:
         + " |"
         for row in [safe[0], rule, *safe[1:]]
     ]
-    return "\n\n".join([f"{'#' * level} {title}", "\n".join(lines), *notes]) + "\n"
+    return "\n\n".join([f"{'#' * level} {_no_tags(title)}", "\n".join(lines), *map(_no_tags, notes)]) + "\n"
+
+
+def _no_tags(text: str) -> str:
+    """Markdown lets HTML through; `p < .05` is none."""
+    return re.sub("<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def csv_text(cells: Cells) -> str:
