@@ -47,6 +47,8 @@ def test_a_whole_workflow_that_is_killed_many_times_ends_in_the_same_bytes(
             f.write("denoise: {keep_below: 0.5}\n")
         replace(project / "config/presets/tiny.yaml", "train: {steps: 3", "train: {steps: 20")
         replace(project / "config/presets/tiny.yaml", "distil: {steps: 4}", "distil: {steps: 30}")
+        replace(project / "config/presets/tiny.yaml", "retrieval: {", "retrieval: {index: 'IVF4,Flat', ")
+        replace(project / "config/datasets/tiny.yaml", "preset: tiny", "preset: tiny\nshards: 2")
         projects.append(project)
     undisturbed, project = projects
     runs = ["bm25", "lead_cb", "lead_cb_teacher", "rocketqa"]

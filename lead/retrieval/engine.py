@@ -177,6 +177,12 @@ def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> 
 
 
 def write_index(index: Any, folder: Path, description: dict[str, Any]) -> None:
-    """Write a faiss index and what it was made of into a folder, which lead.artifacts is about to put in place."""
-    load_faiss().write_index(index, str(folder / INDEX))
+    """Write a faiss index and what it was made of into a folder, which lead.artifacts is about to put in place.
+
+    Raises OSError where nothing more can be written.
+    """
+    try:
+        load_faiss().write_index(index, str(folder / INDEX))
+    except RuntimeError as e:
+        raise OSError(reason(e)) from e
     write_json(description, folder / DESCRIPTION)

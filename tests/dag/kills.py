@@ -41,9 +41,12 @@ class Killer:
     def run(self) -> None:
         """Until every kill has been done and the workflow has ended well."""
         self._until_it_ends_well([])
-        while self.kills:  # their stages ended too soon, or were not run: they are run again
+        for _ in range(10):  # stages that ended too soon are run again
+            if not self.kills:
+                return
             rules = sorted({rule for k in self.kills for rule in RULES.get(k.stage, [k.stage])})
             self._until_it_ends_well(["--forcerun", *rules])
+        raise AssertionError(f"never seen: {self.kills}")
 
     def _until_it_ends_well(self, force: list[str]) -> None:
         """Forced again after a kill: Snakemake makes no list again that a newer result does not need any more."""
