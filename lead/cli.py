@@ -52,9 +52,8 @@ def _paths(options: Iterable[str], keywords: dict[str, Any]) -> list[Path]:
 
 def _check_writable(path: Path) -> None:
     """Refuse now, not after hours of training, an output that could not be written."""
-    folder = next(
-        p for p in path.absolute().parents if os.path.exists(p)
-    )  # Path.exists raises where a name is too long
+    # os.path's: that of Path raises where a name is too long
+    folder = next(p for p in path.absolute().parents if os.path.exists(p))
     if not os.path.isdir(folder):
         raise LeadError(f"cannot write {path}: {folder} is no folder")
     if not os.access(folder, os.W_OK | os.X_OK):

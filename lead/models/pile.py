@@ -107,9 +107,8 @@ class Pile(nn.Module):
         head = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
         with atomic_folder(folder) as temporary:
             self.encoder.save_pretrained(temporary)  # type: ignore[operator]
-            self.tokenizer.init_kwargs.pop(
-                "local_files_only", None
-            )  # whether HF_HUB_OFFLINE was set is no property of it
+            # whether HF_HUB_OFFLINE was set is no property of a tokenizer
+            self.tokenizer.init_kwargs.pop("local_files_only", None)
             self.tokenizer.save_pretrained(temporary)
             if head:
                 save_file(head, temporary / HEAD)
