@@ -24,7 +24,8 @@ from lead.errors import LeadError
 
 def _settings(text: str, cls_name: str) -> Any:
     """Check `--settings`, JSON or YAML, inline or in a file, against its model in lead.config.stages."""
-    from lead.config.load import parse_yaml, read_text, validate
+    from lead.config.load import validate
+    from lead.config.parse import parse_yaml, read_text
 
     where, raw = "--settings", text
     if not text.lstrip().startswith("{"):

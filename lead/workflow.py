@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
-from lead.config.load import load, parse_yaml
+from lead.config.load import load
+from lead.config.parse import parse_yaml
 from lead.errors import LeadError
 from lead.plan import Plan
 from lead.rows import SEED

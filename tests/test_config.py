@@ -11,7 +11,8 @@ from dag.project import ROOT, copy_config, refusal, replace
 from pydantic import BaseModel
 
 from lead.config import schema, sources, stages, types
-from lead.config.load import Loaded, load, merge, parse_yaml, source_paths, validate
+from lead.config.load import Loaded, load, merge, source_paths, validate
+from lead.config.parse import parse_yaml
 from lead.plan import Plan
 
 CONFIG, PRESET, EXPERIMENTS = "config.yaml", "presets/tiny.yaml", "experiments.yaml"

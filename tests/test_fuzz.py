@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from lead.artifacts import SCHEMAS, read_json, read_table
 from lead.config import stages
 from lead.config.experiments import Config, Experiments
-from lead.config.load import parse_yaml, read_yaml, validate
+from lead.config.load import validate
 from lead.config.paper import Paper, load_paper
+from lead.config.parse import parse_yaml, read_yaml
 from lead.config.schema import Dataset, Settings
 from lead.data.files import read_corpus, read_qrels, read_queries
 from lead.errors import LeadError

@@ -11,7 +11,8 @@ import yaml
 
 from lead.artifacts import MANIFEST, atomic_folder, write_table
 from lead.cli import main
-from lead.config.load import load, parse_yaml
+from lead.config.load import load
+from lead.config.parse import parse_yaml
 from lead.config.schema import Layers, Train
 from lead.errors import LeadError
 from lead.layers import check_layers

@@ -71,7 +71,10 @@ class Experiments(Strict):
 
 
 def path_in_rules(path: str) -> str:
-    """Refuse a path that rules cannot hold: `{x}` is a wildcard to Snakemake, `-x` an option to the commands."""
+    """Refuse a path that rules cannot hold: `{x}` is a wildcard to Snakemake, `-x` an option to the commands.
+
+    Raises ValueError.
+    """
     if path.startswith("-") or re.search(r"[{}\x00-\x1f\x7f]", path):
         raise ValueError("a path of the workflow holds no braces or control characters and starts with no '-'")
     return path
@@ -87,7 +90,7 @@ class Config(Strict):
     )
 
     results: Annotated[str, AfterValidator(path_in_rules)] = Field(
-        "results", min_length=1, description="folder of everything that is made"
+        "results", pattern=r"[^./]", description="folder of everything that is made"
     )
     datasets: str = Field("datasets", description="folder of dataset files, relative to this file")
     presets: str = Field("presets", description="folder of presets, relative to this file")

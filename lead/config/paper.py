@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lead.config.load import read_yaml, validate
+from lead.config.load import validate
+from lead.config.parse import read_yaml
 from lead.config.types import Name, Strict
 from lead.errors import LeadError, nearest
 

@@ -23,7 +23,7 @@ def whole(file: str, content: str | bytes, says: str, note: str = "") -> Bad:
         (config / file).write_bytes(content if isinstance(content, bytes) else content.encode())
         return ["show", "tiny/lead_cb", "--config", config / CONFIG]
 
-    return Bad(f"{file}: {note or content[:30]!r}", command, says)
+    return Bad(f"{file}: {note or repr(content[:30])}", command, says)
 
 
 def edit(file: str, old: str, new: str, says: str, run: str = "tiny/lead_cb", note: str = "") -> Bad:
@@ -59,7 +59,7 @@ def stage(name: str, text: str | bytes, says: str, note: str = "") -> Bad:
         lists = ["--ranked", nothing, "--qrels", nothing, "--per-query", nothing] if name == "evaluate" else []
         return [name, *texts, *lists, "--out", nothing, "--settings", file]
 
-    return Bad(f"{name} --settings: {note or text[:40]!r}", command, says)
+    return Bad(f"{name} --settings: {note or repr(text[:40])}", command, says)
 
 
 ROWS = [
@@ -123,8 +123,10 @@ ROWS = [
     plan(TINY, "../../data/corpus.jsonl", "../../data/nope.jsonl", "key 'source': .*nope.jsonl does not exist"),
     plan(TINY, "../../data/corpus.jsonl", "../../data", "key 'source': .*data does not exist", note="a folder"),
     plan(TINY, "../../data/corpus.jsonl", "x" * 5000, "key 'source': .*does not exist", note="a name too long"),
-    plan(TINY, "../../data/corpus.jsonl", r'"a\0b"', r"key 'source': .*a\\x00b does not exist", note="NUL"),
-    edit(CONFIG, "results: all results", 'results: ""', "config.yaml:3: key 'results': String should have at least 1"),
+    plan(TINY, "../../data/corpus.jsonl", r'"a\0b"', r"key 'source': .*a\\x00b: ", note="NUL"),
+    edit(CONFIG, "results: all results", 'results: ""', "config.yaml:3: key 'results'"),
+    edit(CONFIG, "results: all results", "results: ./..", "config.yaml:3: key 'results'"),
+    plan(TINY, "../../data/corpus.jsonl", '"../../{a}.tsv"', "tiny.yaml: key 'source': .*a}.tsv: .* holds no braces"),
     edit(CONFIG, "results: all results", "results: -x", "config.yaml:3: key 'results'"),
     edit(CONFIG, "results: all results", "results: a{b}", "config.yaml:3: key 'results'"),
     edit(CONFIG, "results: all results", r'results: "a\nb"', "config.yaml:3: key 'results'"),
