@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from pathlib import Path
 from dag.project import RESULTS, snakemake, snakemake_command
 
 TICKS = os.sysconf("SC_CLK_TCK")
-CPU = 4.0  # seconds of processor time that a stage takes on the tiny collection, about
+WITH_TORCH = {"train", "distil", "tokenize", "encode", "denoise", "rerank"}
 RULES = {"encode": ["encode_passages", "encode_queries"], "distil": ["distil_joint"]}  # where not called as the stage
 
 
@@ -66,7 +67,7 @@ class Killer:
             running = dict(stages_running(self.project))
             for pid in aimed.keys() - running.keys():  # it ended first: sooner, next time
                 missed = aimed.pop(pid)
-                missed.cpu = CPU / 2 if missed.cpu is None else missed.cpu / 2
+                missed.cpu = (usual(missed.stage) if missed.cpu is None else missed.cpu) / 2
                 self.kills.append(missed)
             for pid, stage in running.items():
                 kill = next((k for k in self.kills if k.stage == stage), None)
@@ -102,6 +103,11 @@ class Killer:
         return False
 
 
+def usual(stage: str) -> float:
+    """Seconds of processor time that a stage takes on the tiny collection, about: most of it for imports."""
+    return 6.0 if stage in WITH_TORCH else 0.8
+
+
 def stages_running(project: Path) -> Iterator[tuple[int, str]]:
     """Process and stage of every `lead STAGE` that works in this project."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -126,7 +132,8 @@ def draw(stages: list[str], n: int, seed: int) -> list[Kill]:
     """`n` kills, dealt out to the stages in turn; every third when the stage writes, every fourth of everything."""
     rng = random.Random(seed)
     dealt = [
-        Kill(stages[i % len(stages)], None if i % 3 == 2 else rng.uniform(0.05, CPU), i % 4 == 3) for i in range(n)
+        Kill(stage, None if i % 3 == 2 else rng.uniform(0.05, usual(stage)), i % 4 == 3)
+        for i, stage in zip(range(n), itertools.cycle(stages), strict=False)
     ]
     rng.shuffle(dealt)
     return dealt
