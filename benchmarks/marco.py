@@ -49,11 +49,13 @@ class Shape:
     dev: int
     length: tuple[float, float]  # of the log-normal: mean in words, sigma
     corpus: str
+    lists: tuple[str, int, str]  # ranked lists of the dev queries: file, passages in each, format of a line
     files: dict[str, tuple[str, str, str]]  # queries, judgements, and the format of a judgement
 
 
 PASSAGE = Shape(
     8_841_823, 502_939, 305_792, 6_980, (56.0, 0.42), "collection.tsv",
+    ("top1000.dev.tsv", 1000, "{0}\t{1}\t{2}\tpassage {1}\n"),
     {
         "train": ("queries.train.tsv", "qrels.train.tsv", "{0}\t0\t{1}\t{2}\n"),
         "dev": ("queries.dev.small.tsv", "qrels.dev.small.tsv", "{0}\t0\t{1}\t{2}\n"),
@@ -62,6 +64,7 @@ PASSAGE = Shape(
 )  # fmt: skip
 DOCUMENT = Shape(
     3_213_835, 367_013, 0, 5_193, (1100.0, 0.9), "msmarco-docs.tsv.gz",
+    ("msmarco-docdev-top100.gz", 100, "{0} Q0 D{1} {3} {4} generated\n"),
     {
         "train": ("msmarco-doctrain-queries.tsv.gz", "msmarco-doctrain-qrels.tsv.gz", "{0} 0 D{1} {2}\n"),
         "dev": ("msmarco-docdev-queries.tsv.gz", "msmarco-docdev-qrels.tsv.gz", "{0} 0 D{1} {2}\n"),
@@ -147,6 +150,7 @@ def generate(out: Path, scale: Fraction, shape: Shape, seed: int) -> None:
             starts = ends - lengths
             if len(asked):
                 queries += query_words(rng, pids[asked] % n_topics, words, starts[asked], lengths[asked])
+    dev: list[tuple[int, str, int]] = []
     plain, qids = forms[0], 2 + np.random.default_rng([seed, n]).permutation(len(split))
     order = np.argsort(np.random.default_rng([seed, n, 1]).random(len(split)))  # of the files
     for number, (asked_in, judged_in, form) in enumerate(shape.files.values()):
@@ -158,10 +162,22 @@ def generate(out: Path, scale: Fraction, shape: Shape, seed: int) -> None:
                 if split[i] < 2:
                     relevant = near[: 1 + (i % 16 == 0)]  # one in 16 has a second
                     judging.writelines(form.format(qids[i], pid, 1) for pid in relevant)
+                    if split[i] == 1:
+                        dev.append((qids[i], " ".join(plain[queries[i]]), positive[i]))
                 elif split[i] == 2 and (judged := judged + 1) <= JUDGED:
                     judging.writelines(
                         form.format(qids[i], p, max(0, 3 - k)) for k, p in enumerate(dict.fromkeys(near))
                     )
+
+    name, listed, line = shape.lists
+    rng = np.random.default_rng([seed, n, 2])
+    with _writing(out / name) as listing:
+        for qid, query, answer in dev:  # in two lists of three, among passages of any topic
+            pids = rng.permutation(np.unique(rng.integers(n, size=listed)))
+            if rng.random() < 2 / 3 and answer not in pids:
+                pids[rng.integers(len(pids))] = answer
+            for k, pid in enumerate(pids.tolist()):
+                listing.write(line.format(qid, pid, query, k + 1, len(pids) - k))
 
 
 def _lines(words: list[str], pids: list[int], ends: list[int], documents: bool) -> Any:

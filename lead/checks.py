@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from lead.config.experiments import UNTRAINED
 from lead.config.schema import Settings
 from lead.errors import LeadError
 from lead.layers import check_layers
@@ -25,8 +26,13 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
         s, row = plan.resolve(dataset, name), plan.rows[name]
         where = f"{plan.loaded.experiments_path}: run '{name}' on '{dataset}'"
         source = s.retrieval.rerank_from
-        if source not in plan.runs(kind="de"):
-            raise LeadError(f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder")
+        if source not in plan.runs(kind="de") + plan.runs(*UNTRAINED):
+            raise LeadError(
+                f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder, and neither "
+                "bm25 nor given"
+            )
+        if "given" in (row.method, source):
+            _check_given(plan, dataset)
         try:
             if row.init is not None:
                 pretrained_layers(s.models[row.init])
@@ -42,6 +48,14 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
         check_measures(plan.resolve(dataset, run).evaluation.measures)
     except LeadError as e:
         raise LeadError(f"{path}: run '{run}': {e}") from None
+
+
+def _check_given(plan: Plan, dataset: str) -> None:
+    """Refuse a dataset without lists, or whose lists are not there or in a format of no name. Raises LeadError."""
+    path = plan.loaded.datasets[dataset][1]
+    for file in plan.given_files(dataset):
+        if not os.path.isfile(file):
+            raise LeadError(f"{path}: key 'given': {file} does not exist; mend the path")
 
 
 def check_layer_selection(plan: Plan, dataset: str, run: str) -> None:
@@ -66,7 +80,7 @@ def _check_index(plan: Plan, dataset: str, run: str, s: Settings) -> None:
             f"{path}: key 'settings.retrieval.index': vectors and index are those of '{whole}', whose index is "
             f"{shared}; leave it out here"
         )
-    searches = plan.rows[run].method != "bm25" and plan.kind(run) == "de"
+    searches = plan.rows[run].method not in UNTRAINED and plan.kind(run) == "de"
     if not searches or (r.index is None and r.index_parameters is None):
         return
     from lead.retrieval.engine import check_index

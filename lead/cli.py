@@ -77,8 +77,9 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
         raise LeadError(f"--threads {args.threads}: give at least 1, or leave it out for all")
     world, ranks = int(os.environ.get("WORLD_SIZE", "1")), int((args.ranks or args.gpu) if stage.ranks else 1)
     if ranks > 1 and world == 1:
-        from lead.train.exchange import launch
+        from lead.train.exchange import check_shares, launch
 
+        check_shares(keywords["settings"].train.batch_size, ranks)
         launch(ranks, sys.argv[1:] if args.argv is None else list(args.argv))
         return
     if args.threads:  # before NumPy, torch or faiss start their threads

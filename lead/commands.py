@@ -57,6 +57,13 @@ STAGES: dict[str, Stage] = {
             "ranked": RANKED + " of the test queries",
         },
     ),
+    "given": Stage(
+        "Bring ranked lists that come with a collection (MS MARCO's top1000, a TREC run) into Parquet.",
+        "lead.data.given:given",
+        "GivenSettings",
+        inputs={"corpus": CORPUS, "queries": QUERIES + ": those whose lists are kept"},
+        outputs={"out": RANKED},
+    ),
     "train": Stage(
         "Train a dual encoder, ColBERT or cross encoder with cross-entropy over its candidates (eqs. 10, 11).",
         "lead.train.stages:train",

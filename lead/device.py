@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import os
 import tempfile
@@ -27,6 +29,19 @@ def device(gpu: int) -> torch.device:
         )
     names = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
     return torch.device("cuda", lease([str(name) for name in names]))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that its tensors free (glibc; elsewhere nothing happens).
+
+    By default glibc gives every freed block above 32 MB, and a free end of the heap, back at once. In training on the
+    CPU, the page faults of the same tensors, made anew in every step, took 8 % of the time.
+    """
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(m_mmap_threshold, 1 << 30)
+        mallopt(m_trim_threshold, -1)  # never
 
 
 def lease(names: list[str], folder: Path | None = None) -> int:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lead.checks import check_layer_selection, check_run
-from lead.config.load import Loaded, merge, source_files, source_paths, validate
+from lead.config.experiments import UNTRAINED
+from lead.config.load import Loaded, merge, seen_path, source_files, source_paths, validate
 from lead.config.schema import ModelRef, Settings, Train
-from lead.config.sources import EvaluationSource, FilesSource
+from lead.config.sources import IR_DATASETS, EvaluationSource, FilesSource
 from lead.errors import LeadError, nearest
 from lead.rows import Rows, seeded, split_seed
 from lead.slices import stage_settings, tokens_name
@@ -69,9 +70,11 @@ class Plan(Rows):
         return [f"{self.results}/{dataset}/{n}.json" for n in (self.sensible(dataset) if chosen is None else chosen)]
 
     def sensible(self, dataset: str) -> list[str]:
-        """Rows that make sense on a dataset: meant for it, and with layers that its models have."""
+        """Rows that make sense on a dataset: meant for it, with layers that its models have, and lists that it has."""
         found = []
-        for name in self.rows:
+        for name, row in self.rows.items():
+            if row.method == "given" and self.loaded.datasets[dataset][0].given is None:
+                continue
             try:
                 for ancestor in self.ancestors(name):
                     only = self.rows[ancestor].datasets
@@ -179,6 +182,18 @@ class Plan(Rows):
         on_disk = isinstance(data.source, FilesSource | EvaluationSource)
         return source_files(source_paths(data.source, path)) if on_disk else []
 
+    def given(self, dataset: str) -> str:
+        """Where the ranked lists are that come with a dataset's test queries: a file, or ir_datasets:ID."""
+        data, path = self.loaded.datasets[dataset]
+        if data.given is None:
+            raise LeadError(f"{path}: key 'given' is missing; name the ranked lists that come with the test queries")
+        return data.given if data.given.startswith(IR_DATASETS) else seen_path(data.given, path, "given")
+
+    def given_files(self, dataset: str) -> list[str]:
+        """Files of the ranked lists that come with a dataset's test queries."""
+        given = self.given(dataset)
+        return [] if given.startswith(IR_DATASETS) else [given]
+
     # --- settings ----------------------------------------------------------------------------------------------------
     def resolve(self, dataset: str, run: str | None = None) -> Settings:
         """All settings of a run on a dataset: defaults < preset < dataset < config < row.
@@ -226,8 +241,8 @@ class Plan(Rows):
     def stages(self, dataset: str, run: str) -> list[str]:
         """The stages that make this run itself, in order."""
         method = self.rows[run].method
-        if method == "bm25":
-            return ["bm25", "evaluate"]
+        if method in UNTRAINED:
+            return [method, "evaluate"]
         train = {"contrastive": ["train"], "teacher_of": []}.get(method, ["distil"])
         if self.kind(run) != "de":
             return [*train, "rerank", "evaluate"]

@@ -58,11 +58,13 @@ def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
 
 
 def named_files(settings: Any) -> list[Path]:
-    """Files that the source of a dataset names."""
+    """Files that the settings of a stage name: the source of a dataset, and lists that come with it."""
     from lead.config.load import source_files
+    from lead.config.sources import IR_DATASETS
 
-    source = getattr(settings, "source", None)
-    return [] if source is None else [Path(name) for name in source_files(source)]
+    source, given = getattr(settings, "source", None), getattr(settings, "given", None)
+    files = [] if source is None else source_files(source)
+    return [Path(name) for name in files + ([given] if given and not given.startswith(IR_DATASETS) else [])]
 
 
 def pretrained(reference: str) -> str | None:

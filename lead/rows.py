@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lead.config.experiments import DISTILLATION, Row
+from lead.config.experiments import DISTILLATION, UNTRAINED, Row
 from lead.errors import LeadError, Named, nearest
 
 TRAINING = ("contrastive", *DISTILLATION)
@@ -37,9 +37,9 @@ class SeededRows(Named[Row]):
         self.seeds = seeds
 
     def __contains__(self, name: object) -> bool:
-        """Whether the row exists, with or without a seed. BM25 has no seed."""
+        """Whether the row exists, with or without a seed. BM25 and given lists have none."""
         base, seed = split_seed(str(name))
-        return super().__contains__(base) and (seed == 1 or self[base].method != "bm25")
+        return super().__contains__(base) and (seed == 1 or self[base].method not in UNTRAINED)
 
     def __missing__(self, name: str) -> Row:
         """The row of a seed, its references those of the same seed."""
@@ -51,7 +51,7 @@ class SeededRows(Named[Row]):
 
     def reference(self, run: str | None, seed: int) -> str | None:
         """The run that a run of this seed is made from, where its row names `run`."""
-        if run is None or seed == 1 or run not in self or self[run].method == "bm25":
+        if run is None or seed == 1 or run not in self or self[run].method in UNTRAINED:
             return run
         return f"{run}-s{seed}" if self.seeds == "chain" or self[run].phase == "distil" else run
 
@@ -71,7 +71,7 @@ class Rows:
         return [
             name for name, row in self.rows.items()
             if (not methods or row.method in methods)
-            and (kind is None or (row.method != "bm25" and self.kind(name) == kind))
+            and (kind is None or (row.method not in UNTRAINED and self.kind(name) == kind))
         ]  # fmt: skip
 
     def reranking(self) -> list[str]:
@@ -121,7 +121,7 @@ class Rows:
         """Whether the run trains a cross encoder or learns from one."""
         row = self.rows[run]
         names = [run, row.teacher, *([self.rows[str(row.of)].teacher] if row.of else [])]
-        return row.method != "bm25" and any(name is not None and self.kind(name) == "ce" for name in names)
+        return row.method not in UNTRAINED and any(name is not None and self.kind(name) == "ce" for name in names)
 
     # --- checks ------------------------------------------------------------------------------------------------------
     def _check_row(self, name: str, row: Row, seen: tuple[str, ...] = ()) -> None:
@@ -130,7 +130,7 @@ class Rows:
             raise LeadError(f"{where} is made from itself ({' -> '.join([*seen, name])}); break the circle")
         if split_seed(name)[1] != 1:
             raise LeadError(f"{where}: names that end in -s2, -s3, .. are other seeds of a run; rename it")
-        trained = {n for n, r in self.rows.items() if r.method != "bm25"}
+        trained = {n for n, r in self.rows.items() if r.method not in UNTRAINED}
         valid: dict[str, set[str]] = {
             "start": trained,
             "teacher": trained,
@@ -154,8 +154,9 @@ class Rows:
         trained_by = name.removesuffix("_teacher")
         if row.method in TRAINING and trained_by != name and trained_by in self.joint():
             raise LeadError(f"{where}: '{trained_by}' leaves its teacher under this name; rename the run")
-        if (row.method == "bm25") != (name == "bm25"):
-            raise LeadError(f"{where}: the run of method bm25, and no other, is called 'bm25'; rename it")
+        for method in UNTRAINED:
+            if (row.method == method) != (name == method):
+                raise LeadError(f"{where}: the run of method {method}, and no other, is called '{method}'; rename it")
         if row.method in DISTILLATION and self.kind(name) != "de":
             raise LeadError(
                 f"{where}: key 'start': the student must be a dual encoder, '{row.start}' is {a_kind(self.kind(name))}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from lead.config.experiments import UNTRAINED
 from lead.config.load import source_paths
 from lead.config.schema import Settings
 from lead.config.sources import EvaluationSource, FilesSource
@@ -17,8 +18,8 @@ from lead.rows import TRAINING
 if TYPE_CHECKING:
     from lead.plan import Plan
 
-SHARED = ("prepare", "bm25")  # stages of a dataset, not of a run
-LISTING = ("bm25", "retrieve", "rerank")  # stages that an evaluation set has of its own
+SHARED = ("prepare", *UNTRAINED)  # stages of a dataset, not of a run
+LISTING = (*UNTRAINED, "retrieve", "rerank")  # stages that an evaluation set has of its own
 RESPONSE: Any = {"candidates": True, "hard_candidates": True, "weights": {"rep", "stu"}}
 READS: dict[str, Any] = {  # the keys of `distil` that a method reads; None: all
     "rd": {"tau": True, **RESPONSE},
@@ -33,7 +34,7 @@ def stage_settings(plan: Plan, stage: str, dataset: str, run: str | None = None)
     if stage == "tokenize":
         return _tokenizer(plan, dataset, str(run))
     if stage in SHARED:  # of the dataset, whatever the run
-        run = "bm25" if stage == "bm25" and "bm25" in plan.rows else None
+        run = stage if stage in plan.rows else None
     s = plan.resolve(dataset, run)
     relevance = s.evaluation.relevance
     if stage == "prepare":
@@ -45,6 +46,8 @@ def stage_settings(plan: Plan, stage: str, dataset: str, run: str | None = None)
     if stage == "bm25":
         r = s.retrieval
         return _json(bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=relevance)
+    if stage == "given":
+        return {"given": plan.given(dataset), "depth": s.retrieval.depth}
     if stage in ("encode", "rerank"):
         r = s.retrieval
         shared = {"batch_tokens": r.batch_tokens, "precision": s.train.precision}

@@ -275,12 +275,14 @@ def test_a_diverged_model_is_not_ranked_with(
 @torch.no_grad()
 @pytest.mark.parametrize("keep_below", [0.02, 0.5, 0.98])
 def test_negatives_that_the_model_holds_for_relevant_are_taken_out(
-    cross: CrossEncoder, tiny_collection: Path, tmp_path: Path, keep_below: float
+    cross: CrossEncoder, tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_below: float
 ) -> None:
     from lead.config.stages import DenoiseSettings
+    from lead.retrieval import rerank
     from lead.retrieval.denoise import denoise
 
     cross.save(tmp_path / "m")
+    monkeypatch.setattr(rerank, "BLOCK", 20)  # pairs: a few queries
     names = ("queries.train", "queries.dev", "qrels.train", "qrels.dev")
     files = {name: tiny_collection / f"{name}.parquet" for name in names}
     denoise(

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.dag
 SCALE = Fraction(os.environ.get("LEAD_MARCO_SCALE", "1/1000"))
 PASSAGES, TRAIN, DEV = (round(n * SCALE) for n in (8_841_823, 502_939, 6_980))
 TARGETS = [f"results/{dataset}/{run}.json" for dataset in ("mspas", "trec_pas_19") for run in ("bm25", "lead_cb")]
+TARGETS.append("results/mspas/given.json")
 # Everything else is as in the repository's own files.
 SMALL = {
     "models": {"teacher": {"reference": "path:model"}, "student": {"reference": "path:model", "layers": [2, 4]}},
@@ -56,7 +57,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source |= {"train": split("queries.train.tsv", "qrels.train.tsv")}
     source |= {"test": split("queries.dev.small.tsv", "qrels.dev.small.tsv")}
     datasets = folder / "config" / "datasets"
-    edit(datasets / "mspas.yaml", source=source, expect={"passages": PASSAGES, "train": TRAIN, "test": DEV}, shards=2)
+    expect = {"passages": PASSAGES, "train": TRAIN, "test": DEV}
+    given = "../../official/top1000.dev.tsv"
+    edit(datasets / "mspas.yaml", source=source, expect=expect, given=given, shards=2)
     topics = split("msmarco-test2019-queries.tsv", "2019qrels-pass.txt")
     edit(datasets / "trec_pas_19.yaml", source={"kind": "evaluation", "of": "mspas", "test": topics})
     edit(folder / "config" / "config.yaml", settings=SMALL)
@@ -83,6 +86,13 @@ def test_relevance_is_planted(made: Path) -> None:
     """BM25 finds about what it finds on MS MARCO, which random lists would not."""
     for dataset, measure in (("mspas", "R@1000"), ("trec_pas_19", "nDCG@10")):
         assert result(made, f"results/{dataset}/bm25.json")["metrics"][measure]["mean"] > 0.2
+
+
+def test_the_official_lists_are_a_run(made: Path) -> None:
+    """The generator puts the answer into two lists of three."""
+    assert result(made, "results/mspas/given.json")["metrics"]["R@1000"]["mean"] > 0.3
+    listed = pq.read_metadata(made / "results/mspas/runs/given.parquet").num_rows
+    assert 900 * DEV < listed <= 1000 * DEV
 
 
 def test_counts_are_those_of_the_collection(made: Path) -> None:

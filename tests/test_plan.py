@@ -182,10 +182,13 @@ def test_a_model_of_the_hub_is_not_asked_for(folder: Path) -> None:
     plan(folder, models={"student": {"reference": "hub:some/name", "layers": None}}).check("tiny", "lead_cb")
 
 
-def test_reranking_needs_the_list_of_a_dual_encoder(folder: Path) -> None:
-    for name in ("teacher_cb", "bm25", "nobody"):
+def test_reranking_needs_a_list_that_is_not_reranked(folder: Path) -> None:
+    for name in ("teacher_cb", "nobody"):
         message = refusal(lambda name=name: plan(folder, retrieval={"rerank_from": name}).check("tiny", "teacher_cb"))
         assert "settings.retrieval.rerank_from" in message and name in message
+    made = plan(folder, retrieval={"rerank_from": "bm25"})
+    made.check("tiny", "teacher_cb")
+    assert made.rerank_from("tiny", "teacher_cb").endswith("tiny/runs/bm25.parquet")
 
 
 def test_a_measure_that_does_not_exist_is_refused(folder: Path) -> None:

@@ -185,12 +185,16 @@ def test_two_ranks_train_what_one_does(tiny_model: Path, tiny_collection: Path, 
 
 
 def test_a_mistake_under_ranks_is_one_line(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
-    command = train_command(tiny_model, tiny_collection, tmp_path, {}, "--ranks", "3")
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if "error" in line]
-    assert len(said) == 1 and "4 queries cannot be shared equally by 3 ranks" in said[0], done.stderr
-    assert "Traceback" not in done.stderr
+    for more, message in (
+        (("--ranks", "1000"), "4 queries cannot be shared equally by 1000 ranks"),  # said before any is started
+        (("--ranks", "2", "--start", str(tmp_path)), "lead train needs one of settings.model"),  # by each of them
+    ):
+        command = train_command(tiny_model, tiny_collection, tmp_path, {}, *more)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1
+        said = [line for line in done.stderr.splitlines() if "error" in line]
+        assert len(said) == 1 and message in said[0], done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_rank_that_is_killed_takes_the_job_down(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from lead.config.types import Name, Strict
 
+UNTRAINED = ("bm25", "given")  # methods without a model; their one run has their name
 DISTILLATION = ("rd", "margin_mse", "fd", "lead")
 
 
@@ -16,9 +17,9 @@ class Row(Strict):
     """A row of config/experiments.yaml: one run."""
 
     about: str = Field("", description="one line for people")
-    method: Literal["bm25", "contrastive", "rd", "margin_mse", "fd", "lead", "teacher_of"] = Field(
-        description="bm25; contrastive: hard labels only; rd, margin_mse: response-based distillation; fd: "
-        "feature-based (VIRT); lead; teacher_of: evaluate the teacher a joint run leaves"
+    method: Literal["bm25", "given", "contrastive", "rd", "margin_mse", "fd", "lead", "teacher_of"] = Field(
+        description="bm25; given: lists that come with the dataset; contrastive: hard labels only; rd, margin_mse: "
+        "response-based distillation; fd: feature-based (VIRT); lead; teacher_of: the teacher that a joint run leaves"
     )
     kind: Literal["de", "cb", "ce"] = Field("de", description="contrastive: dual encoder, ColBERT or cross encoder")
     init: Literal["teacher", "student"] | None = Field(

@@ -212,23 +212,25 @@ def source_files(source: BaseModel) -> list[str]:
     return corpus + [f for s in splits if isinstance(s, SplitFiles) for f in (s.queries, s.qrels)]
 
 
+def seen_path(path: str, dataset_file: Path, key: str) -> str:
+    """A path under `key` of a dataset file as it is seen from here. Raises LeadError if no rule can hold it."""
+    path = str(dataset_file.parent / os.path.expanduser(path))
+    try:
+        return path_in_rules(path)
+    except ValueError as e:
+        raise LeadError(f"{dataset_file}: key '{key}': {path}: {e}") from None
+
+
 def source_paths(source: Source, dataset_file: Path) -> Source:
     """The source with paths as they are seen from here: in the file, relative ones count from the dataset file.
 
     They stay relative, so that a checkout can be moved without anything being made again. Raises LeadError for a path
     that no rule can hold.
     """
-    base = dataset_file.parent
 
     def seen(tree: Any, key: str = "") -> Any:
         if isinstance(tree, dict):
             return {k: seen(v, k) for k, v in tree.items()}
-        if key not in ("corpus", "queries", "qrels"):
-            return tree
-        path = str(base / os.path.expanduser(tree))
-        try:
-            return path_in_rules(path)
-        except ValueError as e:
-            raise LeadError(f"{dataset_file}: key 'source': {path}: {e}") from None
+        return seen_path(tree, dataset_file, "source") if key in ("corpus", "queries", "qrels") else tree
 
     return type(source).model_validate(seen(source.model_dump()))

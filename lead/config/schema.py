@@ -202,7 +202,9 @@ class Retrieval(Strict):
     mine_depth: PositiveInt = Field(100, description="hard negatives mined for a query")
     rerank_depth: PositiveInt = Field(1000, description="passages reranked by CB and CE (1000 PAS, 100 DOC)")
     cross_depth: PositiveInt | None = Field(None, description="passages reranked by CE; null: rerank_depth")
-    rerank_from: Name = Field("teacher_de", description="run whose list CB and CE rerank")
+    rerank_from: Name = Field(
+        "teacher_de", description="run whose list CB and CE rerank: a dual encoder's, `bm25` or `given`"
+    )
     index: str | None = Field(
         None, min_length=1, description="faiss's index_factory string (IVF1024,Flat; HNSW32; ..); null: exact search"
     )
@@ -262,6 +264,12 @@ class Dataset(Strict):
         1, description="parts that the corpus is encoded in, each a job; several share tokens"
     )
     gpus: PositiveInt = Field(1, description="GPUs that a job that trains asks for; it uses those it is granted")
+    given: str | None = Field(
+        None,
+        min_length=1,
+        description="ranked lists that come with the test queries, for the run `given` and `retrieval.rerank_from`: MS "
+        "MARCO's top1000 or run, a TREC run, Parquet or JSONL (qid, pid, score), .gz too; or ir_datasets:ID",
+    )
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"
     )

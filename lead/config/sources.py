@@ -8,6 +8,8 @@ from pydantic import Field
 
 from lead.config.types import Name, PositiveInt, Strict
 
+IR_DATASETS = "ir_datasets:"  # before an id of the library, where a file could stand
+
 
 class PydocsSource(Strict):
     """Docstrings of installed packages: query = summary line, passage = the rest."""

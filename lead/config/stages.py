@@ -33,6 +33,13 @@ class Bm25Settings(Strict):
     relevance: PositiveInt = 1
 
 
+class GivenSettings(Strict):
+    """Read by `lead given`."""
+
+    given: str = Field(min_length=1, description="file of ranked lists, or ir_datasets:ID")
+    depth: PositiveInt = 1000
+
+
 class TrainSettings(Strict):
     """Read by `lead train`."""
 

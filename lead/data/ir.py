@@ -65,6 +65,16 @@ def read_split(id_: str, key: str) -> Split:
     )
 
 
+def read_lists(id_: str, key: str) -> Iterator[tuple[str, str, float | None]]:
+    """Query, passage and score of the ranked lists (scoreddocs) that come with an id. Raises LeadError."""
+    dataset = load(id_, key, "scoreddocs")
+    try:
+        for found in dataset.scoreddocs_iter():
+            yield found.query_id, found.doc_id, getattr(found, "score", None)
+    except (OSError, RuntimeError, ValueError) as e:
+        raise _unavailable(key, id_, e) from e
+
+
 def _passages(dataset: Any, source: IrDatasetsSource) -> Iterator[pa.RecordBatch]:
     """Batches (pid, text) of the chosen fields, in the library's order."""
     _check_fields(dataset.docs_cls(), source.fields)

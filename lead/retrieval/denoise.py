@@ -9,16 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from tqdm import tqdm
 
-from lead.artifacts import read_table, take_texts, write_table
+from lead.artifacts import read_table, write_table
 from lead.config.stages import DenoiseSettings
 from lead.device import device
 from lead.errors import LeadError
 from lead.models.pile import Pile
 from lead.retrieval.engine import Ints
 from lead.retrieval.mine import known_positives
-from lead.retrieval.rerank import scorer
+from lead.retrieval.rerank import score_pairs
 from lead.retrieval.search import ranks
 
 log = logging.getLogger("lead")
@@ -60,23 +59,15 @@ def denoise(
         return q.to_numpy(zero_copy_only=False).astype(np.int64), p.to_numpy(zero_copy_only=False).astype(np.int64)
 
     (mined_q, mined_p), (known_q, known_p) = rows(mined), rows(known)
-    needed, position = np.unique(np.concatenate([mined_p, known_p]), return_inverse=True)
-    texts = take_texts(passages["text"], needed)
-    score = scorer(judge, asked["text"].to_pylist(), texts, settings.batch_tokens, settings.precision)
-    mined_at, known_at = position[: len(mined_p)], position[len(mined_p) :]
+    n = len(known_q)  # the positives of a query come before its negatives
+    pairs = np.concatenate([known_q, mined_q]), np.concatenate([known_p, mined_p])
     highest = np.log(settings.keep_below) - np.log1p(-settings.keep_below)
     keep = np.zeros(len(mined), dtype=bool)
-    order, known_order = np.argsort(mined_q, kind="stable"), np.argsort(known_q, kind="stable")
-    of_query = np.split(order, np.cumsum(np.bincount(mined_q, minlength=len(asked)))[:-1])
-    positives = np.split(known_order, np.cumsum(np.bincount(known_q, minlength=len(asked)))[:-1])
-    for q, (own, relevant) in enumerate(tqdm(zip(of_query, positives, strict=True), total=len(asked), disable=None)):
-        if len(own) and len(relevant):
-            s = judge.scoring.scale * score(q, np.concatenate([known_at[relevant], mined_at[own]]))
-            if not np.isfinite(s).all():
-                raise LeadError(
-                    f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr"
-                )
-            keep[own] = s[len(relevant) :] - s[: len(relevant)].max() < highest
+    for own, s in score_pairs(judge, model, (asked["text"], passages["text"]), pairs, settings):
+        positives = int((own < n).sum())
+        if 0 < positives < len(own):
+            s = judge.scoring.scale * s
+            keep[own[positives:] - n] = s[positives:] - s[:positives].max() < highest
     kept = mined.filter(pa.array(keep))
     codes = np.asarray(pc.index_in(kept["qid"], value_set=asked["qid"]), dtype=np.int64)
     kept = kept.set_column(kept.column_names.index("rank"), "rank", pa.array(ranks(codes), pa.int32()))

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from lead.artifacts import read_table, take_texts, write_table
-from lead.config.stages import RerankSettings
+from lead.config.stages import DenoiseSettings, RerankSettings
 from lead.device import device
 from lead.errors import LeadError
 from lead.models.cross import CrossEncoder
@@ -64,29 +64,47 @@ def rerank(
     needed, position = np.unique(rows, return_inverse=True)
     names = passages["pid"].combine_chunks().take(pa.array(needed))
     alphabetically = alphabetical(names)
-    members = np.argsort(query_rows, kind="stable")
     order: list[Ints] = [np.empty(0, np.int64)]
     scores: list[Floats] = [np.empty(0, np.float32)]
-    progress = tqdm(total=len(np.unique(query_rows)), desc="rerank", disable=None, unit="query")
-    for block in blocks(query_rows[members]):
-        part = members[block]
-        held, places = np.unique(position[part], return_inverse=True)
-        questions, at = np.unique(query_rows[part], return_inverse=True)
-        texts = asked["text"].take(pa.array(questions)).to_pylist(), take_texts(passages["text"], needed[held])
-        score = scorer(reranker, *texts, settings.batch_tokens, settings.precision)
-        for q, own in enumerate(np.split(np.arange(len(part)), np.cumsum(np.bincount(at))[:-1])):
-            s = score(q, places[own])
-            if not np.isfinite(s).all():
-                raise LeadError(
-                    f"{model}: scores are NaN or infinite: the model has diverged; train it with a lower lr"
-                )
-            top = best(s, alphabetically[position[part[own]]], len(own))
-            order.append(part[own][top])
-            scores.append(s[top])
-            progress.update()
+    texts = asked["text"], passages["text"]
+    for own, s in score_pairs(reranker, model, texts, (query_rows, rows), settings):
+        top = best(s, alphabetically[position[own]], len(own))
+        order.append(own[top])
+        scores.append(s[top])
     final = np.concatenate(order)
     qids = asked["qid"].combine_chunks()
     write_table(ranked_table(qids, names, query_rows[final], position[final], np.concatenate(scores)), out, "ranked")
+
+
+def score_pairs(
+    model: Pile,
+    folder: Path,
+    texts: tuple[pa.ChunkedArray, pa.ChunkedArray],
+    pairs: tuple[Ints, Ints],
+    settings: RerankSettings | DenoiseSettings,
+) -> Iterator[tuple[Ints, Floats]]:
+    """Yield, query by query, the positions of its pairs [P] and their scores [P] by the model in `folder`, in fp32.
+
+    texts: of queries and of passages; pairs [n], [n]: rows of both. Memory: as in `rerank`. Raises LeadError for scores
+    that are not finite.
+    """
+    (queries, corpus), (asked, listed) = texts, pairs
+    members = np.argsort(asked, kind="stable")
+    with tqdm(total=len(np.unique(asked)), desc="score", disable=None, unit="query") as progress:
+        for block in blocks(asked[members]):
+            part = members[block]
+            held, places = np.unique(listed[part], return_inverse=True)
+            questions, at = np.unique(asked[part], return_inverse=True)
+            some = queries.take(pa.array(questions)).to_pylist(), take_texts(corpus, held)
+            score = scorer(model, *some, settings.batch_tokens, settings.precision)
+            for q, own in enumerate(np.split(np.arange(len(part)), np.cumsum(np.bincount(at))[:-1])):
+                s = score(q, places[own])
+                if not np.isfinite(s).all():
+                    raise LeadError(
+                        f"{folder}: scores are NaN or infinite: the model has diverged; train it with a lower lr"
+                    )
+                yield part[own], s
+                progress.update()
 
 
 def blocks(queries: Ints) -> Iterator[slice]:

@@ -128,6 +128,12 @@ def join_ranks(on: torch.device) -> None:
         dist.init_process_group("nccl" if on.type == "cuda" else "gloo")
 
 
+def check_shares(batch_size: int, ranks: int) -> None:
+    """Refuse ranks that cannot share a batch equally. Raises LeadError."""
+    if ranks < 1 or batch_size % ranks:
+        raise LeadError(f"train.batch_size: {batch_size} queries cannot be shared equally by {ranks} ranks")
+
+
 def launch(ranks: int, arguments: list[str]) -> None:
     """Run `lead ARGUMENTS` in this many processes with torchrun. Raises LeadError as soon as one of them dies."""
     from torch.distributed.elastic.multiprocessing.api import SignalException

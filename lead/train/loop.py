@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from lead.artifacts import atomic_file, check_folder
 from lead.config.schema import Train
+from lead.device import keep_freed_memory
 from lead.errors import LeadError, Preempted
 from lead.losses import Loss
 from lead.models.micro import MicroEncoder
@@ -100,6 +101,8 @@ class Loop:
             self._run()
 
     def _run(self) -> None:
+        if self.step.device.type == "cpu":
+            keep_freed_memory()
         first = self._restore()
         self.exchange.wait()
         for name, model in self.models.items():

@@ -21,7 +21,7 @@ from lead.models.micro import MicroEncoder, padded_tokens
 from lead.models.pile import Pile
 from lead.models.retriever import Retriever
 from lead.train.data import Batch
-from lead.train.exchange import Exchange
+from lead.train.exchange import Exchange, check_shares
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class Step:
         """`train`: batch encoding settings; `seed`: seeds dropout with the step number."""
         self.student, self.train, self.seed = student, train, seed
         self.exchange = Exchange.here()
-        if train.batch_size % self.exchange.world:
-            raise LeadError(
-                f"train.batch_size: {train.batch_size} queries cannot be shared equally by {self.exchange.world} ranks"
-            )
+        check_shares(train.batch_size, self.exchange.world)
         self.device = student.device
         prepare_for_training(student.encoder, train.dropout)
 

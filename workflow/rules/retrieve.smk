@@ -53,3 +53,29 @@ rule rerank:
     shell:
         "lead rerank --model {input.model:q} --corpus {input.corpus:q} --queries {input.queries:q} --ranked {input.ranked:q}"
         " --out {output:q} --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+
+
+# Lists that come with a collection, such as MS MARCO's top1000: a run like any other.
+rule given:
+    input:
+        lists=one_line(lambda w: plan.given_files(w.dataset)),
+        corpus=one_line(lambda w: plan.corpus(w.dataset)),
+        queries=f"{DATA}/queries.test.parquet",
+    output:
+        f"{RESULTS}/{{dataset}}/runs/given.parquet",
+    log:
+        f"{RESULTS}/{{dataset}}/logs/given.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/given.tsv"
+    threads: 1
+    resources:
+        mem_mb=memory("given"),
+        runtime=lambda w, attempt: 120 * attempt,
+        gpu=0,
+    params:
+        settings=settings("given"),
+    message:
+        "{wildcards.dataset}: reading the lists that come with the queries"
+    shell:
+        "lead given --corpus {input.corpus:q} --queries {input.queries:q} --out {output:q}"
+        " --settings {params.settings:q} --threads {threads} --log {log:q}"
