@@ -42,7 +42,16 @@ def test_blocks_do_not_matter(
 
 
 def test_blocks_are_whole_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", 5)
+    queries = np.array([0, 0, 2, 3, 3, 3, 3, 3, 5])
+    passages = np.array([7, 1, 7, 2, 3, 4, 5, 6, 7])
+
+    def cut() -> list[list[int]]:
+        return [queries[b].tolist() for b in module.blocks(queries, passages)]
+
+    assert cut() == [[0, 0, 2], [3, 3, 3, 3, 3], [5]]  # 4 texts (passage 7 is held once), 6 (one query's), 2
     monkeypatch.setattr(module, "BLOCK", 3)
-    rows = np.array([0, 0, 2, 3, 3, 3, 3, 5])
-    assert [rows[b].tolist() for b in module.blocks(rows)] == [[0, 0, 2], [3, 3, 3, 3], [5]]
-    assert list(module.blocks(rows[:0])) == []
+    assert cut() == [[0, 0], [2], [3, 3, 3, 3, 3], [5]]  # 3, 2, 6, 2
+    monkeypatch.setattr(module, "BLOCK", 11)
+    assert cut() == [queries.tolist()]  # 7 passages, 4 queries
+    assert list(module.blocks(queries[:0], passages[:0])) == []

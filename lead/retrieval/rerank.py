@@ -26,7 +26,7 @@ from lead.retrieval.encode import encode_texts
 from lead.retrieval.engine import Floats, Ints
 from lead.retrieval.search import alphabetical, best, ranked_table
 
-BLOCK = 100_000  # pairs of query and passage whose token vectors are in memory at a time
+BLOCK = 100_000  # texts, queries and passages, whose token vectors are in memory at a time
 
 
 class Scorer(Protocol):
@@ -43,8 +43,8 @@ def rerank(
     """Reorder the top `rerank_depth` of each list by MaxSim or CE; passages below are dropped. Ties: smaller pid first.
 
     ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the corpus's
-    texts, and ColBERT's token vectors of a block in half precision: 2 T d bytes a passage, at most `BLOCK` of them
-    unless one list is longer (12 GB at T = 80, d = 768).
+    texts, and ColBERT's token vectors of a block: 2 T d bytes a passage, 4 T d a query, at most `BLOCK` texts unless
+    one list is longer (12 GB at T = 80, d = 768).
     """
     reranker = Pile.load(model)
     if reranker.kind == "de":
@@ -91,7 +91,7 @@ def score_pairs(
     (queries, corpus), (asked, listed) = texts, pairs
     members = np.argsort(asked, kind="stable")
     with tqdm(total=len(np.unique(asked)), desc="score", disable=None, unit="query") as progress:
-        for block in blocks(asked[members]):
+        for block in blocks(asked[members], listed[members]):
             part = members[block]
             held, places = np.unique(listed[part], return_inverse=True)
             questions, at = np.unique(asked[part], return_inverse=True)
@@ -107,14 +107,22 @@ def score_pairs(
                 progress.update()
 
 
-def blocks(queries: Ints) -> Iterator[slice]:
-    """Cut sorted rows of queries [pairs] between queries into slices of at most `BLOCK` pairs, or one query's."""
+def blocks(queries: Ints, passages: Ints) -> Iterator[slice]:
+    """Cut pairs, sorted by query, between queries into slices of at most `BLOCK` different texts, or one query's.
+
+    queries, passages [pairs]: rows of the texts.
+    """
     starts = [*np.flatnonzero(np.diff(queries, prepend=-1)).tolist(), len(queries)]
-    first = 0
-    for last, following in zip(starts[:-1], starts[1:], strict=True):
-        if following - first > BLOCK and last > first:
-            yield slice(first, last)
-            first = last
+    last_in = np.full(passages.max(initial=-1) + 1, -1)  # the block that each passage was last seen in
+    block = first = held = 0
+    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        rows = passages[begin:end]
+        new = 1 + int((last_in[rows] != block).sum())
+        if held and held + new > BLOCK:
+            yield slice(first, begin)
+            first, held, block, new = begin, 0, block + 1, 1 + len(rows)
+        last_in[rows] = block
+        held += new
     if first < len(queries):
         yield slice(first, len(queries))
 
