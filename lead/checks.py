@@ -25,14 +25,6 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
     for name in plan.ancestors(run):
         s, row = plan.resolve(dataset, name), plan.rows[name]
         where = f"{plan.loaded.experiments_path}: run '{name}' on '{dataset}'"
-        source = s.retrieval.rerank_from
-        if source not in plan.runs(kind="de") + plan.runs(*UNTRAINED):
-            raise LeadError(
-                f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder, and neither "
-                "bm25 nor given"
-            )
-        if "given" in (row.method, source):
-            _check_given(plan, dataset)
         try:
             if row.init is not None:
                 pretrained_layers(s.models[row.init])
@@ -42,6 +34,7 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
             raise LeadError(f"{where}: distil.joint is switched off in the row's settings, not elsewhere; move it")
         check_layer_selection(plan, dataset, name)
         _check_index(plan, dataset, name, s)
+    _check_lists(plan, dataset, run)
     from lead.evaluation.measures import check_measures
 
     try:
@@ -50,12 +43,20 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
         raise LeadError(f"{path}: run '{run}': {e}") from None
 
 
-def _check_given(plan: Plan, dataset: str) -> None:
-    """Refuse a dataset without lists, or whose lists are not there or in a format of no name. Raises LeadError."""
-    path = plan.loaded.datasets[dataset][1]
-    for file in plan.given_files(dataset):
-        if not os.path.isfile(file):
-            raise LeadError(f"{path}: key 'given': {file} does not exist; mend the path")
+def _check_lists(plan: Plan, dataset: str, run: str) -> None:
+    """Refuse to rerank what is no list, and a dataset without the lists that are asked for. Raises LeadError."""
+    path, stages = plan.loaded.datasets[dataset][1], plan.stages(dataset, run)
+    source = plan.resolve(dataset).retrieval.rerank_from
+    if source not in plan.runs(kind="de") + plan.runs(*UNTRAINED):
+        remedy = f"add `{source}: {{method: {source}}}` to {plan.loaded.experiments_path}"
+        raise LeadError(
+            f"{path}: key 'settings.retrieval.rerank_from': '{source}' is no run of a dual encoder, bm25 or given; "
+            + (remedy if source in UNTRAINED else "name one")
+        )
+    if "given" in stages or ("rerank" in stages and source == "given"):
+        for file in plan.given_files(dataset):
+            if not os.path.isfile(file):
+                raise LeadError(f"{path}: key 'given': {file} does not exist; mend the path")
 
 
 def check_layer_selection(plan: Plan, dataset: str, run: str) -> None:

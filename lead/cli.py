@@ -42,6 +42,10 @@ def _settings(text: str, cls_name: str) -> Any:
 def _path(text: str) -> Path:
     if not text:  # Path("") is the folder we are in
         raise argparse.ArgumentTypeError("give a path")
+    try:
+        text.encode()  # artifacts say in JSON what they were made from
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{os.fsencode(text)!r} is not UTF-8; rename the file or folder") from None
     return Path(text)
 
 

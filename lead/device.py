@@ -40,7 +40,8 @@ def keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(m_mmap_threshold, 1 << 30)
+        if not mallopt(m_mmap_threshold, 1 << 30):
+            mallopt(m_mmap_threshold, 32 << 20)  # the most that an older glibc takes
         mallopt(m_trim_threshold, -1)  # never
 
 

@@ -72,8 +72,9 @@ class Plan(Rows):
     def sensible(self, dataset: str) -> list[str]:
         """Rows that make sense on a dataset: meant for it, with layers that its models have, and lists that it has."""
         found = []
-        for name, row in self.rows.items():
-            if row.method == "given" and self.loaded.datasets[dataset][0].given is None:
+        listed = self.loaded.datasets[dataset][0].given is not None
+        for name in self.rows:
+            if not listed and "given" in (self.rows[name].method, self._lists_of(dataset, name)):
                 continue
             try:
                 for ancestor in self.ancestors(name):
@@ -181,6 +182,10 @@ class Plan(Rows):
         data, path = self.loaded.datasets[dataset]
         on_disk = isinstance(data.source, FilesSource | EvaluationSource)
         return source_files(source_paths(data.source, path)) if on_disk else []
+
+    def _lists_of(self, dataset: str, run: str) -> str | None:
+        """The run whose list a run reranks, if it does."""
+        return self.reranked(dataset, run) if "rerank" in self.stages(dataset, run) else None
 
     def given(self, dataset: str) -> str:
         """Where the ranked lists are that come with a dataset's test queries: a file, or ir_datasets:ID."""

@@ -111,7 +111,7 @@ def _made_by(plan: Plan, dataset: str, run: str) -> dict[str, Any]:
             # of the runs whose lists are read, all stages; of the others, what made their model or negatives
             stages = [t for t in plan.stages(dataset, name) if t != "evaluate"]
             for stage in stages if name in lists else stages[:1]:
-                of = dataset if stage in LISTING else whole
+                of = dataset if stage in LISTING and name in lists else whole
                 made[f"{name}.{stage}"] = stage_settings(plan, stage, of, name)
             row = plan.rows[name]
             if row.method in TRAINING and row.negatives != "bm25":

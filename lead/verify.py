@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from lead.commands import STAGES
 from lead.config.load import validate
 from lead.errors import LeadError
 from lead.plan import Plan
-from lead.provenance import Record, code, pretrained, record_of
+from lead.provenance import Record, code, named_files, pretrained, record_of
 from lead.rows import TRAINING
 from lead.seal import check_pages, identity
 
@@ -40,6 +42,8 @@ def verify(plan: Plan, dataset: str) -> list[Finding]:
     paths += [path for path in sorted(folder.rglob("*.parquet")) if not path.name.startswith(".")]
     verifier = Verifier(plan)
     found = [finding for path in paths for finding in verifier(path) or [("ok", str(path))]]
+    # what was made in the folder of another dataset: said only where something is wrong with it
+    found += [finding for path, wrong in verifier.found.items() if path not in paths for finding in wrong]
     if others := sum(record.get("code") != code() for record in verifier.records.values()):
         found.append(("note", f"{others} of {len(paths)} were made by another version of the code than {code()}"))
     return found
@@ -75,12 +79,16 @@ class Verifier:
             yield "stale", f"{path} does not say how it was made"
             return
         self.records[path] = record
+        if record["stage"] not in STAGES:
+            yield "stale", f"{path}: made by a stage {record['stage']} that does not exist any more"
+            return
         try:
             yield from (("stale", f"{path}: made with another {key}") for key in self._changed(path, record))
         except LeadError as e:
             yield "stale", f"{path}: would not be made any more: {e}"
+        sources = set(self._sources(record))
         for given, sum_ in record["inputs"].items():
-            yield from self._input(path, given, sum_)
+            yield from self._input(path, given, sum_, given in sources)
         if len(path.relative_to(self.plan.results).parts) == 2:
             yield from self._values(path)
 
@@ -92,8 +100,9 @@ class Verifier:
         if stage in ("train", "distil"):
             row = self.plan.rows[run] if run in self.plan.rows else None
             run = run if row is not None and row.method in TRAINING else run.removesuffix("_teacher")
-        elif stage == "denoise":  # NEGATIVES.MODEL
-            run = next((r for r in self.plan.rows if run.startswith(f"{r}.")), run)
+        elif stage == "denoise":  # NEGATIVES.MODEL, both names of runs
+            splits = ((run[: dot.start()], run[dot.end() :]) for dot in re.finditer(r"\.", run))
+            run = next((r for r, by in splits if r in self.plan.rows and by in self.plan.rows), run)
         today = self.plan.settings(stage, dataset, None if stage == "prepare" else run)
         cls = getattr(importlib.import_module("lead.config.stages"), STAGES[stage].settings)
         shard = {"shard": record["settings"]["shard"]} if stage in ("tokenize", "encode") else {}
@@ -106,9 +115,16 @@ class Verifier:
             then, now = then | read_json(path).get("made_by", {}), now | today["made_by"]
         return list(differences(then, now))[:3]
 
-    def _input(self, path: Path, given: str, sum_: str) -> Iterator[Finding]:
-        """What is wrong with an input of an artifact: `given`, whose content had this sum."""
-        ours = Path(given).is_relative_to(self.plan.results) and Path(given).exists()
+    def _sources(self, record: Record) -> list[str]:
+        """Files of the user's own that an artifact was made from, wherever they lie."""
+        cls = getattr(importlib.import_module("lead.config.stages"), STAGES[record["stage"]].settings)
+        with contextlib.suppress(LeadError):
+            return [str(path) for path in named_files(validate(cls, record["settings"], record["stage"]))]
+        return []
+
+    def _input(self, path: Path, given: str, sum_: str, source: bool) -> Iterator[Finding]:
+        """What is wrong with an input of an artifact: `given`, whose content had this sum; `source`: not made by us."""
+        ours = Path(given).is_relative_to(self.plan.results) and Path(given).exists() and not source
         states = {state for state, _ in self(Path(given))} if ours else set()
         if "altered" in states:  # said there; what was made from it before is none the worse
             return

@@ -85,8 +85,8 @@ MEMORY = {
     "index": Memory(2000, {"vectors": 6}),
     "mine": Memory(2000, {"passages": 0.05, "queries": 10}, {"passages": 4, "indexes": 1.2}),
     "retrieve": Memory(2000, {"passages": 0.05, "queries": 45}, {"passages": 4, "indexes": 1.2}),
-    "denoise": Memory(8000, {"corpus": 5, "negatives": 20}),
-    "rerank": Memory(20000, {"corpus": 5, "ranked": 25}),  # token vectors of a block: 12 GB at paper size
+    "denoise": Memory(14000, {"corpus": 5, "negatives": 20}),
+    "rerank": Memory(14000, {"corpus": 5, "ranked": 25}),  # 8 GB of token vectors
     "evaluate": Memory(3000, {"ranked": 20, "qrels": 20}),
     "tables": Memory(4000),
 }

@@ -282,7 +282,7 @@ def test_negatives_that_the_model_holds_for_relevant_are_taken_out(
     from lead.retrieval.denoise import denoise
 
     cross.save(tmp_path / "m")
-    monkeypatch.setattr(rerank, "BLOCK", 20)  # texts: a few queries
+    monkeypatch.setattr(rerank, "BLOCK", 1 << 15)  # a few queries
     names = ("queries.train", "queries.dev", "qrels.train", "qrels.dev")
     files = {name: tiny_collection / f"{name}.parquet" for name in names}
     denoise(

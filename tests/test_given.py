@@ -21,11 +21,12 @@ PIDS = ["10", "9", "a b", "d", "07"]
 QIDS = ["q2", "q1", "q3"]
 TOP1000 = "q1\td\ta question\ta passage\nq2\t9\tanother\tb\nother\tgone\tno query of ours\tc\nq1\t10\ta question\td\n"
 LAYOUTS = {  # q1: d before 10; q2: 9
-    "top1000.tsv": TOP1000,
     "run.tsv": "q1\t10\t2\nq1\td\t1\nq2\t9\t1\n",
     "run.txt": "q1 Q0 10 1 3.5 x\nq2 Q0 9 1 1e-3 x\nq1 Q0 d 2 4.25 x\n",  # scores decide, not ranks
     "run.jsonl": '{"qid": "q1", "pid": 10, "score": 1}\n{"qid": "q1", "pid": "d", "score": 2}\n'
     '{"qid": "q2", "pid": "9", "score": 0}\n',
+    "ranks.jsonl": '{"qid": "q1", "pid": "10", "rank": 2}\n{"qid": "q1", "pid": "d", "rank": 1}\n'
+    '{"qid": "q2", "pid": "9", "rank": 1}\n',
 }
 
 
@@ -59,8 +60,18 @@ def test_layouts(folder: Path, name: str) -> None:
     assert lists(folder, name, LAYOUTS[name], depth=1) == {"q2": ["9"], "q1": ["d"]}
 
 
+@pytest.mark.parametrize("name", ["top1000.tsv", "top1000.tsv.gz"])
+def test_lists_without_an_order_say_so(folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert lists(folder, name, TOP1000) == {"q2": ["9"], "q1": ["10", "d"]}
+    assert read_table(folder / "given.parquet").schema.metadata[b"about"] == b'{"unordered": true}'
+    assert lists(folder, name, TOP1000, depth=1) == {"q2": ["9"], "q1": ["10"]}
+    assert "retrieval.depth 1 cuts them by id, raise it to 2" in caplog.text
+    lists(folder, "run.txt", LAYOUTS["run.txt"])
+    assert b"about" not in read_table(folder / "given.parquet").schema.metadata
+
+
 def test_gzip_and_parquet(folder: Path) -> None:
-    assert lists(folder, "top1000.tsv.gz", TOP1000)["q1"] == ["d", "10"]
+    assert lists(folder, "run.tsv.gz", LAYOUTS["run.tsv"])["q1"] == ["d", "10"]
     run = pa.table({"qid": ["q1", "q1"], "pid": ["10", "d"], "score": [1.0, 2.0]})
     pa.parquet.write_table(run, folder / "run.parquet")
     settings = GivenSettings(given=str(folder / "run.parquet"))
@@ -83,11 +94,16 @@ def test_ids_with_spaces_between_tabs(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("q1\td\t1\nq1\tmissing\t2\nq2\tgone\t3\n", "passage missing and 1 others are not in the corpus"),
+        ("q1\td\t1\nq1\tmissing\t2\nq2\tgone\t1\n", "passage missing and 1 others are not in the corpus"),
         ("q1\td\t1\nq1\td\t2\n", "the list of query q1 has passage d twice"),
         ("nobody\td\t1\n", "no list of any of the 3 queries"),
         ("", "no list of any of the 3 queries"),
-        ("q1\td\tfirst\n", "run.tsv:1: rank 'first' is not a number"),
+        ("q1\td\tfirst\n", "run.tsv:1: 'first' is not a rank, counted from 1"),
+        ("q1\td\t12.5\nq1\t9\t3.0\n", "run.tsv:1: '12.5' is not a rank"),
+        ("q1\td\t0\n", "run.tsv:1: '0' is not a rank"),
+        ("q1\td\t12\nq1\t9\t3\n", "the ranks of query q1 start at 3, not 1; if they are scores, write a TREC run"),
+        ("q1\td\t1\t12.5\nq1\t9\t2\t3.0\n", "run.tsv:1: 2 ids and 2 numbers; expected"),
+        ("q1 Q0 d 1 1e39 x\n", "a score is no finite number in single precision"),
         ("q1 Q0 d 1 nan x\n", "run.tsv:1: score 'nan' is not a number"),
         ("q1\td\t1\nq1\td\n", "run.tsv:2: 2 columns, but 3 in the lines before"),
         ("q1\td\n", "run.tsv:1: 2 columns; expected qid, pid, query, passage or"),
@@ -98,6 +114,39 @@ def test_one_line_for_what_is_wrong(folder: Path, content: str, message: str) ->
         lists(folder, "run.tsv", content)
     assert message in str(e.value) and "\n" not in str(e.value)
     assert not (folder / "given.parquet").exists()
+
+
+def test_archives_and_missing_files(folder: Path) -> None:
+    with pytest.raises(LeadError, match="is an archive; unpack it"):
+        lists(folder, "top1000.dev.tar.gz", TOP1000)
+    settings = GivenSettings(given=str(folder / "nothing.parquet"))
+    with pytest.raises(LeadError, match=r"given: no file .*nothing.parquet; mend the path"):
+        given(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=folder / "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"qid": "q1", "pid": "d"}', "run.jsonl:1: neither score nor rank"),
+        ('{"qid": "q1", "pid": "d", "score": 1' + "0" * 400 + "}", "is not a number"),
+        ('{"qid": "q1", "pid": "d", "rank": -1}', "'-1' is not a rank"),
+    ],
+)
+def test_one_line_for_what_is_wrong_in_json(folder: Path, content: str, message: str) -> None:
+    with pytest.raises(LeadError, match=message):
+        lists(folder, "run.jsonl", content)
+
+
+def test_a_sealed_source_that_is_damaged_is_not_used(folder: Path) -> None:
+    """Its footer says what the pages are; nothing else would notice."""
+    lists(folder, "run.tsv", LAYOUTS["run.tsv"])
+    damaged = folder / "damaged.parquet"
+    content = bytearray((folder / "given.parquet").read_bytes())
+    content[content.rindex(b"score") + 1] ^= 1
+    damaged.write_bytes(content)
+    paths = {"corpus": folder / "corpus.parquet", "queries": folder / "queries.parquet", "out": folder / "x.parquet"}
+    with pytest.raises(LeadError, match="damaged"):
+        given(settings=GivenSettings(given=str(damaged)), **paths)
 
 
 def test_lists_of_ir_datasets(folder: Path) -> None:
@@ -155,6 +204,11 @@ def test_lists_are_a_run_and_can_be_reranked(config: Path) -> None:
     (config / "datasets" / "top1000.tsv").write_text(TOP1000)
     made = plan(config, given="top1000.tsv", settings={"retrieval": {"rerank_from": "given"}})
     made.check("docs", "given")
+    plan(config, given="nowhere.tsv", settings=made.loaded.datasets["docs"][0].settings).check("docs", "bm25")
+    assert "teacher_cb" not in plan(config, given=None, settings={"retrieval": {"rerank_from": "given"}}).sensible(
+        "docs"
+    )
+    made = plan(config, given="top1000.tsv", settings={"retrieval": {"rerank_from": "given"}})
     assert made.stages("docs", "given") == ["given", "evaluate"]
     assert made.rerank_from("docs", "teacher_cb").endswith("docs/runs/given.parquet")
     assert made.settings("given", "docs")["given"].endswith("config/datasets/top1000.tsv")

@@ -26,7 +26,7 @@ def test_blocks_do_not_matter(
     columns = {"qid": [q for q, _ in pairs], "pid": [p for _, p in pairs], "rank": rank, "score": [0.0] * len(pairs)}
     write_table(pa.table(columns), tmp_path / "list.parquet", "ranked")
     made = []
-    for block in (1_000, 20, 1):
+    for block in (1 << 30, 1 << 15, 1):
         monkeypatch.setattr(module, "BLOCK", block)
         module.rerank(
             settings=RerankSettings(rerank_depth=12, batch_tokens=200, precision="fp32"), gpu=0, model=tmp_path / "m",
@@ -41,17 +41,14 @@ def test_blocks_do_not_matter(
         np.testing.assert_allclose(other["score"], made[0]["score"], rtol=1e-3)  # the store is in half precision
 
 
-def test_blocks_are_whole_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK", 5)
+def test_blocks_are_whole_queries() -> None:
     queries = np.array([0, 0, 2, 3, 3, 3, 3, 3, 5])
     passages = np.array([7, 1, 7, 2, 3, 4, 5, 6, 7])
 
-    def cut() -> list[list[int]]:
-        return [queries[b].tolist() for b in module.blocks(queries, passages)]
+    def cut(most: int) -> list[list[int]]:
+        return [queries[b].tolist() for b in module.blocks(queries, passages, most)]
 
-    assert cut() == [[0, 0, 2], [3, 3, 3, 3, 3], [5]]  # 4 texts (passage 7 is held once), 6 (one query's), 2
-    monkeypatch.setattr(module, "BLOCK", 3)
-    assert cut() == [[0, 0], [2], [3, 3, 3, 3, 3], [5]]  # 3, 2, 6, 2
-    monkeypatch.setattr(module, "BLOCK", 11)
-    assert cut() == [queries.tolist()]  # 7 passages, 4 queries
-    assert list(module.blocks(queries[:0], passages[:0])) == []
+    assert cut(5) == [[0, 0, 2], [3, 3, 3, 3, 3], [5]]  # 4 texts (passage 7 is held once), 6 (one query's), 2
+    assert cut(3) == [[0, 0], [2], [3, 3, 3, 3, 3], [5]]  # 3, 2, 6, 2
+    assert cut(11) == [queries.tolist()]  # 7 passages, 4 queries
+    assert list(module.blocks(queries[:0], passages[:0], 5)) == []

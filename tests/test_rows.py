@@ -146,6 +146,9 @@ def test_an_evaluation_set_shares_all_but_its_lists(folder: Path) -> None:
     assert made.rerank_from("extra", "teacher_cb") == "all results/extra/runs/teacher_de.parquet"
     assert made.settings("distil", "extra", "lead_cb") == made.settings("distil", "tiny", "lead_cb")
     assert made.settings("retrieve", "extra", "lead_cb") == {"depth": 7}
+    # BM25's lists are the set's own, the negatives that a model was trained with are not
+    for run, depth in (("bm25", 7), ("student", 60)):
+        assert made.settings("evaluate", "extra", run)["made_by"]["settings"]["bm25.bm25"]["depth"] == depth
     assert sorted(Path(f).name for f in made.source_files("extra")) == ["queries.test.jsonl", "test.tsv"]
 
 

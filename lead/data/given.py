@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lead.artifacts import read_table, write_table
@@ -25,20 +27,21 @@ log = logging.getLogger("lead")
 
 LAYOUTS = "qid, pid, query, passage or qid, pid, rank, both between tabs, or qid, Q0, pid, rank, score, tag"
 BATCH = 1 << 16  # lines that are Python objects at a time
-Line = tuple[str, str, float | None]  # qid, pid, score
+Line = tuple[str, str, float]  # qid, pid, score
 
 
 def given(*, settings: GivenSettings, corpus: Path, queries: Path, out: Path) -> None:
     """Write the lists of these queries, best first, at most `depth` passages each. Lists of other queries are left out.
 
-    Ties go to the smaller pid. Lists without ranks or scores (top1000) keep the order of their file. Memory: the ids of
-    the corpus, and about 50 bytes a line. Raises LeadError for a line that cannot be read, a passage that is not in
-    the corpus or occurs twice in a list, and where no query has a list.
+    Ties go to the smaller pid. Where nothing tells an order (top1000), passages are in the order of their ids, which
+    the table's metadata say: `unordered`. Memory: the ids of the corpus, and about 50 bytes a line. Raises LeadError
+    for a line that cannot be read, a passage that is not in the corpus or occurs twice in a list, and where no query
+    has a list.
     """
     source = settings.given
     key = f"given: {source}"
     qids, pids = (read_table(path, columns=[id_])[id_] for path, id_ in ((queries, "qid"), (corpus, "pid")))
-    rows, passages, scores = _collect(_lines(source), qids)
+    rows, passages, scores = _collect(_lines(source), qids, key)
     if not len(rows):
         raise LeadError(f"{key} holds no list of any of the {len(qids):,} queries; it is of other queries")
     found = pc.index_in(passages, value_set=pids)
@@ -54,70 +57,115 @@ def given(*, settings: GivenSettings, corpus: Path, queries: Path, out: Path) ->
     # pairs as single numbers, so that a passage listed twice for a query is seen
     pairs = np.sort(rows.astype(np.int64) * len(pids) + where)
     if (again := pairs[1:][pairs[1:] == pairs[:-1]]).size:
-        row, place = divmod(int(again[0]), len(pids))
-        raise LeadError(f"{key}: the list of query {qids[row]} has passage {pids[place]} twice; keep one of the two")
-    kept = ranks(rows) <= settings.depth
-    listed = len(np.unique(rows))
-    log.info(
-        "%s of %s queries have a list, of %.0f passages on average", f"{listed:,}", f"{len(qids):,}", len(rows) / listed
-    )
-    if listed < len(qids):
-        log.warning("%s queries have no list: they count as not answered", f"{len(qids) - listed:,}")
+        q, p = divmod(int(again[0]), len(pids))
+        raise LeadError(f"{key}: the list of query {qids[q]} has passage {pids[p]} twice; keep one of the two")
+    place = ranks(rows)
+    kept = place <= settings.depth
+    n, mean = len(np.unique(rows)), len(rows) / len(np.unique(rows))
+    log.info("%s of %s queries have a list, of %.0f passages on average", f"{n:,}", f"{len(qids):,}", mean)
+    if n < len(qids):
+        log.warning("%s queries have no list: they count as not answered", f"{len(qids) - n:,}")
+    inside = rows[1:] == rows[:-1]
+    unordered = bool(inside.any()) and not (inside & (scores[1:] != scores[:-1])).any()
+    if unordered:
+        cut = "" if kept.all() else f"; retrieval.depth {settings.depth} cuts them by id, raise it to {place.max()}"
+        log.warning("the lists have no order: they can be reranked, and recall can be measured where they end%s", cut)
     ids = qids.combine_chunks(), pids.combine_chunks()
-    write_table(ranked_table(*ids, rows[kept], where[kept], scores[kept]), out, "ranked")
+    table = ranked_table(*ids, rows[kept].astype(np.int64), where[kept], scores[kept])
+    write_table(table, out, "ranked", about={"unordered": True} if unordered else None)
 
 
-def _collect(found: Iterator[Line], qids: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array, np.ndarray]:
-    """Rows of the queries, pids and scores [m] of the lines that are of these queries."""
-    place = {qid: row for row, qid in enumerate(qids.to_pylist())}
-    count = [0] * len(place)
-    rows, scores, passages = [], [], []
+def _collect(
+    found: Iterator[Line], qids: pa.ChunkedArray, key: str
+) -> tuple[NDArray[np.int32], pa.Array, NDArray[np.float32]]:
+    """Rows of the queries, pids and scores [m] of the lines that are of these queries. LeadError for wild scores."""
+    known = {qid: row for row, qid in enumerate(qids.to_pylist())}
+    rows, scores, passages = [np.empty(0, np.int32)], [np.empty(0, np.float32)], [pa.array([], pa.string())]
     with tqdm(desc="lists", unit=" lines", disable=None) as bar:
         while batch := list(itertools.islice(found, BATCH)):
             bar.update(len(batch))
-            ours = [(place[qid], pid, score) for qid, pid, score in batch if qid in place]
-            passages.append(pa.array([pid for _, pid, _ in ours], pa.string()))
+            ours = [(known[qid], pid, score) for qid, pid, score in batch if qid in known]
             rows.append(np.array([row for row, _, _ in ours], np.int32))
-            values = np.empty(len(ours), np.float32)
-            for i, (row, _, score) in enumerate(ours):
-                values[i] = -count[row] if score is None else score
-                count[row] += 1
-            scores.append(values)
-    if not rows:
-        return np.empty(0, np.int32), pa.array([], pa.string()), np.empty(0, np.float32)
+            passages.append(pa.array([pid for _, pid, _ in ours], pa.string()))
+            with np.errstate(over="ignore"):  # reported below
+                scores.append(np.array([score for _, _, score in ours], np.float64).astype(np.float32))
+            if not np.isfinite(scores[-1]).all():
+                raise LeadError(f"{key}: a score is no finite number in single precision; scale the scores")
     return np.concatenate(rows), pa.concat_arrays(passages), np.concatenate(scores)
 
 
 def _lines(source: str) -> Iterator[Line]:
-    """Query, passage and score of each line; no score where the lists have none."""
+    """Query, passage and score of each line; the score is 0 where nothing tells an order."""
     if source.startswith(IR_DATASETS):
         yield from ir.read_lists(source.removeprefix(IR_DATASETS), "given")
         return
     path = Path(source)
+    if not path.is_file():
+        raise LeadError(f"given: no file {path}; mend the path")
+    if path.name.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
+        raise LeadError(f"given: {path} is an archive; unpack it, and name the file of lists in it")
     if format_of(path) in ("parquet", "jsonl"):
-        for number, record in records(path, ("qid", "pid", "score")):
-            ids = (identifier(path, number, record, (name,)) for name in ("qid", "pid"))
-            yield *ids, _number(path, number, record.get("score"), "score")  # type: ignore[misc]
+        yield from _records(path)
         return
     width = None
+    best: dict[str, int] = {}  # the first rank of each list
     for number, line in lines(path):
         cells = line.split("\t") if "\t" in line else line.split()
         if len(cells) not in (3, 4, 6) or len(cells) != (width or len(cells)):
             raise bad(path, number, wrong_width(len(cells), width), f"expected {LAYOUTS}")
+        if width is None and len(cells) == 4 and _is_number(cells[2]) and _is_number(cells[3]):
+            raise bad(path, number, "2 ids and 2 numbers", f"expected {LAYOUTS}")
         width = len(cells)
         if width == 4:
-            yield cells[0], cells[1], None
+            yield cells[0], cells[1], 0.0
         elif width == 3:
-            yield cells[0], cells[1], -_number(path, number, cells[2], "rank")
+            rank = _rank(path, number, cells[2])
+            best[cells[0]] = min(rank, best.get(cells[0], rank))
+            yield cells[0], cells[1], -float(rank)
         else:
-            yield cells[0], cells[2], _number(path, number, cells[4], "score")
+            yield cells[0], cells[2], _score(path, number, cells[4])
+    _check_first(path, best)
 
 
-def _number(path: Path, line: int, value: object, what: str) -> float:
+def _records(path: Path) -> Iterator[Line]:
+    """Lines of a JSONL or Parquet file: qid, pid, and score or rank."""
+    best: dict[str, int] = {}
+    for number, record in records(path, ("qid", "pid", "rank", "score")):
+        qid, pid = (identifier(path, number, record, (name,)) for name in ("qid", "pid"))
+        if record.get("score") is not None:
+            yield qid, pid, _score(path, number, record["score"])
+        elif record.get("rank") is not None:
+            rank = _rank(path, number, str(record["rank"]))
+            best[qid] = min(rank, best.get(qid, rank))
+            yield qid, pid, -float(rank)
+        else:
+            raise bad(path, number, "neither score nor rank", "expected qid, pid, and score or rank")
+    _check_first(path, best)
+
+
+def _check_first(path: Path, best: dict[str, int]) -> None:
+    """Refuse ranks that start elsewhere than at 1: they may be scores, of which the highest would come last."""
+    for qid, rank in best.items():
+        if rank != 1:
+            raise LeadError(
+                f"given: {path}: the ranks of query {qid} start at {rank}, not 1; if they are scores, write a TREC run"
+            )
+
+
+def _rank(path: Path, line: int, value: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,8}", value):
+        raise bad(path, line, f"'{value[:60]}' is not a rank, counted from 1", f"expected {LAYOUTS}")
+    return int(value)
+
+
+def _score(path: Path, line: int, value: object) -> float:
+    if not _is_number(value):
+        raise bad(path, line, f"score '{str(value)[:60]}' is not a number", "expected a finite number")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
     try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise bad(path, line, f"{what} '{str(value)[:60]}' is not a number", f"expected {LAYOUTS}")
-    return number
+        return math.isfinite(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -65,12 +65,12 @@ def read_split(id_: str, key: str) -> Split:
     )
 
 
-def read_lists(id_: str, key: str) -> Iterator[tuple[str, str, float | None]]:
-    """Query, passage and score of the ranked lists (scoreddocs) that come with an id. Raises LeadError."""
+def read_lists(id_: str, key: str) -> Iterator[tuple[str, str, float]]:
+    """Query, passage and score (0, if there is none) of the lists (scoreddocs) that come with an id. LeadError."""
     dataset = load(id_, key, "scoreddocs")
     try:
         for found in dataset.scoreddocs_iter():
-            yield found.query_id, found.doc_id, getattr(found, "score", None)
+            yield found.query_id, found.doc_id, float(getattr(found, "score", 0.0))
     except (OSError, RuntimeError, ValueError) as e:
         raise _unavailable(key, id_, e) from e
 

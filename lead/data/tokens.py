@@ -32,7 +32,7 @@ from lead.errors import LeadError
 from lead.models.pile import cut, load_tokenizer
 from lead.models.reference import resolve
 
-CHUNK = 1 << 16  # texts tokenized at a time
+CHUNK = 1 << 14  # texts read at a time
 TOKENS, DESCRIPTION = "tokens.safetensors", "tokens.json"
 
 
@@ -46,7 +46,7 @@ def fingerprint(tokenizer: Any) -> str:
 def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:
     """Write the token ids of all passages, or of one shard of them, cut to `length` tokens.
 
-    Memory: `CHUNK` texts with their tokens, and 2 bytes a token of the shard. Raises LeadError for a file of other
+    Memory: `CHUNK` texts with their ids, and 2 bytes a token of the shard. Raises LeadError for a file of other
     columns, or a tokenizer that cannot be loaded.
     """
     file = open_table(texts, "corpus")

@@ -84,8 +84,11 @@ def evaluate(
         "ranked_depth": depth,
         "versions": {"lead": __version__, **_versions()},
     }
+    # of an approximate index: what it is, and its recall; of lists that come with a collection: that they are unordered
     if about := (lists.schema.metadata or {}).get(ABOUT.encode()):
-        result["search"] = json.loads(about)  # of an approximate index: what it is, and its recall
+        result["search"] = json.loads(about)
+        if result["search"].get("unordered"):
+            log.warning("the lists have no order: only recall where they end says something")
     columns = {"qid": np.repeat(qids, len(names)), "measure": np.tile(names, len(qids)), "value": values.ravel()}
     table = pa.table(columns).sort_by([("qid", "ascending"), ("measure", "ascending")])
     if trec is not None:

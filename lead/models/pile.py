@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,6 +22,7 @@ from lead.models.reference import resolve
 
 Kind = Literal["de", "cb", "ce"]
 DESCRIPTION, HEAD = "lead.json", "head.safetensors"
+TOKENIZED = 1 << 21  # characters tokenized at a time: until it cuts, a tokenizer keeps some 150 bytes for each token
 NAMES = {"de": "dual encoder", "cb": "ColBERT", "ce": "cross encoder"}
 
 
@@ -180,13 +182,30 @@ def load_tokenizer(name: str, reference: str) -> Any:
 
 
 def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
-    """Token ids of each text, cut to `length` tokens; the special tokens at both ends survive the cut."""
-    ids: list[list[int]] = tokenizer(
-        texts,
-        truncation=True,
-        max_length=length,
-        padding=False,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-    )["input_ids"]
+    """Token ids of each text, cut to `length` tokens; the special tokens at both ends survive the cut.
+
+    Memory: beyond the ids, what the tokenizer keeps of `TOKENIZED` characters, or of the longest text.
+    """
+    ids: list[list[int]] = []
+    for some in _portions(texts, TOKENIZED):
+        ids += tokenizer(
+            some,
+            truncation=True,
+            max_length=length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
     return ids
+
+
+def _portions(texts: list[str], most: int) -> Iterator[list[str]]:
+    """Consecutive texts of at most `most` characters together, or one."""
+    start = size = 0
+    for i, text in enumerate(texts):
+        if size + len(text) > most and i > start:
+            yield texts[start:i]
+            start, size = i, 0
+        size += len(text)
+    if start < len(texts):
+        yield texts[start:]

@@ -21,7 +21,7 @@ from lead.models.pile import NAMES, Pile
 from lead.models.retriever import Retriever, Side
 from lead.retrieval.search import write_vectors
 
-CHUNK = 1 << 18  # texts tokenized and sorted by length at a time
+CHUNK = 1 << 18  # texts read, tokenized and sorted by length at a time
 
 
 def encode_texts(
@@ -31,8 +31,7 @@ def encode_texts(
 
     x [n, d] for DE; [n, T, d] with mask [n, T] for CB; on the model's device. Memory: one batch.
     """
-    ids = [i for start in range(0, len(texts), 4096) for i in model.tokenize(side, texts[start : start + 4096])]
-    yield from encode_ids(model, ids, batch_tokens, precision, what)
+    yield from encode_ids(model, model.tokenize(side, texts), batch_tokens, precision, what)
 
 
 @torch.inference_mode()

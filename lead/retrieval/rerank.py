@@ -26,7 +26,7 @@ from lead.retrieval.encode import encode_texts
 from lead.retrieval.engine import Floats, Ints
 from lead.retrieval.search import alphabetical, best, ranked_table
 
-BLOCK = 100_000  # texts, queries and passages, whose token vectors are in memory at a time
+BLOCK = 8 << 30  # bytes of ColBERT's token vectors that are in memory at a time
 
 
 class Scorer(Protocol):
@@ -43,8 +43,8 @@ def rerank(
     """Reorder the top `rerank_depth` of each list by MaxSim or CE; passages below are dropped. Ties: smaller pid first.
 
     ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the corpus's
-    texts, and ColBERT's token vectors of a block: 2 T d bytes a passage, 4 T d a query, at most `BLOCK` texts unless
-    one list is longer (12 GB at T = 80, d = 768).
+    texts, and ColBERT's token vectors of a block, of 2 T d bytes a passage: at most `BLOCK` bytes unless one list has
+    more.
     """
     reranker = Pile.load(model)
     if reranker.kind == "de":
@@ -90,8 +90,9 @@ def score_pairs(
     """
     (queries, corpus), (asked, listed) = texts, pairs
     members = np.argsort(asked, kind="stable")
+    most = BLOCK // (2 * model.lengths.passage * model.size)
     with tqdm(total=len(np.unique(asked)), desc="score", disable=None, unit="query") as progress:
-        for block in blocks(asked[members], listed[members]):
+        for block in blocks(asked[members], listed[members], most):
             part = members[block]
             held, places = np.unique(listed[part], return_inverse=True)
             questions, at = np.unique(asked[part], return_inverse=True)
@@ -107,8 +108,8 @@ def score_pairs(
                 progress.update()
 
 
-def blocks(queries: Ints, passages: Ints) -> Iterator[slice]:
-    """Cut pairs, sorted by query, between queries into slices of at most `BLOCK` different texts, or one query's.
+def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
+    """Cut pairs, sorted by query, between queries into slices of at most `most` different texts, or one query's.
 
     queries, passages [pairs]: rows of the texts.
     """
@@ -118,7 +119,7 @@ def blocks(queries: Ints, passages: Ints) -> Iterator[slice]:
     for begin, end in zip(starts[:-1], starts[1:], strict=True):
         rows = passages[begin:end]
         new = 1 + int((last_in[rows] != block).sum())
-        if held and held + new > BLOCK:
+        if held and held + new > most:
             yield slice(first, begin)
             first, held, block, new = begin, 0, block + 1, 1 + len(rows)
         last_in[rows] = block
