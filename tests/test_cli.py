@@ -314,3 +314,8 @@ def test_table_of_a_file_that_is_not_there_is_one_line(refused: Callable[..., st
     assert str(tmp_path / "x.json") in refused("table", tmp_path / "x.json")
     (tmp_path / "x.json").write_text("{}", encoding="utf-8")
     assert str(tmp_path / "x.json") in refused("table", tmp_path / "x.json")
+
+
+def test_a_path_that_is_not_utf8_is_refused_before_any_work(lead: Lead) -> None:
+    said = lead("prepare", "--out", os.fsdecode(b"caf\xe9"))
+    assert said.code == 2 and "is not UTF-8; rename the file or folder" in said.err and "Traceback" not in said.err
