@@ -2,7 +2,7 @@
 #
 # Variables, on the command line:
 #   PYTHON=python3.11   the interpreter .venv is made from
-#   CORES=2             cores of the demo; JOBS=2: processes of the unit tests
+#   CORES=2             cores of the demo; JOBS=2: processes of the tests
 #   EXTRAS=...          what is installed with the package; `EXTRAS=gpu,demo,test` searches on a CUDA GPU
 #   TORCH_ARGS=...      further arguments of `pip install torch==...`, e.g. the index of a build for this machine
 
@@ -42,10 +42,10 @@ demo: $(STAMP) ## distil on the built-in collection, end to end, and print the t
 	@$(IN_VENV) lead table $(DEMO_RUNS:%=results/demo/%.json)
 
 test: export HF_HUB_OFFLINE = 1
-test: $(STAMP) ## all tests: first the quick ones side by side, then those that run Snakemake, one by one
+test: $(STAMP) ## all tests: first the quick ones side by side, then those that run Snakemake, file by file
 	@$(IN_VENV) python -m pytest -n $(JOBS) -m 'not dag and not slurm'
 	@dag=$$(grep -rlE --include='test_*.py' '^(@|pytestmark.*)pytest\.mark\.dag' tests || true); \
-	if [ -n "$$dag" ]; then $(IN_VENV) python -m pytest -m dag $$dag; fi
+	if [ -n "$$dag" ]; then $(IN_VENV) python -m pytest -n $(JOBS) --dist loadfile -m dag $$dag; fi
 
 test-slurm: export HF_HUB_OFFLINE = 1
 test-slurm: $(STAMP) ## the workflow through a real one-node Slurm, which is installed and started (needs root, Debian)
