@@ -31,6 +31,7 @@ def given(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_colle
         shutil.copy(path, folder)
     lines = [f"{row['pid']}\t{row['text']}\n" for row in pq.read_table(folder / "corpus.parquet").to_pylist()]
     (folder / "corpus.tsv").write_text("".join(lines))
+    (folder / "lists.tsv").write_text("".join(f"test{i}\tp{i + 1}\t1\n" for i in range(8)))
     make_retriever(tiny_model, "cb").save(folder / "cb")
     make_retriever(tiny_model, "de").save(folder / "de")
     for stage in ("encode", "encode queries", "tokenize", "index", "retrieve", "evaluate"):
@@ -57,6 +58,11 @@ def commands(folder: Path, model: Path) -> dict[str, tuple[Options, dict[str, st
             {"corpus": "corpus.parquet", "queries": queries, "qrels": qrels, "test-queries": "queries.test.parquet"},
             {"negatives": "bm25.parquet", "ranked": "ranked.parquet"},
             {},
+        ),
+        "given": (
+            {"corpus": "corpus.parquet", "queries": "queries.test.parquet"},
+            {"out": "lists.parquet"},
+            {"given": str(folder / "lists.tsv")},
         ),
         "train": (data, trained, {**train, "train": {**TRAIN, "checkpoint_every": 1}}),
         "train without checkpoints": (data, trained, {**train, "train": TRAIN}),
