@@ -43,10 +43,15 @@ def verify(plan: Plan, dataset: str) -> list[Finding]:
     verifier = Verifier(plan)
     found = [finding for path in paths for finding in verifier(path) or [("ok", str(path))]]
     # what was made in the folder of another dataset: said only where something is wrong with it
-    found += [finding for path, wrong in verifier.found.items() if path not in paths for finding in wrong]
+    others_found = verifier.found.keys() - set(paths)
+    found += [finding for path in sorted(others_found) for finding in verifier.found[path]]
     if others := sum(record.get("code") != code() for record in verifier.records.values()):
         found.append(("note", f"{others} of {len(paths)} were made by another version of the code than {code()}"))
     return found
+
+
+def _settings_class(stage: str) -> Any:
+    return getattr(importlib.import_module("lead.config.stages"), STAGES[stage].settings)
 
 
 class Verifier:
@@ -104,7 +109,7 @@ class Verifier:
             splits = ((run[: dot.start()], run[dot.end() :]) for dot in re.finditer(r"\.", run))
             run = next((r for r, by in splits if r in self.plan.rows and by in self.plan.rows), run)
         today = self.plan.settings(stage, dataset, None if stage == "prepare" else run)
-        cls = getattr(importlib.import_module("lead.config.stages"), STAGES[stage].settings)
+        cls = _settings_class(stage)
         shard = {"shard": record["settings"]["shard"]} if stage in ("tokenize", "encode") else {}
         # through the class, so that a key that did not exist then has its default
         then, now = (
@@ -117,7 +122,7 @@ class Verifier:
 
     def _sources(self, record: Record) -> list[str]:
         """Files of the user's own that an artifact was made from, wherever they lie."""
-        cls = getattr(importlib.import_module("lead.config.stages"), STAGES[record["stage"]].settings)
+        cls = _settings_class(record["stage"])
         with contextlib.suppress(LeadError):
             return [str(path) for path in named_files(validate(cls, record["settings"], record["stage"]))]
         return []

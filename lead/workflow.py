@@ -73,9 +73,8 @@ class Memory(NamedTuple):
 MEMORY = {
     "prepare": Memory(3000, {"sources": 0.3, "corpus": 1}),
     "bm25": Memory(2000, {"corpus": 4, "queries": 150}),  # the index; 100 negatives a query
-    "given": Memory(
-        2000, {"corpus": 1, "queries": 4, "lists": 0.5}
-    ),  # the corpus's ids; lists hold texts, or packed ids
+    # the corpus's ids; lists hold texts, or packed ids
+    "given": Memory(2000, {"corpus": 1, "queries": 4, "lists": 0.5}),
     # ADORE's passages: a file while it is read, and a rank's part of all
     "train": Memory(5000, {"corpus": 5, "queries": 5, "negatives": 14}, {"passages": 6}, ranks=True),
     "distil": Memory(7000, {"corpus": 5, "queries": 5, "negatives": 14}, ranks=True),

@@ -205,10 +205,9 @@ def test_lists_are_a_run_and_can_be_reranked(config: Path) -> None:
     made = plan(config, given="top1000.tsv", settings={"retrieval": {"rerank_from": "given"}})
     made.check("docs", "given")
     plan(config, given="nowhere.tsv", settings=made.loaded.datasets["docs"][0].settings).check("docs", "bm25")
-    assert "teacher_cb" not in plan(config, given=None, settings={"retrieval": {"rerank_from": "given"}}).sensible(
-        "docs"
-    )
-    made = plan(config, given="top1000.tsv", settings={"retrieval": {"rerank_from": "given"}})
+    reranks = {"retrieval": {"rerank_from": "given"}}
+    assert "teacher_cb" not in plan(config, given=None, settings=reranks).sensible("docs")
+    made = plan(config, given="top1000.tsv", settings=reranks)
     assert made.stages("docs", "given") == ["given", "evaluate"]
     assert made.rerank_from("docs", "teacher_cb").endswith("docs/runs/given.parquet")
     assert made.settings("given", "docs")["given"].endswith("config/datasets/top1000.tsv")
