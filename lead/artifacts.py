@@ -63,25 +63,38 @@ def _beside(path: Path, folder: bool) -> Iterator[Path]:
     for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         with contextlib.suppress(OSError), _locked(left):  # a lock that somebody holds, or no locks on this file system
             _remove(left)
+    while True:
+        temporary, lock = _new(path.parent, prefix, suffix, folder), contextlib.ExitStack()
+        with contextlib.suppress(OSError):  # no locks on this file system
+            lock.enter_context(_locked(temporary, wait=True))
+        if temporary.exists():
+            break
+        lock.close()  # before it was locked another process took it for what a killed one had left, and removed it
+    try:
+        with lock:
+            yield temporary
+    finally:
+        _remove(temporary)
+
+
+def _new(parent: Path, prefix: str, suffix: str, folder: bool) -> Path:
+    """An empty file or folder in `parent` with a name of its own."""
     if folder:
-        name = tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=path.parent)
-    else:
-        fd, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
-        os.close(fd)
-    temporary = Path(name)
-    with contextlib.ExitStack() as stack:
-        stack.callback(_remove, temporary)
-        with contextlib.suppress(OSError):
-            stack.enter_context(_locked(temporary))
-        yield temporary
+        return Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=parent))
+    fd, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=parent)
+    os.close(fd)
+    return Path(name)
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file or folder; the system gives it back when the process dies. OSError if it is taken."""
+def _locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a file or folder; the system gives it back when the process dies.
+
+    OSError if it is taken, unless it is waited for.
+    """
     fd = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(fd)

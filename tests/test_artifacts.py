@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -105,6 +106,35 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one
         first.write_text("1")
         second.write_text("2")
     assert {p.name for p in tmp_path.iterdir()} == {".y.other.tmp", "x"} and (tmp_path / "x").read_text() == "1"
+
+
+def test_what_another_process_removes_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process sees a temporary file or folder that nobody has locked yet, as if its maker had been killed."""
+    flock = fcntl.flock
+    others = []
+
+    def write(text: str) -> None:
+        with atomic_file(tmp_path / "file") as f:
+            f.write_text(text)
+        with atomic_folder(tmp_path / "folder") as f:
+            (f / "a").write_text(text)
+
+    def interrupted(fd: int, how: int) -> None:
+        if len(others) < 2:  # before the file's lock, and then in what the other process does before its own
+            others.append(fd)
+            write("other")
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", interrupted)
+    write("mine")
+    assert len(others) == 2 and (tmp_path / "file").read_text() == "mine"
+    others.clear()
+    with atomic_folder(tmp_path / "folder") as f:
+        (f / "a").write_text("mine again")
+    assert len(others) == 2 and (check_folder(tmp_path / "folder") / "a").read_text() == "mine again"
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "folder"}
 
 
 WRITER = """
