@@ -14,6 +14,7 @@ from typing import Any
 from lead.checks import check_layer_selection, check_run
 from lead.config.experiments import UNTRAINED
 from lead.config.load import Loaded, merge, seen_path, source_files, source_paths, validate
+from lead.config.paper import Paper, load_paper
 from lead.config.schema import ModelRef, Settings, Train
 from lead.config.sources import IR_DATASETS, EvaluationSource, FilesSource
 from lead.errors import LeadError, nearest
@@ -29,15 +30,21 @@ class Plan(Rows):
         self.loaded = loaded
         super().__init__(loaded.experiments_path, loaded.experiments.runs, loaded.config.seeds)
         self.results = os.path.normpath(loaded.config.results)  # as Snakemake does it to targets
+        self.paper_path = loaded.path.parent / "paper.yaml"
         self._resolved: dict[tuple[str, str | None], Settings] = {}
 
     def path(self) -> str:
         """The file that everything was read from."""
         return str(self.loaded.path)
 
-    def paper(self) -> str:
-        """The file of the paper's tables."""
-        return str(self.loaded.path.parent / "paper.yaml")
+    def paper(self) -> Paper:
+        """The paper's tables. Raises LeadError for one that names a run which does not exist."""
+        return load_paper(self.paper_path, list(self.rows))
+
+    def checked_paper(self) -> str:
+        """The file of the paper's tables, once it has been checked."""
+        _ = self.paper()
+        return str(self.paper_path)
 
     # --- which runs there are ----------------------------------------------------------------------------------------
     def check(self, dataset: str, run: str) -> None:

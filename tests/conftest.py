@@ -10,7 +10,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import fcntl  # noqa: E402
 import json  # noqa: E402
+import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -172,9 +174,18 @@ def data(tiny_collection: Path) -> TrainingData:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Path:
-    """A project in which Snakemake has made every run, in a folder with a blank. Tests must leave it as it is."""
+    """A project in which Snakemake has made every run, in a folder with a blank. Tests must leave it as it is.
+
+    Each process of the tests has a copy of its own, with its times; whichever comes first has it made.
+    """
     from dag.project import ONE_THREAD, TARGETS, make_project, succeed
 
-    folder = make_project(tmp_path_factory.mktemp("made") / "a project", tiny_model, tiny_collection)
-    succeed(folder, *ONE_THREAD, "--", *TARGETS)
-    return folder
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made once"
+    with (shared.parent / "made.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            folder = make_project(tmp_path_factory.mktemp("making") / "a project", tiny_model, tiny_collection)
+            succeed(folder, *ONE_THREAD, "--", *TARGETS)
+            folder.rename(shared)
+    return Path(shutil.copytree(shared, tmp_path_factory.mktemp("made") / "a project"))

@@ -226,6 +226,17 @@ def test_a_typo_in_a_file_below_a_run_is_no_traceback(project: Path) -> None:
         assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_a_mistake_in_the_papers_tables_is_found_before_any_work(project: Path) -> None:
+    paper = project / "config" / "paper.yaml"
+    text = paper.read_text(encoding="utf-8")
+    paper.write_text(text.replace("run: rd_cb", "run: rd_bc"), encoding="utf-8")
+    try:
+        said = last_words(project, "--", f"{RESULTS}/tables/all.md")
+    finally:
+        paper.write_text(text, encoding="utf-8")
+    assert "'RD from CB': no run 'rd_bc'; did you mean 'rd_cb'" in said
+
+
 def test_a_missing_source_file_is_named(project: Path) -> None:
     with without(project / "data" / "dev.tsv"):
         said = last_words(project, "--", TARGETS[0])

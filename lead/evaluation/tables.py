@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lead.artifacts import atomic_file
 from lead.config.load import load
-from lead.config.paper import PaperRow, PaperTable, load_paper
+from lead.config.paper import PaperRow, PaperTable
 from lead.errors import LeadError
 from lead.evaluation.render import Cells, csv_text, html_page, html_table, markdown
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
@@ -103,7 +103,7 @@ def tables(config: Path, dataset: str, results: Path | None, out: Path | None) -
     """
     plan = Plan(load(config))
     measures = plan.resolve(dataset).evaluation.measures
-    paper = load_paper(config.parent / "paper.yaml", list(plan.rows))
+    paper = plan.paper()
     folder = results or Path(plan.results) / dataset
     runs, out = Runs(folder), out or folder / "tables"
     built = {

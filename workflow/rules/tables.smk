@@ -2,7 +2,7 @@
 rule tables:
     input:
         results=one_line(lambda w: plan.targets(w.dataset)),
-        paper=plan.paper(),
+        paper=one_line(lambda w: plan.checked_paper()),
     output:
         multiext(f"{RESULTS}/{{dataset}}/tables/all", ".md", ".html"),
     log:
