@@ -59,7 +59,8 @@ def main() -> None:
         teacher = Pile.load(plan.teacher(args.dataset, run))
         before = pool.mrr(student, encode)
         step = make_step(settings, student, teacher)
-        stream = TrainingData(corpus, splits[0], settings.train.batch_size, settings.train.negatives, settings.seed)
+        sizes = settings.train.batch_size, settings.train.negatives
+        stream = TrainingData(corpus, splits[0], *sizes, settings.seed, settings.generation)
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as state:
             Loop(step, stream, None, settings.train, Path(state)).run()

@@ -102,6 +102,13 @@ class Rows:
             return self.origin(str(self.rows[str(row.of)].teacher))
         return run if row.init is not None else self.origin(str(row.start))
 
+    def generation(self, run: str) -> int:
+        """How many trainings the models that a run trains or learns from have behind them: 0 for a warm-up."""
+        row = self.rows[run]
+        if row.of is not None:
+            return self.generation(row.of)
+        return max((1 + self.generation(name) for name in (row.start, row.teacher) if name is not None), default=0)
+
     def root(self, run: str) -> str:
         """Which of `models` the run's model grew from: `teacher` or `student`."""
         return str(self.rows[self.origin(run)].init)

@@ -67,14 +67,15 @@ def stage_settings(plan: Plan, stage: str, dataset: str, run: str | None = None)
         return _json(index=s.retrieval.index, seed=s.seed)
     row = plan.rows[run]
     if stage == "train":
-        shared = _json(seed=s.seed, train=s.train, relevance=relevance)
+        shared = _json(seed=s.seed, train=s.train, generation=plan.generation(run), relevance=relevance)
         if row.init is None:  # the model folder says what kind of model it is
             return shared
         scoring = getattr(s.scoring, row.kind)
         return shared | _json(model=s.models[row.init], kind=row.kind, scoring=scoring, lengths=s.lengths)
     if stage == "distil":
         distil = s.distil.model_dump(mode="json", include=READS[row.method])
-        return _json(seed=s.seed, method=row.method, train=s.train, distil=distil, relevance=relevance)
+        shared = _json(seed=s.seed, train=s.train, generation=plan.generation(run), relevance=relevance)
+        return shared | _json(method=row.method, distil=distil)
     if stage == "evaluate":
         return _json(evaluation=s.evaluation, seed=s.seed) | {"made_by": _made_by(plan, dataset, run)}
     raise ValueError(f"no stage {stage}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def make(
     seed: int = 1,
     grades: dict[Pair, int] | None = None,
     depth: int = 100,
+    generation: int = 0,
 ) -> TrainingData:
     """Passages p0.. with text 'text of p0'; queries with text 'text of q0'."""
     pids = [f"p{i}" for i in range(n_passages)]
@@ -46,7 +48,8 @@ def make(
         rows = [(q, p, rank, -float(rank)) for q, ps in mined.items() for rank, p in enumerate(ps, start=1)]
         lists = write(folder, "negatives", "ranked", rows)
     table = read_table(corpus, "corpus")
-    return TrainingData(table, Queries(table["pid"], queries, qrels, lists, 1, depth), batch_size, negatives, seed)
+    judged = Queries(table["pid"], queries, qrels, lists, 1, depth)
+    return TrainingData(table, judged, batch_size, negatives, seed, generation)
 
 
 def name(text: str) -> str:
@@ -62,11 +65,11 @@ def rows(batch: Batch) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def simple(folder: Path, seed: int = 1, batch_size: int = 4) -> TrainingData:
+def simple(folder: Path, seed: int = 1, batch_size: int = 4, generation: int = 0) -> TrainingData:
     """10 queries with one positive each; 20 mined negatives for each."""
     positives = {f"q{i}": [f"p{i}"] for i in range(10)}
     mined = {f"q{i}": [f"p{20 + (i + k) % 30}" for k in range(20)] for i in range(10)}
-    return make(folder, 50, positives, mined, batch_size, 3, seed)
+    return make(folder, 50, positives, mined, batch_size, 3, seed, generation=generation)
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -76,6 +79,15 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_was_asked_before(tmp_pa
     assert [rows(b.batch(s)) for s in reversed(range(12))][::-1] == forward
     assert [rows(a.batch(s)) for s in (7, 0, 11)] == [forward[s] for s in (7, 0, 11)]
     assert [rows(simple(tmp_path, seed=2).batch(s)) for s in range(12)] != forward
+
+
+def test_a_model_does_not_see_the_batches_of_its_warm_up_again(tmp_path: Path) -> None:
+    """Neither the same queries together, nor the same negatives of a query: not even one step, in five epochs."""
+    streams = [[rows(simple(tmp_path, seed, 2, generation).batch(s)) for s in range(25)]
+               for seed in (1, 2) for generation in (0, 1, 2)]  # fmt: skip
+    for one, other in itertools.combinations(streams, 2):
+        assert not [s for s in range(25) if one[s] == other[s]]
+        assert [q for s in one for q, _, _ in s] != [q for s in other for q, _, _ in s]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 10])

@@ -234,6 +234,8 @@ def test_a_chain_goes_on_from_students_and_taught_teachers(folder: Path) -> None
     assert made.teacher("tiny", "s2") == "all results/tiny/models/lead_cb_teacher"
     assert made.model("tiny", "t") == "all results/tiny/models/s2_teacher"
     assert (made.kind("s2"), made.kind("t")) == ("de", "cb")
+    assert [made.generation(run) for run in ("student", "lead_cb", "lead_cb_teacher", "s2", "t")] == [0, 1, 1, 2, 2]
+    assert made.settings("distil", "tiny", "s2")["generation"] == 2
     made.check("tiny", "t")
 
 

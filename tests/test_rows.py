@@ -131,6 +131,9 @@ def test_the_projects_own_rows_and_datasets() -> None:
     for run in made.sensible("pydocs"):
         made.settings("evaluate", "pydocs", run)
     assert made.kind("lead_ce_teacher") == "ce" and made.kind("prod_lead_s3") == "de"
+    # what is compared sees the same batches, and none that its warm-up saw
+    assert {made.generation(r) for r in ("student_more", "rd_de", "lead_cb", "fd_ce", "ance_r1", "rd_cb-s2")} == {1}
+    assert [made.generation(run) for run in ("teacher_cb", "prod_lead_s2", "prod_lead_s3", "ance_r2")] == [0, 2, 3, 2]
     assert made.start("demo", "lead_cb_linear") == ["results/demo/models/student_linear"]
     assert made.settings("train", "demo", "student_linear")["model"]["linear"] == {"size": None, "identity": True}
 

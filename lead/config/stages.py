@@ -40,6 +40,12 @@ class GivenSettings(Strict):
     depth: PositiveInt = 1000
 
 
+Generation = Annotated[
+    int,
+    Field(ge=0, description="trainings that the model has behind it; with the seed it decides which batches come when"),
+]
+
+
 class TrainSettings(Strict):
     """Read by `lead train`."""
 
@@ -51,6 +57,7 @@ class TrainSettings(Strict):
     scoring: Scoring = Scoring()
     lengths: Lengths = Lengths()
     train: Train = Train()
+    generation: Generation = 0
     relevance: PositiveInt = 1
 
 
@@ -61,6 +68,7 @@ class DistilSettings(Strict):
     method: Literal["rd", "margin_mse", "fd", "lead"] = "lead"
     train: Train = Train()
     distil: Distil = Distil()
+    generation: Generation = 0
     relevance: PositiveInt = 1
 
 

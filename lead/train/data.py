@@ -1,4 +1,4 @@
-"""Training data: which queries, positives and negatives a step sees is a function of (seed, step) alone."""
+"""Training data: which queries, positives and negatives a step sees is a function of (seed, generation, step)."""
 
 from __future__ import annotations
 
@@ -108,9 +108,15 @@ def _rows(qids: pa.ChunkedArray, corpus_ids: pa.ChunkedArray, pairs: pa.Table, w
 
 
 class TrainingData:
-    """The stream of batches. Every epoch is a new permutation of the train queries, seeded by (seed, epoch)."""
+    """The stream of batches. Every epoch is a new permutation of train queries, seeded by (seed, generation, epoch).
 
-    def __init__(self, corpus: pa.Table, queries: Queries, batch_size: int, negatives: int, seed: int):
+    `generation`: trainings that the model has behind it. With the seed alone a model would first see the very batches
+    of its own warm-up again, which a teacher that saw no others knows best.
+    """
+
+    def __init__(
+        self, corpus: pa.Table, queries: Queries, batch_size: int, negatives: int, seed: int, generation: int = 0
+    ):
         """`corpus`: Parquet schema `corpus`. Raises LeadError when a batch cannot be filled."""
         if batch_size > len(queries):
             raise LeadError(f"train.batch_size: {batch_size} is more than the {len(queries)} train queries; lower it")
@@ -120,7 +126,7 @@ class TrainingData:
                 f"train.negatives: {negatives} is more than the {fewest} passages that do not answer a query; lower it"
             )
         self.corpus, self.queries = corpus, queries
-        self.batch_size, self.n, self.seed = batch_size, negatives, seed
+        self.batch_size, self.n, self.seed, self.generation = batch_size, negatives, seed, generation
         self._permutations: dict[int, Rows] = {}
 
     def _query_rows(self, step: int) -> list[int]:
@@ -128,7 +134,7 @@ class TrainingData:
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
             epoch, offset = divmod(position, len(self.queries))
             if epoch not in self._permutations:
-                rng = np.random.default_rng([self.seed, 0xE90C, epoch])
+                rng = np.random.default_rng([self.seed, 0xE90C, epoch, self.generation])
                 self._permutations = {e: p for e, p in self._permutations.items() if e >= epoch - 1}
                 self._permutations[epoch] = rng.permutation(len(self.queries))
             rows.append(int(self._permutations[epoch][offset]))
@@ -136,7 +142,7 @@ class TrainingData:
 
     def batch(self, step: int) -> Batch:
         """The batch of this step (0-based): one positive and n negatives drawn for each query."""
-        rng = np.random.default_rng([self.seed, 0xBA7C, step])
+        rng = np.random.default_rng([self.seed, 0xBA7C, step, self.generation])
         rows = self._query_rows(step)
         passages: list[int] = []
         for row in rows:

@@ -155,7 +155,8 @@ def _loop(
     train, relevance = settings.train, settings.relevance
     passages = read_table(corpus, "corpus")
     judged = Queries(passages["pid"], queries, qrels, negatives, relevance, train.negatives_depth)
-    data = TrainingData(passages, judged, train.batch_size, 0 if index else train.negatives, settings.seed)
+    drawn = 0 if index else train.negatives
+    data = TrainingData(passages, judged, train.batch_size, drawn, settings.seed, settings.generation)
     dev = None
     if train.dev_queries:
         dev_judged = Queries(passages["pid"], dev_queries, dev_qrels, negatives, relevance, train.negatives_depth)
