@@ -12,6 +12,8 @@ from conftest import COMMON, TOPICS, make_retriever, vocabulary
 from steps import TRAIN, gradients
 
 from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
+from lead.errors import LeadError
+from lead.models.encoder import positions
 from lead.models.pile import Pile
 from lead.train.data import TrainingData
 from lead.train.step import LeadStep
@@ -95,12 +97,37 @@ def test_layers_are_the_stock_models_and_survive_saving(tmp_path: Path, architec
 def test_layers_can_be_kept_and_a_cross_encoder_built(tmp_path: Path, architecture: str) -> None:
     folder = make_encoder(tmp_path / "m", architecture)
     ref = ModelRef(reference=f"path:{folder}", layers=[1, 3])
-    assert Pile.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24)).n_layers == 2
+    kept = Pile.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24)).eval()
+    assert kept.n_layers == 2
+    kept.save(tmp_path / "kept")
+    ids = kept.tokenize("passage", ["the array shape", "token graph"])
+    assert torch.equal(Pile.load(tmp_path / "kept").eval().encode(ids, (1, 2)).x, kept.encode(ids, (1, 2)).x)
     cross = make_retriever(folder, "ce").eval()
     pairs = cross.tokenize(["the array", ""], ["token " * 40, "graph"])
     together, alone = cross.encode(pairs, (1, 2, 3)).x, cross.encode(pairs[1:], (1, 2, 3)).x
     assert torch.allclose(together[:, 1:], alone, atol=1e-4)
     assert max(map(len, pairs)) <= 8 + 24 - 1 + 1  # RoBERTa's pairs have one separator more
+
+
+def test_layers_that_would_be_loaded_as_another_model_are_refused(tmp_path: Path) -> None:
+    """ModernBERT's first layer has one norm less than the others."""
+    ref = ModelRef(reference=f"path:{make_encoder(tmp_path / 'm', 'modernbert')}", layers=[2, 3])
+    with pytest.raises(LeadError, match=r"layers \[2, 3\].*attn_norm.*keep layer 1 first"):
+        Pile.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
+
+
+def test_a_cross_encoders_longest_pair_fits_its_positions(tmp_path: Path) -> None:
+    """RoBERTa puts four special tokens into a pair, BERT three."""
+    ref = ModelRef(reference=f"path:{make_encoder(tmp_path / 'm', 'roberta')}")
+    room = positions(Pile.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=24)).encoder)
+    assert room is not None
+    with pytest.raises(LeadError, match=f"{room + 1} is more than the {room} positions"):
+        Pile.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=room - 7))
+    model = Pile.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=room - 8)).eval()
+    pairs = model.tokenize(["array " * 99], ["token " * 99])  # type: ignore[arg-type]
+    assert len(pairs[0]) == room
+    with torch.no_grad():
+        model.encode(pairs, (1,))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from lead.artifacts import MANIFEST, sha256
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
 from lead.models.encoder import prepare_for_training
-from lead.models.reference import resolve
+from lead.models.reference import local_weights, resolve
 from lead.models.retriever import Retriever
 
 
@@ -52,6 +53,33 @@ def rewrite(folder: Path, change: Any) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["model.safetensors"] = sha256(folder / "model.safetensors")
     (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_weights_that_are_pickled_are_read_as_tensors_and_as_nothing_else(tiny_model: Path, tmp_path: Path) -> None:
+    """co-condenser's repository has pytorch_model.bin only."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "m"))
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    ids = [[1, 8, 9, 2]]
+    with torch.no_grad():
+        a, b = (make_retriever(of).eval().encode(ids, (1, 2, 3, 4)).x for of in (tiny_model, folder))
+    assert torch.equal(a, b)
+    assert local_weights(f"path:{folder}") == folder / "pytorch_model.bin"
+    torch.save(weights | {"more": Evil(str(tmp_path / "ran"))}, folder / "pytorch_model.bin")
+    with pytest.raises(LeadError, match="cannot load"):
+        make_retriever(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path(self.path),)
 
 
 def test_a_checkpoint_that_lacks_weights_or_has_them_in_another_shape_is_refused(

@@ -30,8 +30,11 @@ def loading(what: str) -> Iterator[None]:
 def load_encoder(name: str, reference: str) -> nn.Module:
     """The transformer in `name`, in fp32, without a pooler. LeadError if a weight is not found in the checkpoint.
 
-    No code that comes with a model is run, and no pickle is read.
+    No code that comes with a model is run. Weights are safetensors where there are any; of `pytorch_model.bin` (all
+    that co-condenser has) tensors are read and nothing else.
     """
+    # or transformers would ask a service to convert a model without safetensors
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
@@ -41,7 +44,7 @@ def load_encoder(name: str, reference: str) -> nn.Module:
     try:
         with loading(f"'{reference}'"):
             model, info = AutoModel.from_pretrained(
-                name, output_loading_info=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+                name, output_loading_info=True, weights_only=True, dtype=torch.float32, trust_remote_code=False
             )
     finally:
         transformers_logging.set_verbosity(level)
@@ -72,14 +75,30 @@ def layer_list(encoder: nn.Module) -> tuple[nn.Module, str]:
 
 
 def keep_layers(encoder: nn.Module, layers: list[int], reference: str) -> None:
-    """Keep only these transformer layers (1..N), in this order: a small student made of a larger model."""
+    """Keep only these transformer layers (1..N), in this order: a small student made of a larger model.
+
+    Raises LeadError for a layer that is not there, and for layers whose model could not be saved and loaded again.
+    """
+    from transformers import AutoModel
+
     owner, name = layer_list(encoder)
     pile = getattr(owner, name)
     for i in layers:
         if i > len(pile):
             raise LeadError(f"models: layers has {i}, but '{reference}' has only layers 1..{len(pile)}")
     setattr(owner, name, nn.ModuleList(pile[i - 1] for i in layers))
-    encoder.config.num_hidden_layers = len(layers)  # type: ignore[union-attr]
+    config: Any = encoder.config
+    if getattr(config, "layer_types", None):  # ModernBERT: which layers attend to all of the text
+        config.layer_types = [config.layer_types[i - 1] for i in layers]
+    config.num_hidden_layers = len(layers)
+    with torch.device("meta"):
+        again = AutoModel.from_config(config)
+    weights, expected = ({k for k in e.state_dict() if not k.startswith("pooler.")} for e in (encoder, again))
+    if other := sorted(weights ^ expected):
+        raise LeadError(
+            f"models: layers {layers} of '{reference}' do not make a model by themselves ({other[0]}): its layers are "
+            "not all built alike; keep layer 1 first"
+        )
 
 
 def hidden_states(

@@ -157,14 +157,15 @@ class Pile(nn.Module):
         encoder = load_encoder(name, model.reference)
         if model.layers is not None:
             keep_layers(encoder, model.layers, model.reference)
+        tokenizer = load_tokenizer(name, model.reference)
         longest = positions(encoder)
         asked = {"query": lengths.query, "passage": lengths.passage}
-        if kind == "ce":
-            asked = {"query + lengths.passage": lengths.query + lengths.passage - 1}
+        if kind == "ce":  # both are cut as if each stood alone, with two special tokens of its own
+            special = tokenizer.num_special_tokens_to_add(pair=True)
+            asked = {"query + lengths.passage": lengths.query + lengths.passage - 4 + special}
         for side, limit in asked.items():
             if longest is not None and limit > longest:
                 raise LeadError(f"lengths.{side}: {limit} is more than the {longest} positions of '{model.reference}'")
-        tokenizer = load_tokenizer(name, model.reference)
         made = Pile.classes[kind](encoder, tokenizer, kind, scoring, lengths, model.linear)
         assert isinstance(made, cls)
         return made

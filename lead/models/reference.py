@@ -39,8 +39,10 @@ def resolve(reference: str) -> str:
 
 def local_weights(reference: str) -> Path | None:
     """The weights file of a model on this machine; None for the hub's, which are named, not read, in a fingerprint."""
-    file = Path(resolve(reference)) / "model.safetensors"
-    return file if not reference.startswith("hub:") and file.is_file() else None
+    if reference.startswith("hub:"):
+        return None
+    files = (Path(resolve(reference)) / name for name in ("model.safetensors", "pytorch_model.bin"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def pretrained_layers(model: ModelRef) -> int | None:
