@@ -9,7 +9,7 @@ from lead.config.experiments import UNTRAINED
 from lead.config.schema import Settings
 from lead.errors import LeadError
 from lead.layers import check_layers
-from lead.models.reference import pretrained_layers, vector_width
+from lead.models.reference import pretrained_layers, tokenizer_sum, vector_width
 from lead.rows import split_seed
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
         if row.method == "lead" and s.distil.joint != (split_seed(name)[0] in plan.joint()):
             raise LeadError(f"{where}: distil.joint is switched off in the row's settings, not elsewhere; move it")
         check_layer_selection(plan, dataset, name)
+        check_maps(plan, dataset, name)
         _check_index(plan, dataset, name, s)
     _check_lists(plan, dataset, run)
     from lead.evaluation.measures import check_measures
@@ -70,6 +71,26 @@ def check_layer_selection(plan: Plan, dataset: str, run: str) -> None:
             check_layers(plan.resolve(dataset, run).distil.layers, n, m)
         except LeadError as e:
             raise LeadError(f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': {e}") from None
+
+
+def check_maps(plan: Plan, dataset: str, run: str) -> None:
+    """Refuse an FD run whose two models do not read the same tokens, as far as files here tell. Raises LeadError."""
+    row = plan.rows[run]
+    if row.method != "fd":
+        return
+    names = [str(name) for name in (row.teacher, row.start)]
+    teacher, student = (plan.encoder(dataset, name) for name in names)
+    lengths = [plan.resolve(dataset, plan.origin(name)).lengths for name in names]
+    where = f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': method fd"
+    t, s = tokenizer_sum(teacher.reference), tokenizer_sum(student.reference)
+    if lengths[0] != lengths[1] or (t is not None and s is not None and t != s):
+        raise LeadError(
+            f"{where} compares maps over tokens, so teacher and student must have the same tokenizer and lengths; use "
+            "rd or lead, which compare scores"
+        )
+    n, m = (pretrained_layers(model.model_copy(update={"linear": None})) for model in (teacher, student))
+    if n is not None and m is not None and m > n:
+        raise LeadError(f"{where}: the student has {m} transformer layers, the teacher only {n}; it needs as many")
 
 
 def _check_index(plan: Plan, dataset: str, run: str, s: Settings) -> None:

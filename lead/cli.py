@@ -134,9 +134,11 @@ def _table(args: argparse.Namespace) -> None:
 
 
 def _tables(args: argparse.Namespace) -> None:
+    from lead.config.parse import parse_yaml
     from lead.evaluation.tables import tables
 
-    written = tables(args.config, args.dataset, args.results, args.out)
+    overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
+    written = tables(args.config, args.dataset, args.results, args.out, overrides)
     logging.getLogger("lead").info("%d files, %s the last", len(written), written[-1])
 
 
@@ -240,6 +242,7 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("--out", type=_path, metavar="PATH", help="folder (default: tables in --results)")
     paper.add_argument("--results", type=_path, metavar="PATH", help="the dataset's results, if not where config says")
     paper.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
+    paper.add_argument("--overrides", metavar="JSON", help="keys that win over the config's, as Snakemake's --config")
     paper.add_argument("--log", type=_path, metavar="PATH", help="write the log there too")
     paper.set_defaults(call=_tables)
     check = commands.add_parser("verify", help="Tell which results, models and tables are stale, altered or missing.")

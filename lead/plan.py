@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lead.checks import check_layer_selection, check_run
+from lead.checks import check_layer_selection, check_maps, check_run
 from lead.config.experiments import UNTRAINED
 from lead.config.load import Loaded, merge, seen_path, source_files, source_paths, validate
 from lead.config.paper import Paper, load_paper
@@ -41,6 +41,10 @@ class Plan(Rows):
         """The paper's tables. Raises LeadError for one that names a run which does not exist."""
         return load_paper(self.paper_path, list(self.rows))
 
+    def overrides(self) -> str:
+        """The keys that were given elsewhere than in the files, as JSON."""
+        return json.dumps(self.loaded.overrides, sort_keys=True)
+
     def checked_paper(self) -> str:
         """The file of the paper's tables, once it has been checked."""
         _ = self.paper()
@@ -68,13 +72,21 @@ class Plan(Rows):
             self.check(below[0], path.stem)
 
     def targets(self, dataset: str) -> list[str]:
-        """Result files of the dataset's `runs`, or of every run that makes sense on it."""
+        """Result files of the dataset's `runs`, or of every run that makes sense on it, with their further seeds.
+
+        These are as many as `repeats` wants, and those that are there.
+        """
         data, path = self.loaded.datasets[dataset]
-        for name in data.runs or []:
-            if name not in self.rows:
-                raise LeadError(f"{path}: key 'runs': no run '{name}'; {nearest(name, self.rows)}")
-        chosen = data.runs
-        return [f"{self.results}/{dataset}/{n}.json" for n in (self.sensible(dataset) if chosen is None else chosen)]
+        for key, names in (("runs", data.runs or []), ("repeats", data.repeats)):
+            for name in names:
+                if name not in self.rows:
+                    raise LeadError(f"{path}: key '{key}': no run '{name}'; {nearest(name, self.rows)}")
+        chosen = self.sensible(dataset) if data.runs is None else data.runs
+        seeds = [f"{n}-s{seed}" for n in chosen for seed in range(2, data.repeats.get(n, 1) + 1)]
+        folder = Path(self.results) / dataset
+        found = (path.stem for path in sorted(folder.glob("*-s*.json")))
+        there = [n for n in found if split_seed(n)[1] != 1 and split_seed(n)[0] in chosen]
+        return [f"{self.results}/{dataset}/{n}.json" for n in dict.fromkeys([*chosen, *seeds, *there])]
 
     def sensible(self, dataset: str) -> list[str]:
         """Rows that make sense on a dataset: meant for it, with layers that its models have, and lists that it has."""
@@ -89,6 +101,7 @@ class Plan(Rows):
                     if only is not None and dataset not in only:
                         break
                     check_layer_selection(self, dataset, ancestor)
+                    check_maps(self, dataset, ancestor)
                 else:
                     found.append(name)
             except LeadError:

@@ -57,7 +57,7 @@ def test_every_kind_of_run_has_its_result(made: Path) -> None:
     for run in RUNS:
         assert set(result(made, RESULTS, run)["metrics"]) == {"RR@10", "R@20", "R@60"}
     heads = {p.parent.name for p in (made / RESULTS / "models").glob("*/head.safetensors")}
-    assert heads == {"teacher_ce", "lead_ce_teacher"}
+    assert heads == {"teacher_ce", "lead_ce_teacher", "lead_ce-s2_teacher"}
 
 
 def test_reranked_recall_is_that_of_the_list_at_the_rerank_depth(made: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import make_bert, make_retriever
 from steps import TRAIN, compare, gradients
+from tokenizers import Tokenizer
 from transformers import AutoModel
 
 from lead.config.schema import Distil, Train
@@ -127,6 +129,12 @@ def test_another_tokenizer_is_refused_in_one_line(tiny_model: Path, tmp_path: Pa
     with pytest.raises(LeadError, match="must have the same tokenizer") as error:
         FdStep(student, teacher, Train(**TRAIN), Distil(), 3)
     assert "\n" not in str(error.value)
+    teacher = make_retriever(make_bert(tmp_path / "u", 6))
+    rules = json.loads(teacher.tokenizer.backend_tokenizer.to_str())
+    rules["normalizer"]["lowercase"] = False  # the same words, but another cut of "The"
+    teacher.tokenizer.backend_tokenizer.normalizer = Tokenizer.from_str(json.dumps(rules)).normalizer
+    with pytest.raises(LeadError, match="must have the same tokenizer"):
+        FdStep(student, teacher, Train(**TRAIN), Distil(), 3)
 
 
 @torch.no_grad()

@@ -16,13 +16,19 @@ from lead.evaluation.table import table
 MEASURES = ["RR@10", "AP@1000"]
 
 
-def result(folder: Path, run: str, values: np.ndarray, measures: list[str] = MEASURES, per_query: bool = True) -> Path:
+def result(
+    folder: Path,
+    run: str,
+    values: np.ndarray,
+    measures: list[str] = MEASURES,
+    per_query: bool = True,
+    depth: int = 1000,
+) -> Path:
     """A result file, with `values` of every measure for queries q000, q001, .."""
     mean = float(values.mean())
     metrics = {name: {"mean": mean, "low": mean - 0.02, "high": mean + 0.02} for name in measures}
-    write_json(
-        {"metrics": metrics, "measures": measures, "queries": len(values), "confidence": 0.95}, folder / f"{run}.json"
-    )
+    about = {"queries": len(values), "confidence": 0.95, "ranked_depth": depth}
+    write_json({"metrics": metrics, "measures": measures, **about}, folder / f"{run}.json")
     if per_query:
         rows = [(f"q{i:03d}", name, value) for i, value in enumerate(values) for name in sorted(measures)]
         columns = list(map(list, zip(*rows, strict=True)))

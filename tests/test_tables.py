@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from test_table import result
 
+from lead.cli import main
 from lead.config.load import load
 from lead.config.paper import load_paper
 from lead.errors import LeadError
 from lead.evaluation.render import csv_text, html_page, html_table, markdown
+from lead.evaluation.stats import paired_test
 from lead.evaluation.tables import tables
 from lead.plan import Plan
 
@@ -28,8 +30,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "results" / "demo"
 
 
-def write(folder: Path, run: str, values: np.ndarray) -> None:
-    result(folder, run, values, MEASURES)
+def write(folder: Path, run: str, values: np.ndarray, depth: int = 1000) -> None:
+    result(folder, run, values, MEASURES, depth=depth)
 
 
 def built(folder: Path, name: str) -> dict[str, list[str]]:
@@ -86,6 +88,37 @@ def test_the_share_of_the_gap_is_told_only_where_there_clearly_is_one(folder: Pa
     text = (folder / "tables" / "table3.md").read_text()
     assert "lead_cb closes 7" in text and "of the gap of 20." in text
     assert "lead_de: teacher_de is not clearly above the student" in text
+
+
+def test_a_teacher_that_is_barely_above_the_student_leaves_no_gap_to_close(folder: Path) -> None:
+    """p is below .05, as when a real teacher was .008 above: any share of that is noise."""
+    base, noise = np.random.default_rng(2).random(300) * 0.5, np.random.default_rng(3).normal(0, 0.1, 300)
+    for run, values in (("student", base), ("teacher_cb", base + 0.016 - noise.mean() + noise), ("lead_cb", base)):
+        write(folder, run, values)
+    tables(CONFIG / "config.yaml", "demo", folder, None)
+    text = (folder / "tables" / "table3.md").read_text()
+    assert "lead_cb: teacher_cb is not clearly above the student (+1.60 p=.00" in text
+    assert 0.001 < paired_test(load_values(folder, "teacher_cb"), load_values(folder, "student")) < 0.01
+    write(folder, "student", base[1:])
+    with pytest.raises(LeadError, match="of different queries; evaluate them again"):
+        tables(CONFIG / "config.yaml", "demo", folder, None)
+
+
+def test_measures_that_lists_are_too_short_for_are_marked(folder: Path) -> None:
+    values = np.random.default_rng(2).random(50)
+    write(folder, "teacher_cb", values, depth=100)
+    write(folder, "teacher_ce", values, depth=50)
+    rows = built(folder, "table3")
+    short = [row for row in rows.values() if any("†" in cell for cell in row)]
+    assert [["†" in cell for cell in row[:3]] for row in short] == [[False, True, True]]
+    assert "†: of shorter lists: teacher_ce 50" in (folder / "tables" / "table3.md").read_text()
+
+
+def test_what_was_given_on_the_command_line_wins(folder: Path) -> None:
+    write(folder, "student", np.random.default_rng(2).random(50))
+    chain = ["--overrides", '{"seeds": "chain"}']
+    assert main(["tables", "demo", "--results", str(folder), "--config", str(CONFIG / "config.yaml"), *chain]) == 0
+    assert "every seed has its own chain" in (folder / "tables" / "all.md").read_text()
 
 
 def test_the_papers_values_stand_beside_ours_on_its_datasets_only(folder: Path) -> None:

@@ -97,6 +97,7 @@ class Loaded:
     datasets: dict[str, tuple[Dataset, Path]]
     experiments: Experiments
     experiments_path: Path
+    overrides: Tree
 
     def parts(self, dataset: str, run: str | None) -> list[Part]:
         """What is laid over the defaults: preset < dataset < config < experiment row."""
@@ -144,7 +145,7 @@ def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
         for dataset in row.datasets or []:
             if dataset not in datasets:
                 raise LeadError(f"{rows_path}: run '{name}': no dataset '{dataset}'; {nearest(dataset, datasets)}")
-    return Loaded(path, config, presets, datasets, experiments, rows_path)
+    return Loaded(path, config, presets, datasets, experiments, rows_path, overrides or {})
 
 
 def _files(folder: Path, key: str, config: Path) -> list[Path]:

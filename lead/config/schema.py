@@ -273,4 +273,5 @@ class Dataset(Strict):
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"
     )
+    repeats: dict[str, PositiveInt] = Field({}, description="seeds of a run that its tables want; 1 for all others")
     settings: dict[str, Any] = Field({}, description="any keys of Settings")

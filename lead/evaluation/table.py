@@ -30,6 +30,7 @@ class Result:
     metrics: dict[str, dict[str, float]]
     queries: int
     confidence: float
+    depth: int  # of the longest list
 
     @property
     def run(self) -> str:
@@ -59,7 +60,7 @@ def read_result(path: Path) -> Result:
             raise ValueError("no measure")
         keys = ("mean", "low", "high")
         metrics = {name: {key: float(raw["metrics"][name][key]) for key in keys} for name in measures}
-        return Result(path, measures, metrics, int(raw["queries"]), float(raw["confidence"]))
+        return Result(path, measures, metrics, int(raw["queries"]), float(raw["confidence"]), int(raw["ranked_depth"]))
     except (LookupError, TypeError, ValueError, OverflowError) as e:
         raise LeadError(f"{path} is not a result of lead evaluate; give files like results/demo/lead_cb.json") from e
 

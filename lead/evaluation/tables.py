@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ from lead.rows import split_seed
 Values = NDArray[np.float64]
 CONTROL = "student_more"
 RESAMPLES = 2000
-CLEARLY = 0.05  # a teacher is clearly above the student where a paired test says so at this level
+CLEARLY = 0.001  # a teacher is clearly above the student where a paired test says so at this level
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Run:
     name: str
     qids: list[str]
     values: dict[str, Values]
+    depth: int
+
+    def short(self, measure: str) -> bool:
+        """Whether its lists end before the measure's cut-off, as those of a run that reranks a few passages only."""
+        cutoff = re.search(r"@(\d+)$", measure)
+        return cutoff is not None and int(cutoff[1]) > self.depth
 
     def mean(self, measure: str) -> float:
         """Over queries and seeds."""
@@ -73,7 +81,9 @@ class Runs:
             for result in results:
                 for measure, column in columns.items():
                     qids = self._column(result, measure, column, qids)
-            self._read[name] = Run(name, qids, {m: np.stack(c) for m, c in columns.items()})
+            self._read[name] = Run(
+                name, qids, {m: np.stack(c) for m, c in columns.items()}, max(r.depth for r in results)
+            )
         return self._read[name]
 
     @staticmethod
@@ -94,14 +104,17 @@ class Built:
     notes: list[str]
 
 
-def tables(config: Path, dataset: str, results: Path | None, out: Path | None) -> list[Path]:
+def tables(
+    config: Path, dataset: str, results: Path | None, out: Path | None, overrides: dict[str, Any] | None = None
+) -> list[Path]:
     """Write every table that applies to `dataset` as Markdown, CSV and HTML into `out`, and all.md, all.html.
 
     `results`: the dataset's folder of results, if it is not where `config` says; `out`: default, its folder tables.
+    `overrides`: keys of the configuration given elsewhere.
 
     Raises LeadError for a dataset that does not exist or a result that is damaged; missing runs are shown as missing.
     """
-    plan = Plan(load(config))
+    plan = Plan(load(config, overrides))
     measures = plan.resolve(dataset).evaluation.measures
     paper = plan.paper()
     folder = results or Path(plan.results) / dataset
@@ -173,6 +186,9 @@ def build(
         lines.append(cells)
     keep = [i for i, name in enumerate(header) if name or i == 0]
     notes = [f"Missing: `{_command(plan, dataset, missing)}`"] if missing else []
+    made = [runs[str(row.run)] for row in rows if row.run in runs]
+    if depths := {run.name: run.depth for run in made if any(run.short(m) for m in measures)}:
+        notes.append("†: of shorter lists: " + ", ".join(f"{name} {depth}" for name, depth in depths.items()))
     if table.gap:
         notes += list(_gaps(rows, runs, first))
     return Built(table.title, [[line[i] for i in keep] for line in [header, *lines]], notes)
@@ -189,6 +205,7 @@ def _mean(run: Run, measure: str, interval: bool) -> str:
         return "-"
     spread = run.spread(measure)
     text = f"{100 * run.mean(measure):.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+    text += " †" if run.short(measure) else ""
     if interval:
         low, high = bootstrap_interval(run.per_query(measure), RESAMPLES, 0.95, seed=1)
         text += f" [{100 * low:.1f}, {100 * high:.1f}]"
@@ -201,12 +218,17 @@ def _tests(pairs: Iterable[tuple[PaperRow, str | None]], runs: Runs, measure: st
     for row, baseline in pairs:
         if row.run in runs and baseline in runs and row.run != baseline:
             a, b = runs[str(row.run)], runs[str(baseline)]
-            if a.qids != b.qids:
-                raise LeadError(f"{runs.folder}: {a.name} and {b.name} are of different queries; evaluate them again")
+            _check_queries(runs.folder, a, b)
             x, y = a.per_query(measure), b.per_query(measure)
             found.append((row.label, float(x.mean() - y.mean()), paired_test(x, y)))
     corrected = holm([p for _, _, p in found])
     return {label: difference(delta, p, percent=True) for (label, delta, _), p in zip(found, corrected, strict=True)}
+
+
+def _check_queries(folder: Path, *runs: Run) -> None:
+    for run in runs[1:]:
+        if run.qids != runs[0].qids:
+            raise LeadError(f"{folder}: {runs[0].name} and {run.name} are of different queries; evaluate them again")
 
 
 def _gaps(rows: list[PaperRow], runs: Runs, measure: str) -> Iterable[str]:
@@ -214,7 +236,9 @@ def _gaps(rows: list[PaperRow], runs: Runs, measure: str) -> Iterable[str]:
     for row in rows:
         if row.teacher is None or not all(name in runs for name in (row.run, row.teacher, "student")):
             continue
-        student, teacher, run = (runs[str(n)].per_query(measure) for n in ("student", row.teacher, row.run))
+        compared = [runs[str(n)] for n in ("student", row.teacher, row.run)]
+        _check_queries(runs.folder, *compared)
+        student, teacher, run = (r.per_query(measure) for r in compared)
         gap, p = float(teacher.mean() - student.mean()), paired_test(teacher, student)
         if gap <= 0 or p >= CLEARLY:
             shown = difference(gap, p, percent=True)

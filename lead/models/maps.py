@@ -8,6 +8,7 @@ encoder's pair and of a dual encoder's two texts are the same tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from lead.models.cross import CrossEncoder, Pair
 from lead.models.features import Features
 from lead.models.pile import Pile
+from lead.models.reference import rules_sum
 from lead.models.retriever import Retriever
 
 
@@ -139,4 +141,6 @@ def join_maps(pieces: Sequence[Maps], groups: list[list[int]]) -> Maps:
 
 def same_tokenizer(a: Pile, b: Pile) -> bool:
     """Whether two models cut texts into the same tokens with the same ids."""
-    return bool(a.tokenizer.get_vocab() == b.tokenizer.get_vocab()) and a.lengths == b.lengths
+    rules = [rules_sum(json.loads(model.tokenizer.backend_tokenizer.to_str())) for model in (a, b)]
+    same_words = a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
+    return rules[0] == rules[1] and bool(same_words) and a.lengths == b.lengths

@@ -5,11 +5,13 @@ It imports no torch: the workflow reads it at every start.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from lead.config.schema import ModelRef
 from lead.errors import LeadError
@@ -43,6 +45,24 @@ def local_weights(reference: str) -> Path | None:
         return None
     files = (Path(resolve(reference)) / name for name in ("model.safetensors", "pytorch_model.bin"))
     return next((file for file in files if file.is_file()), None)
+
+
+@cache
+def tokenizer_sum(reference: str) -> str | None:
+    """A sum that tells tokenizers apart; None where no file on this machine tells."""
+    if reference.startswith("hub:"):
+        return None
+    try:
+        made = json.loads((Path(resolve(reference)) / "tokenizer.json").read_text(encoding="utf-8"))
+        return rules_sum(made)
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def rules_sum(tokenizer: dict[str, Any]) -> str:
+    """SHA-256 of what of a tokenizer.json decides how a text is cut into which words."""
+    kept = [tokenizer.get(key) for key in ("normalizer", "pre_tokenizer", "model")]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def pretrained_layers(model: ModelRef) -> int | None:

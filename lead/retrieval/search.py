@@ -216,10 +216,9 @@ def search_files(
     device, name = search_gpu(gpu), None
     for n, (file, start) in enumerate(zip(passages, starts, strict=False)):
         _, vectors = read_vectors(file)
-        engine = exact_engine(vectors, device)
+        engine = truth_engine = exact_engine(vectors, device)
         places = order[start : start + len(vectors)]
         if indexes:
-            truth_engine = engine
             engine, name = approximate_engine(indexes[n], file, parameters)
         for (path, _, query_vectors), sample, top, truth in zip(asked, samples, tops, truths, strict=True):
             if len(vectors) and len(query_vectors) and query_vectors.shape[1] != vectors.shape[1]:
@@ -232,6 +231,7 @@ def search_files(
             if indexes:
                 for batch, found, scores in search(query_vectors[sample], vectors, k, places, truth_engine):
                     truth.merge(batch, found, scores, order, start)
+        del vectors, engine, truth_engine  # before the next shard is read
     about = None
     if indexes:
         lists = [(top.found[sample], truth.found) for top, sample, truth in zip(tops, samples, truths, strict=True)]

@@ -15,7 +15,8 @@ rule tables:
     params:
         results=f"{RESULTS}/{{dataset}}",
         config=plan.path(),
+        overrides=plan.overrides(),
     message:
         "{wildcards.dataset}: the paper's tables"
     shell:
-        "lead tables {wildcards.dataset:q} --results {params.results:q} --config {params.config:q} --log {log:q}"
+        "lead tables {wildcards.dataset:q} --results {params.results:q} --config {params.config:q} --overrides {params.overrides:q} --log {log:q}"
