@@ -147,6 +147,10 @@ class Plan(Rows):
         """Parts that the corpus is encoded and searched in."""
         return self.loaded.datasets[self.whole(dataset)][0].shards
 
+    def encode_threads(self, dataset: str) -> int:
+        """Threads of a job that encodes: one for a part of a corpus, whose tokens are stored: parts go together."""
+        return 1 if self.shards(dataset) > 1 else 8
+
     def gpus(self, dataset: str) -> int:
         """GPUs that a training job asks for."""
         return self.loaded.datasets[self.whole(dataset)][0].gpus

@@ -14,7 +14,6 @@ from lead.cli import STAGES
 from lead.config import stages
 from lead.config.load import load, validate
 from lead.errors import LeadError
-from lead.models.reference import tokenizer_sum
 from lead.plan import Plan
 
 SHARED = ["prepare", "bm25"]  # stages of a dataset, not of a run
@@ -183,21 +182,6 @@ def test_a_model_of_the_hub_is_not_asked_for(folder: Path) -> None:
     plan(folder, models={"student": {"reference": "hub:some/name", "layers": None}}).check("tiny", "lead_cb")
 
 
-def test_maps_over_the_tokens_of_different_tokenizers_are_refused(folder: Path) -> None:
-    other = folder.parent / "other"
-    other.mkdir()
-    for model, lower in ((folder.parent / "model", True), (other, False)):
-        (model / "tokenizer.json").write_text(json.dumps({"normalizer": {"lowercase": lower}, "padding": None}))
-    (other / "config.json").write_text('{"num_hidden_layers": 4}')
-    assert "fd_ce" in plan(folder).sensible("tiny")
-    made = plan(folder, models={"student": {"reference": f"path:{other}"}})
-    assert "run 'fd_ce' on 'tiny': method fd compares maps" in refusal(lambda: made.check("tiny", "fd_ce"))
-    assert "fd_ce" not in made.sensible("tiny") and "lead_ce" in made.sensible("tiny")
-    (other / "tokenizer.json").write_text(json.dumps({"normalizer": {"lowercase": True}, "padding": {"length": 9}}))
-    tokenizer_sum.cache_clear()
-    made.check("tiny", "fd_ce")
-
-
 def test_reranking_needs_a_list_that_is_not_reranked(folder: Path) -> None:
     for name in ("teacher_cb", "nobody"):
         message = refusal(lambda name=name: plan(folder, retrieval={"rerank_from": name}).check("tiny", "teacher_cb"))
@@ -268,22 +252,6 @@ def test_targets_are_the_runs_meant_for_a_dataset(folder: Path) -> None:
     made = plan(folder)
     assert "all results/tiny/lead_cb_docs.json" not in made.targets("tiny")
     assert "all results/docs/lead_cb_docs.json" in made.targets("docs")
-
-
-def test_targets_are_as_many_seeds_as_are_wanted_and_those_that_are_there(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny = folder / "datasets" / "tiny.yaml"
-    replace(tiny, "preset: tiny", "preset: tiny\nruns: [lead_cb, rd_cb]\nrepeats: {lead_cb: 3}")
-    results = Path("all results/tiny")
-    results.mkdir(parents=True)
-    for name in ("rd_cb-s2", "rd_cb-s9", "lead_cb-s2", "student-s2", "rd_cb-same", "rd_cb"):
-        (results / f"{name}.json").touch()
-    names = ["lead_cb", "rd_cb", "lead_cb-s2", "lead_cb-s3", "rd_cb-s2", "rd_cb-s9"]
-    assert plan(folder).targets("tiny") == [f"{results}/{name}.json" for name in names]
-    replace(tiny, "lead_cb: 3", "led_cb: 3")
-    assert "key 'repeats': no run 'led_cb'; did you mean 'lead_cb'" in refusal(lambda: plan(folder).targets("tiny"))
 
 
 # --- slices ----------------------------------------------------------------------------------------------------------

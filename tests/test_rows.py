@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from dag.project import empty_project, refusal
+from dag.project import empty_project, refusal, replace
 
 from lead.config.load import load
+from lead.models.reference import tokenizer_sum
 from lead.plan import Plan
 from lead.rows import split_seed
 from lead.workflow import one_of
@@ -18,8 +21,8 @@ def folder(tmp_path: Path) -> Path:
     return empty_project(tmp_path)
 
 
-def plan(folder: Path, seeds: str = "distil") -> Plan:
-    return Plan(load(folder / "config.yaml", {"seeds": seeds}))
+def plan(folder: Path, seeds: str = "distil", **settings: Any) -> Plan:
+    return Plan(load(folder / "config.yaml", {"seeds": seeds, "settings": settings}))
 
 
 def test_another_seed_shares_the_warm_up_or_makes_the_whole_chain_anew(folder: Path) -> None:
@@ -180,3 +183,34 @@ def test_shards_and_gpus_are_the_collections(folder: Path) -> None:
     assert made.vectors("docs", "student") == ["all results/docs/embeddings/student/passages.parquet"]
     assert '"shard": "2of2"' in made.settings_json("encode", "tiny", "student", ".2of2")
     assert "key 'runs': no run 'lead_bc'" in refusal(lambda: made.targets("tiny"))
+
+
+def test_targets_are_as_many_seeds_as_are_wanted_and_those_that_are_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = folder / "datasets" / "tiny.yaml"
+    replace(tiny, "preset: tiny", "preset: tiny\nruns: [lead_cb, rd_cb]\nrepeats: {lead_cb: 3}")
+    results = Path("all results/tiny")
+    results.mkdir(parents=True)
+    for name in ("rd_cb-s2", "rd_cb-s9", "lead_cb-s2", "student-s2", "rd_cb-same", "rd_cb"):
+        (results / f"{name}.json").touch()
+    names = ["lead_cb", "rd_cb", "lead_cb-s2", "lead_cb-s3", "rd_cb-s2", "rd_cb-s9"]
+    assert plan(folder).targets("tiny") == [f"{results}/{name}.json" for name in names]
+    replace(tiny, "lead_cb: 3", "led_cb: 3")
+    assert "key 'repeats': no run 'led_cb'; did you mean 'lead_cb'" in refusal(lambda: plan(folder).targets("tiny"))
+
+
+def test_maps_over_the_tokens_of_different_tokenizers_are_refused(folder: Path) -> None:
+    other = folder.parent / "other"
+    other.mkdir()
+    for model, lower in ((folder.parent / "model", True), (other, False)):
+        (model / "tokenizer.json").write_text(json.dumps({"normalizer": {"lowercase": lower}, "padding": None}))
+    (other / "config.json").write_text('{"num_hidden_layers": 4}')
+    assert "fd_ce" in plan(folder).sensible("tiny")
+    made = plan(folder, models={"student": {"reference": f"path:{other}"}})
+    assert "run 'fd_ce' on 'tiny': method fd compares maps" in refusal(lambda: made.check("tiny", "fd_ce"))
+    assert "fd_ce" not in made.sensible("tiny") and "lead_ce" in made.sensible("tiny")
+    (other / "tokenizer.json").write_text(json.dumps({"normalizer": {"lowercase": True}, "padding": {"length": 9}}))
+    tokenizer_sum.cache_clear()
+    made.check("tiny", "fd_ce")

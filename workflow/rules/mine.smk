@@ -39,7 +39,7 @@ rule encode_passages:
         f"{RESULTS}/{{dataset}}/timings/encode.{{run}}.passages{{shard}}.tsv"
     wildcard_constraints:
         shard=r"|\.\d+of\d+",
-    threads: 8
+    threads: lambda w: plan.encode_threads(w.dataset)
     resources:
         mem_mb=memory("encode_passages"),
         runtime=lambda w, attempt: 720 * attempt,
