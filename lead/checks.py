@@ -10,7 +10,7 @@ from lead.config.schema import Settings
 from lead.errors import LeadError
 from lead.layers import check_layers
 from lead.models.reference import pretrained_layers, tokenizer_sum, vector_width
-from lead.rows import split_seed
+from lead.rows import TRAINING, split_seed
 
 if TYPE_CHECKING:
     from lead.plan import Plan
@@ -58,6 +58,20 @@ def _check_lists(plan: Plan, dataset: str, run: str) -> None:
         for file in plan.given_files(dataset):
             if not os.path.isfile(file):
                 raise LeadError(f"{path}: key 'given': {file} does not exist; mend the path")
+
+
+def check_grant(plan: Plan, dataset: str, run: str, granted: int) -> None:
+    """Refuse a number of GPUs that some training behind a run cannot share its batch between. Raises LeadError."""
+    ranks = min(granted, plan.gpus(dataset))
+    for name in plan.ancestors(run):
+        if ranks > 1 and plan.rows[name].method in TRAINING:
+            size = plan.resolve(dataset, name).train.batch_size
+            if size % ranks:
+                fitting = [str(n) for n in range(1, plan.gpus(dataset) + 1) if size % n == 0]
+                raise LeadError(
+                    f"--resources gpu={granted}: run '{name}' on '{dataset}' cannot share its batch of {size} queries "
+                    f"between {ranks} GPUs; grant {', '.join(fitting)}"
+                )
 
 
 def check_layer_selection(plan: Plan, dataset: str, run: str) -> None:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lead.checks import check_layer_selection, check_maps, check_run
+from lead.checks import check_grant, check_layer_selection, check_maps, check_run
 from lead.config.experiments import UNTRAINED
 from lead.config.load import Loaded, merge, seen_path, source_files, source_paths, validate
 from lead.config.paper import Paper, load_paper
@@ -62,14 +62,19 @@ class Plan(Rows):
                 )
         check_run(self, dataset, run)
 
-    def check_target(self, target: str) -> None:
-        """`check` for a target like results/demo/lead_cb.json, the dataset of any other file there; the rest passes."""
+    def check_target(self, target: str, gpus: int | None = None) -> None:
+        """`check` for a target like results/demo/lead_cb.json, the dataset of any other file there; the rest passes.
+
+        `gpus`: how many are granted, if that is known.
+        """
         path = Path(os.path.normpath(target))
         if not path.is_relative_to(self.results) or len(below := path.relative_to(self.results).parts) < 2:
             return
         _ = self.loaded.datasets[below[0]]
         if path.suffix == ".json" and len(below) == 2:
             self.check(below[0], path.stem)
+            if gpus is not None:
+                check_grant(self, below[0], path.stem, gpus)
 
     def targets(self, dataset: str) -> list[str]:
         """Result files of the dataset's `runs`, or of every run that makes sense on it, with their further seeds.

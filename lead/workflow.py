@@ -29,10 +29,11 @@ def load_plan(workflow: Any) -> Plan:
     given = workflow.config_settings
     # Snakemake makes the path absolute; results and settings must not depend on where the checkout stands
     path = Path(os.path.relpath(given.configfiles[-1])) if given.configfiles else DEFAULT_CONFIG
+    granted = getattr(workflow.resource_settings.resources.get("gpu"), "value", None)  # --resources gpu=N
     try:
         plan = Plan(load(path, _typed(dict(given.config))))
         for argument in sys.argv[1:]:  # Snakemake parses its targets only after it has read the rules
-            plan.check_target(argument)
+            plan.check_target(argument, granted if isinstance(granted, int) else None)
     except LeadError as e:
         _stop(e)
     return plan

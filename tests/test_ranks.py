@@ -31,9 +31,11 @@ from lead.train.step import DistilStep, LeadStep, Step
 
 CASES = [
     ("contrastive", "de", {}), ("contrastive", "cb", {}), ("contrastive", "ce", {}), ("adore", "de", {}),
-    ("rd", "cb", {}), ("rd", "ce", {}), ("fd", "ce", {}), ("fd", "cb", {}),
+    ("lead", "de", {"layers": Layers(k=2, strategy="last")}),
+    ("rd", "de", {}), ("rd", "cb", {}), ("rd", "ce", {}), ("fd", "de", {}), ("fd", "cb", {}), ("fd", "ce", {}),
     ("lead", "de", {}), ("lead", "cb", {}), ("lead", "ce", {}),
-    ("lead", "cb", {"joint": False}), ("lead", "cb", {"candidates": "own"}),
+    ("lead", "de", {"joint": False}), ("lead", "cb", {"joint": False}), ("lead", "ce", {"joint": False}),
+    ("lead", "cb", {"candidates": "own"}),
     ("lead", "cb", {"layers": Layers(k=2, strategy="informative"), "layer_weights": "progress"}),
     ("lead", "ce", {"hard_candidates": "own"}),
 ]  # fmt: skip
@@ -125,7 +127,7 @@ def test_what_travels_is_counted_and_never_the_passages_tokens(
 ) -> None:
     """Contrastive, one layer, 4 queries and 12 passages a rank, width 32, fp32: exactly what the design says."""
     mp.spawn(worker, args=(2, free_port(), (tiny_model, teacher_folder), tiny_collection, 1, str(tmp_path)), nprocs=2)
-    sent = {case[:2]: torch.load(tmp_path / "0.pt", weights_only=True)[i][2] for i, case in enumerate(CASES[:3])}
+    sent = {case[:2]: torch.load(tmp_path / "0.pt", weights_only=True)[i][2] for i, case in enumerate(CASES[:5])}
     weights = sum(p.numel() for p in make_retriever(tiny_model).parameters()) * 4
     assert sent["contrastive", "de"] == weights + 12 * 32 * 4 + 24 * 32 * 4  # vectors there, their gradients back
     assert sent["contrastive", "ce"] == weights + 32 * 4  # nothing but the gradients, w's too
@@ -134,6 +136,9 @@ def test_what_travels_is_counted_and_never_the_passages_tokens(
     per_token, columns = 4 * 32 * 4 + 4 + 8 * 32 * 4, 8 * 12 * 4 + 8 * 24 * 4
     x, rest = divmod(sent["contrastive", "cb"] - weights - columns, per_token)
     assert rest == 0 and 2 < x <= 8  # a query's tokens, not the 24 of a passage
+    # LEAD from a dual encoder of width 16, K = 2: the last two layers' vectors of both models, and no others'
+    taught = sum(p.numel() for p in make_retriever(teacher_folder).parameters()) * 4
+    assert sent["lead", "de"] == weights + taught + 2 * (12 + 24) * (32 + 16) * 4
 
 
 def test_one_process_exchanges_nothing() -> None:

@@ -201,6 +201,17 @@ def test_targets_are_as_many_seeds_as_are_wanted_and_those_that_are_there(
     assert "key 'repeats': no run 'led_cb'; did you mean 'lead_cb'" in refusal(lambda: plan(folder).targets("tiny"))
 
 
+def test_gpus_that_cannot_share_a_batch_are_refused_before_any_work() -> None:
+    made = Plan(load("config/config.yaml"))
+    for gpus in (0, 1, 2, 8, 16, None):
+        made.check_target("results/mspas/lead_ce.json", gpus)
+    made.check_target("results/mspas/lead_cb.json", 5)
+    made.check_target("results/demo/lead_cb.json", 3)  # asks for one
+    says = refusal(lambda: made.check_target("results/mspas/lead_ce.json", 5))
+    assert says.startswith("--resources gpu=5: run 'lead_ce' on 'mspas' cannot share its batch of 16")
+    assert says.endswith("grant 1, 2, 4, 8")
+
+
 def test_maps_over_the_tokens_of_different_tokenizers_are_refused(folder: Path) -> None:
     other = folder.parent / "other"
     other.mkdir()
