@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from lead.retrieval.search import alphabetical, best, check_distinct, ranked_tab
 from lead.retrieval.words import Words
 
 SHARD = 2**19  # passages indexed together: a query's scores in a shard, 2 MB, stay in the processor's cache
+TEXTS = 2**30  # bytes of text indexed together: long documents come in smaller shards
 BATCH = 4096  # queries of a table that is yielded
 
 
@@ -28,7 +30,8 @@ class Index:
     """A BM25 index of a corpus, in shards with common statistics: lists do not depend on shards or order of passages.
 
     As in BM25S (Lu, 2024) the score of every word in every passage is computed beforehand. Memory: 8 bytes for each of
-    these (MS MARCO: about 2.5 GB), the distinct words (1 GB), the ids, and the texts and words of one shard (0.5 GB).
+    these (MS MARCO: about 2.5 GB), the distinct words (1 GB), the ids, and a shard's texts and their words (five times
+    the texts: MS MARCO's passages 1 GB, at most 5 GB).
     """
 
     def __init__(self, corpus: Path, settings: Bm25) -> None:
@@ -40,7 +43,7 @@ class Index:
         self.shards: list[csr_array] = []  # scores [words met so far, passages]
         lengths = []  # in words, of the passages of each shard
         with tqdm(total=len(self.pids), desc="index", unit="passage", disable=None) as progress:
-            for chunk in read_rows(file, 0, len(self.pids), SHARD):
+            for chunk in read_rows(file, 0, len(self.pids), _together(file.metadata)):
                 numbers, counts = self.words.read(_strings(whole(chunk, corpus)["text"]))
                 places = numbers, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
                 shape = len(self.words.stems), len(counts)
@@ -103,6 +106,12 @@ class Index:
                 least = values[-1]
             start += shard.shape[1]
         return found, values
+
+
+def _together(corpus: pq.FileMetaData) -> int:
+    """Passages that are indexed together."""
+    size = sum(corpus.row_group(i).total_byte_size for i in range(corpus.num_row_groups))
+    return max(1, min(SHARD, TEXTS * corpus.num_rows // max(size, 1)))
 
 
 def _strings(column: pa.ChunkedArray) -> Iterator[str]:
