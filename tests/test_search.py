@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -226,6 +227,30 @@ def test_the_number_of_shards_and_their_order_do_not_matter(tmp_path: Path, cuts
     for shards in (files, files[::-1]):
         tables, about = search_files(shards, queries, k)
         assert pa.concat_tables(tables).equals(want) and about is None
+
+
+def test_later_shards_compute_only_scores_that_may_still_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 shards of 500 passages, many of them equal or apart by a rounding error; k = 10."""
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(2000, 16)).astype(np.float32)[rng.integers(2000, size=10_000)]
+    vectors *= 1 + rng.integers(-1, 2, size=(10_000, 1)).astype(np.float32) * 2.0**-23
+    ids = [f"p{i}" for i in rng.permutation(10_000)]
+    shards = [tmp_path / f"{n}.parquet" for n in range(20)]
+    for n, path in enumerate(shards):
+        write_vectors(ids[500 * n : 500 * n + 500], vectors[500 * n : 500 * n + 500], path)
+    write_vectors(ids, vectors, tmp_path / "whole.parquet")
+    write_vectors([f"q{i}" for i in range(30)], rng.normal(size=(30, 16)), tmp_path / "q.parquet")
+    want = pa.concat_tables(search_files([tmp_path / "whole.parquet"], [tmp_path / "q.parquet"], 10)[0])
+    products, rows = search._products, []
+
+    def counted(query: Any, passages: Any) -> Any:
+        rows.append(len(passages))
+        return products(query, passages)
+
+    monkeypatch.setattr(search, "_products", counted)
+    assert pa.concat_tables(search_files(shards, [tmp_path / "q.parquet"], 10)[0]).equals(want)
+    first, later = rows[:30], rows[30:]
+    assert min(first) >= 10 + 64 and len(later) == 19 * 30 and np.mean(later) < 10
 
 
 def test_shards_that_overlap_are_refused(tmp_path: Path) -> None:

@@ -123,7 +123,12 @@ def alphabetical(ids: pa.Array) -> Ints:
 
 # --- search ----------------------------------------------------------------------------------------------------------
 def search(
-    queries: Floats, passages: Floats, k: int, order: Ints, engine: Engine | None = None
+    queries: Floats,
+    passages: Floats,
+    k: int,
+    order: Ints,
+    engine: Engine | None = None,
+    least: Floats | None = None,
 ) -> Iterator[tuple[Ints, Ints, Floats]]:
     """Top k of `passages` [n, d] for `queries` [m, d], a batch of b queries at a time.
 
@@ -131,22 +136,24 @@ def search(
     passages, and the inner products, correct to the last bit of float32. Scores fall along a row; equal scores are
     ordered by `order` [n], also at the cut-off, so the order of `passages` does not matter. k is at most n.
     `engine`: what proposes (default: faiss on the CPU, exact); an approximate one may leave passages -1 at a row's end.
+    `least` [m]: scores below which a query needs no passage, as it has k from elsewhere; fewer may come then.
     """
     engine = engine or exact_engine(passages)
     k = min(k, len(passages))
+    least = np.full(len(queries), -np.inf, dtype=np.float32) if least is None else least
     # |fl(q.p) - q.p| <= d u |q| |p| in any order of summation, u = 2**-24; the rest is room for rounding the true score
     longest = max((float(np.linalg.norm(block, axis=1).max()) for block in _blocks(passages)), default=0.0)
     slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * longest * np.linalg.norm(queries, axis=1)
     with tqdm(total=len(queries), desc="search", unit="query", disable=None) as progress:
         for start in range(0, len(queries), BATCH):
             batch = slice(start, start + BATCH)
-            found, scores = _search_batch(queries[batch], passages, k, order, slack[batch], engine)
+            found, scores = _search_batch(queries[batch], passages, k, order, slack[batch], engine, least[batch])
             progress.update(len(found))
             yield np.arange(start, start + len(found)), found, scores
 
 
 def _search_batch(
-    queries: Floats, passages: Floats, k: int, order: Ints, slack: NDArray[Any], engine: Engine
+    queries: Floats, passages: Floats, k: int, order: Ints, slack: NDArray[Any], engine: Engine, least: Floats
 ) -> tuple[Ints, Floats]:
     """Passages and scores [b, k] for `queries` [b, d]; `slack` [b] bounds the error of faiss's scores."""
     found = np.full((len(queries), k), -1, dtype=np.int64)
@@ -158,12 +165,15 @@ def _search_batch(
         unsure: list[int] = []
         for part in np.array_split(rows, -(-rows.size * fetch // FETCHED)):
             for row, products, proposed in zip(part.tolist(), *engine.propose(queries[part], fetch), strict=True):
-                candidates = proposed[proposed >= 0]
+                # computed again are those alone that may be among the best: a small part, when there are many shards
+                hopeful = (proposed >= 0) & (products + slack[row] >= (least[row] if engine.exact else -np.inf))
+                candidates = proposed[hopeful]
                 exact = _products(queries[row], passages[candidates])
                 top = best(exact, order[candidates], k)
                 found[row, : len(top)], scores[row, : len(top)] = candidates[top], exact[top]
                 # a passage that was not fetched scores at most as the last that was, + slack
-                if engine.exact and fetch < len(passages) and exact[top[-1]] <= float(products[-1]) + slack[row]:
+                unseen = float(products[-1]) + slack[row]
+                if engine.exact and fetch < len(passages) and unseen >= max(least[row], scores[row, -1]):
                     unsure.append(row)
         rows, fetch = np.array(unsure, dtype=np.int64), 2 * fetch
     return found, scores
@@ -226,10 +236,12 @@ def search_files(
                     f"{path} holds vectors of width {query_vectors.shape[1]}, {file} of width {vectors.shape[1]}; "
                     "encode both with the same model"
                 )
-            for batch, found, scores in search(query_vectors, vectors, k, places, engine):
+            for batch, found, scores in search(query_vectors, vectors, k, places, engine, top.least()):
                 top.merge(batch, found, scores, order, start)
             if indexes:
-                for batch, found, scores in search(query_vectors[sample], vectors, k, places, truth_engine):
+                for batch, found, scores in search(
+                    query_vectors[sample], vectors, k, places, truth_engine, truth.least()
+                ):
                     truth.merge(batch, found, scores, order, start)
         del vectors, engine, truth_engine  # before the next shard is read
     about = None
@@ -273,6 +285,10 @@ class Top:
             all_scores = np.concatenate([self.scores[row, old], values[real]])
             top = best(all_scores, order[both], k)
             self.found[row, : len(top)], self.scores[row, : len(top)] = both[top], all_scores[top]
+
+    def least(self) -> Floats:
+        """What a passage must score to be on each list [m]; -inf where it is not full."""
+        return self.scores[:, -1] if self.scores.shape[1] else self.scores.max(1, initial=-np.inf)
 
     def tables(self, qids: Sequence[str], pids: pa.Array) -> Iterator[pa.Table]:
         """`ranked` tables, one a batch of queries. qids: of the queries; pids: of all passages."""
