@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lead.config.experiments import UNTRAINED
 from lead.config.schema import Settings
 from lead.errors import LeadError
 from lead.layers import check_layers
-from lead.models.reference import pretrained_layers, tokenizer_sum, vector_width
+from lead.models.reference import pretrained_layers, vector_width, vocabulary_sum
 from lead.rows import TRAINING, split_seed
 
 if TYPE_CHECKING:
@@ -61,17 +62,17 @@ def _check_lists(plan: Plan, dataset: str, run: str) -> None:
 
 
 def check_grant(plan: Plan, dataset: str, run: str, granted: int) -> None:
-    """Refuse a number of GPUs that some training behind a run cannot share its batch between. Raises LeadError."""
+    """Refuse a number of GPUs that a training yet to be done for a run cannot share its batch between. LeadError."""
     ranks = min(granted, plan.gpus(dataset))
-    for name in plan.ancestors(run):
-        if ranks > 1 and plan.rows[name].method in TRAINING:
-            size = plan.resolve(dataset, name).train.batch_size
-            if size % ranks:
-                fitting = [str(n) for n in range(1, plan.gpus(dataset) + 1) if size % n == 0]
-                raise LeadError(
-                    f"--resources gpu={granted}: run '{name}' on '{dataset}' cannot share its batch of {size} queries "
-                    f"between {ranks} GPUs; grant {', '.join(fitting)}"
-                )
+    trained = [name for name in plan.ancestors(run) if plan.rows[name].method in TRAINING]
+    sizes = {n: plan.resolve(dataset, n).train.batch_size for n in trained if not Path(plan.model(dataset, n)).exists()}
+    for name, size in sizes.items():
+        if ranks > 1 and size % ranks:
+            fitting = [str(n) for n in range(1, plan.gpus(dataset) + 1) if not any(b % n for b in sizes.values())]
+            raise LeadError(
+                f"--resources gpu={granted}: run '{name}' on '{dataset}' cannot share its batch of {size} queries "
+                f"between {ranks} GPUs; grant {', '.join(fitting)}"
+            )
 
 
 def check_layer_selection(plan: Plan, dataset: str, run: str) -> None:
@@ -96,7 +97,8 @@ def check_maps(plan: Plan, dataset: str, run: str) -> None:
     teacher, student = (plan.encoder(dataset, name) for name in names)
     lengths = [plan.resolve(dataset, plan.origin(name)).lengths for name in names]
     where = f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': method fd"
-    t, s = tokenizer_sum(teacher.reference), tokenizer_sum(student.reference)
+    # words alone: the rules that cut texts are known for sure when transformers has loaded them (lead.models.maps)
+    t, s = vocabulary_sum(teacher.reference), vocabulary_sum(student.reference)
     if lengths[0] != lengths[1] or (t is not None and s is not None and t != s):
         raise LeadError(
             f"{where} compares maps over tokens, so teacher and student must have the same tokenizer and lengths; use "

@@ -82,15 +82,18 @@ class Plan(Rows):
         These are as many as `repeats` wants, and those that are there.
         """
         data, path = self.loaded.datasets[dataset]
-        for key, names in (("runs", data.runs or []), ("repeats", data.repeats)):
-            for name in names:
-                if name not in self.rows:
-                    raise LeadError(f"{path}: key '{key}': no run '{name}'; {nearest(name, self.rows)}")
+        for name in data.runs or []:
+            if name not in self.rows:
+                raise LeadError(f"{path}: key 'runs': no run '{name}'; {nearest(name, self.rows)}")
         chosen = self.sensible(dataset) if data.runs is None else data.runs
+        for name in data.repeats:
+            if name not in chosen or f"{name}-s2" not in self.rows:
+                seeded = [n for n in chosen if f"{n}-s2" in self.rows]
+                raise LeadError(f"{path}: key 'repeats': '{name}' is no run of it with seeds; {nearest(name, seeded)}")
         seeds = [f"{n}-s{seed}" for n in chosen for seed in range(2, data.repeats.get(n, 1) + 1)]
         folder = Path(self.results) / dataset
         found = (path.stem for path in sorted(folder.glob("*-s*.json")))
-        there = [n for n in found if split_seed(n)[1] != 1 and split_seed(n)[0] in chosen]
+        there = [n for n in found if split_seed(n)[1] != 1 and split_seed(n)[0] in chosen and n in self.rows]
         return [f"{self.results}/{dataset}/{n}.json" for n in dict.fromkeys([*chosen, *seeds, *there])]
 
     def sensible(self, dataset: str) -> list[str]:

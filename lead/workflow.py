@@ -29,7 +29,10 @@ def load_plan(workflow: Any) -> Plan:
     given = workflow.config_settings
     # Snakemake makes the path absolute; results and settings must not depend on where the checkout stands
     path = Path(os.path.relpath(given.configfiles[-1])) if given.configfiles else DEFAULT_CONFIG
-    granted = getattr(workflow.resource_settings.resources.get("gpu"), "value", None)  # --resources gpu=N
+    resources = workflow.resource_settings
+    granted = getattr(resources.resources.get("gpu"), "value", None)  # --resources gpu=N
+    if any("gpu" in changed for changed in resources.overwrite_resources.values()):  # --set-resources train:gpu=1
+        granted = None
     try:
         plan = Plan(load(path, _typed(dict(given.config))))
         for argument in sys.argv[1:]:  # Snakemake parses its targets only after it has read the rules

@@ -122,7 +122,8 @@ def test_lists_depend_neither_on_order_nor_shards_nor_batches(
     index = index_of(shuffled)
     assert len(index.shards) == 9
     assert rank(index, queries, depth=12) == expected
-    monkeypatch.setattr(module, "TEXTS", 500)  # bytes: long texts come in smaller shards
+    monkeypatch.setattr(module, "READ", 3)
+    monkeypatch.setattr(module, "TEXTS", 300)  # bytes: long texts come in smaller shards
     index = index_of(shuffled)
     assert len(index.shards) > 9 and rank(index, queries, depth=12) == expected
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_tokenizer
 from dag.project import empty_project, refusal, replace
 
 from lead.config.load import load
-from lead.models.reference import tokenizer_sum
+from lead.models.reference import vocabulary_sum
 from lead.plan import Plan
 from lead.rows import split_seed
 from lead.workflow import one_of
@@ -198,7 +198,10 @@ def test_targets_are_as_many_seeds_as_are_wanted_and_those_that_are_there(
     names = ["lead_cb", "rd_cb", "lead_cb-s2", "lead_cb-s3", "rd_cb-s2", "rd_cb-s9"]
     assert plan(folder).targets("tiny") == [f"{results}/{name}.json" for name in names]
     replace(tiny, "lead_cb: 3", "led_cb: 3")
-    assert "key 'repeats': no run 'led_cb'; did you mean 'lead_cb'" in refusal(lambda: plan(folder).targets("tiny"))
+    says = "key 'repeats': 'led_cb' is no run of it with seeds; did you mean 'lead_cb'"
+    assert says in refusal(lambda: plan(folder).targets("tiny"))
+    replace(tiny, "runs: [lead_cb, rd_cb]\nrepeats: {led_cb: 3}", "runs: [bm25, lead_cb]\nrepeats: {bm25: 2}")
+    assert "'bm25' is no run of it with seeds" in refusal(lambda: plan(folder).targets("tiny"))
 
 
 def test_gpus_that_cannot_share_a_batch_are_refused_before_any_work() -> None:
@@ -214,14 +217,15 @@ def test_gpus_that_cannot_share_a_batch_are_refused_before_any_work() -> None:
 
 def test_maps_over_the_tokens_of_different_tokenizers_are_refused(folder: Path) -> None:
     other = folder.parent / "other"
-    other.mkdir()
-    for model, lower in ((folder.parent / "model", True), (other, False)):
-        (model / "tokenizer.json").write_text(json.dumps({"normalizer": {"lowercase": lower}, "padding": None}))
+    for model in (folder.parent / "model", other):
+        make_tokenizer(model)
+    tokenizer = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(tokenizer.replace('"array":', '"arrays":'))
     (other / "config.json").write_text('{"num_hidden_layers": 4}')
     assert "fd_ce" in plan(folder).sensible("tiny")
     made = plan(folder, models={"student": {"reference": f"path:{other}"}})
     assert "run 'fd_ce' on 'tiny': method fd compares maps" in refusal(lambda: made.check("tiny", "fd_ce"))
     assert "fd_ce" not in made.sensible("tiny") and "lead_ce" in made.sensible("tiny")
-    (other / "tokenizer.json").write_text(json.dumps({"normalizer": {"lowercase": True}, "padding": {"length": 9}}))
-    tokenizer_sum.cache_clear()
+    (other / "tokenizer.json").write_text(tokenizer.replace('"lowercase":true', '"lowercase":false'))
+    vocabulary_sum.cache_clear()
     made.check("tiny", "fd_ce")

@@ -82,7 +82,7 @@ class Runs:
                 for measure, column in columns.items():
                     qids = self._column(result, measure, column, qids)
             self._read[name] = Run(
-                name, qids, {m: np.stack(c) for m, c in columns.items()}, max(r.depth for r in results)
+                name, qids, {m: np.stack(c) for m, c in columns.items()}, min(r.depth for r in results)
             )
         return self._read[name]
 

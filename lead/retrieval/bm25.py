@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from tqdm import tqdm
@@ -22,7 +21,8 @@ from lead.retrieval.search import alphabetical, best, check_distinct, ranked_tab
 from lead.retrieval.words import Words
 
 SHARD = 2**19  # passages indexed together: a query's scores in a shard, 2 MB, stay in the processor's cache
-TEXTS = 2**30  # bytes of text indexed together: long documents come in smaller shards
+TEXTS = 2**28  # bytes of text from which on a shard is closed: long documents come in smaller ones
+READ = 2**13  # passages read at a time
 BATCH = 4096  # queries of a table that is yielded
 
 
@@ -31,7 +31,7 @@ class Index:
 
     As in BM25S (Lu, 2024) the score of every word in every passage is computed beforehand. Memory: 8 bytes for each of
     these (MS MARCO: about 2.5 GB), the distinct words (1 GB), the ids, and a shard's texts and their words (five times
-    the texts: MS MARCO's passages 1 GB, at most 5 GB).
+    the texts, 1.3 GB).
     """
 
     def __init__(self, corpus: Path, settings: Bm25) -> None:
@@ -43,7 +43,7 @@ class Index:
         self.shards: list[csr_array] = []  # scores [words met so far, passages]
         lengths = []  # in words, of the passages of each shard
         with tqdm(total=len(self.pids), desc="index", unit="passage", disable=None) as progress:
-            for chunk in read_rows(file, 0, len(self.pids), _together(file.metadata)):
+            for chunk in _shards(read_rows(file, 0, len(self.pids), min(READ, SHARD))):
                 numbers, counts = self.words.read(_strings(whole(chunk, corpus)["text"]))
                 places = numbers, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
                 shape = len(self.words.stems), len(counts)
@@ -108,10 +108,16 @@ class Index:
         return found, values
 
 
-def _together(corpus: pq.FileMetaData) -> int:
-    """Passages that are indexed together."""
-    size = sum(corpus.row_group(i).total_byte_size for i in range(corpus.num_row_groups))
-    return max(1, min(SHARD, TEXTS * corpus.num_rows // max(size, 1)))
+def _shards(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Put chunks of a corpus together until there are SHARD passages or TEXTS bytes."""
+    held: list[pa.Table] = []
+    for chunk in chunks:
+        held.append(chunk)
+        if sum(map(len, held)) + READ > SHARD or sum(c["text"].nbytes for c in held) >= TEXTS:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 def _strings(column: pa.ChunkedArray) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Checkpoints of a training run: weights, optimizer state and step; atomic, checksummed, no pickle.
 
-Data order, negatives, layer pairs and dropout are functions of (seed, step), so this is all that exact resume needs.
+Data order, negatives, layer pairs and dropout are functions of seed, generation and step: exact resume needs no more.
 """
 
 from __future__ import annotations

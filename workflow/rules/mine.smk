@@ -64,6 +64,7 @@ use rule encode_passages as encode_queries with:
         f"{RESULTS}/{{dataset}}/logs/encode.{{run}}.queries.{{split}}.log",
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/encode.{{run}}.queries.{{split}}.tsv"
+    threads: 8
     resources:
         mem_mb=memory("encode_queries"),
         runtime=lambda w, attempt: 120 * attempt,
