@@ -40,10 +40,24 @@ def remove(*names: str) -> Callable[[Path], object]:
     return lambda folder: [(folder / name).unlink() for name in names]
 
 
-def pickled(folder: Path) -> None:
-    """Weights as pickle only: what a hub model of old, or of somebody with bad intentions, may hold."""
-    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
-    (folder / WEIGHTS).unlink()
+class Loud:
+    """Unpickled, it prints."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("ran",)
+
+
+def pickled(size: int | None = None) -> Callable[[Path], None]:
+    """Weights as pickle only, with an object that acts when it is unpickled; or cut to `size` bytes, without."""
+
+    def change(folder: Path) -> None:
+        more = {"more": Loud()} if size is None else {}
+        file = folder / "pytorch_model.bin"
+        torch.save(load_file(folder / WEIGHTS) | more, file)
+        file.write_bytes(file.read_bytes()[:size])
+        (folder / WEIGHTS).unlink()
+
+    return change
 
 
 def reshaped(folder: Path) -> None:
@@ -117,7 +131,8 @@ ROWS = [
     pretrained("more layers than weights", edit("config.json", num_hidden_layers=9), "lacks weights of its architect"),
     pretrained("code of its own", own_code, "models: cannot load 'path:"),
     pretrained("no weights", remove(WEIGHTS), "models: cannot load 'path:.*model.safetensors"),
-    pretrained("pickled weights only", pickled, "models: cannot load 'path:.*safetensors"),
+    pretrained("pickled weights that act", pickled(), "models: cannot load 'path:.*weights_only"),
+    pretrained("half of pickled weights", pickled(9000), "models: cannot load 'path:"),
     pretrained("truncated weights", cut(WEIGHTS, 5000), "models: cannot load 'path:"),
     pretrained("empty weights", put(WEIGHTS, b""), "models: cannot load 'path:"),
     pretrained("weights with a huge header", put(WEIGHTS, b"\xff" * 64), "models: cannot load 'path:"),
