@@ -84,9 +84,8 @@ def test_every_result_is_made_once(made: Path) -> None:
 
 def test_relevance_is_planted(made: Path) -> None:
     """BM25 finds about what it finds on MS MARCO, which random lists would not."""
-    enough = (
-        0.2 if Fraction(1, 1000) >= SCALE else 0.1
-    )  # ten times the passages are ten times the rivals: .159 at 1/100
+    # ten times the passages are ten times the rivals: .159 at 1/100
+    enough = 0.2 if Fraction(1, 1000) >= SCALE else 0.1
     for dataset, measure in (("mspas", "R@1000"), ("trec_pas_19", "nDCG@10")):
         assert result(made, f"results/{dataset}/bm25.json")["metrics"][measure]["mean"] > enough
 

@@ -30,8 +30,8 @@ def loading(what: str) -> Iterator[None]:
 def load_encoder(name: str, reference: str) -> nn.Module:
     """The transformer in `name`, in fp32, without a pooler. LeadError if a weight is not found in the checkpoint.
 
-    No code that comes with a model is run. Weights are safetensors where there are any; of `pytorch_model.bin` (all
-    that co-condenser has) tensors are read and nothing else.
+    No code that comes with a model is run. Weights are safetensors where there are any; of `pytorch_model.bin`,
+    all that older models have, tensors are read and nothing else.
     """
     # or transformers would ask a service to convert a model without safetensors
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"

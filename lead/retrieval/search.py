@@ -288,7 +288,8 @@ class Top:
 
     def least(self) -> Floats:
         """What a passage must score to be on each list [m]; -inf where it is not full."""
-        return self.scores[:, -1] if self.scores.shape[1] else self.scores.max(1, initial=-np.inf)
+        lowest: Floats = self.scores.min(1, initial=np.inf)
+        return lowest
 
     def tables(self, qids: Sequence[str], pids: pa.Array) -> Iterator[pa.Table]:
         """`ranked` tables, one a batch of queries. qids: of the queries; pids: of all passages."""
