@@ -81,7 +81,7 @@ def main() -> None:
     plan = Plan(load("config/config.yaml"))
     for c in COLLECTIONS:
         pair = c.length + c.query
-        wanted = {str(row.run) for table in plan.paper().tables.values() for row in table.rows if row.run}
+        wanted = {str(row.run) for table in plan.paper.tables.values() for row in table.rows if row.run}
         wanted &= set(plan.sensible(c.dataset))
         trained = {a for run in wanted for a in plan.ancestors(run) if plan.rows[a].method in TRAINING}
         encoded = [a for a in trained if plan.kind(a) == "de" and plan.rows[a].passages is None]

@@ -8,14 +8,9 @@ its final place, flushed to disk, and renamed. The schema of each table is in `S
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import glob
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
+from lead.atomic import atomic_file
 from lead.errors import LeadError
-from lead.provenance import FILE, KEY, current
+from lead.provenance import KEY, current, dumps
 from lead.seal import MANIFEST, read_seal, sha256, write_seal
 
 ABOUT = "about"  # key of a table's metadata: what its maker has to say of it, as JSON
@@ -42,125 +37,6 @@ SCHEMAS: dict[str, pa.Schema] = {
     "ranked": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]),
     "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
 }
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def _beside(path: Path, folder: bool) -> Iterator[Path]:
-    """A temporary file or folder beside `path`, locked while it is in use, and gone afterwards.
-
-    What killed processes have left of theirs for the same path, which nobody has locked any more, is removed first.
-    """
-    prefix, suffix = f".{path.name}.", ".tmp"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        with contextlib.suppress(OSError), _locked(left):  # a lock that somebody holds, or no locks on this file system
-            _remove(left)
-    while True:
-        temporary, lock = _new(path.parent, prefix, suffix, folder), contextlib.ExitStack()
-        with contextlib.suppress(OSError):  # no locks on this file system
-            lock.enter_context(_locked(temporary, wait=True))
-        if temporary.exists():
-            break
-        lock.close()  # before it was locked another process took it for what a killed one had left, and removed it
-    try:
-        with lock:
-            yield temporary
-    finally:
-        _remove(temporary)
-
-
-def _new(parent: Path, prefix: str, suffix: str, folder: bool) -> Path:
-    """An empty file or folder in `parent` with a name of its own."""
-    if folder:
-        return Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=parent))
-    fd, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=parent)
-    os.close(fd)
-    return Path(name)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or folder; the system gives it back when the process dies.
-
-    OSError if it is taken, unless it is waited for.
-    """
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(fd)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _one_line(path: Path) -> Iterator[None]:
-    """What the file system refuses, and safetensors' word for it, as a LeadError that names the output."""
-    try:
-        yield
-    except (OSError, SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise LeadError(f"cannot write {path}: {' '.join(reason.split())}") from e
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place (fsync, rename) when the block succeeds."""
-    path = Path(path)
-    with _one_line(path), _beside(path, folder=False) as temporary:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that replaces it, with a manifest of checksums, when the block succeeds.
-
-    Raises LeadError rather than replace anything that was not written this way.
-    """
-    path = Path(path)
-    check_replaceable(path)
-    with _one_line(path), _beside(path, folder=True) as temporary:
-        yield temporary
-        if record := current():
-            (temporary / FILE).write_text(_dumps(record), encoding="utf-8")
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(temporary)): sha256(p) for p in files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        for p in [*files, temporary / MANIFEST, temporary]:
-            _fsync(p)
-        temporary.chmod(0o755)
-        with _beside(path, folder=True) as old:  # a kill leaves the old folder, none, or the new one: never a part
-            if path.exists():
-                os.replace(path, old)
-            os.replace(temporary, path)
-        _fsync(path.parent)
-
-
-def check_replaceable(path: Path) -> None:
-    """Refuse an output folder that holds what lead did not write there. Raises LeadError."""
-    ours = (path / MANIFEST).is_file()
-    if path.exists() and not ours and (not path.is_dir() or any(path.iterdir())):
-        raise LeadError(f"cannot write {path}: it exists and was not written by lead; give another path")
 
 
 def check_folder(path: str | Path) -> Path:
@@ -211,23 +87,40 @@ def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.P
     """Writes a Parquet file, with the record of the command that is running and, at the end, its seal."""
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True, **options) as writer:
         if record := current():
-            writer.add_key_value_metadata({KEY: _dumps(record)})
+            writer.add_key_value_metadata({KEY: dumps(record)})
         yield writer
     write_seal(path)
 
 
-def read_table(path: str | Path, schema: str | None = None, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet table, verifying seal and page checksums and, if given, that it has the named schema."""
-    path = Path(path)
+def write_lists(tables: Iterable[pa.Table], path: str | Path, about: dict[str, Any] | None = None) -> None:
+    """Write `ranked` tables as they come, each a row group: a list of lists that never is in memory as a whole."""
+    schema = SCHEMAS["ranked"]
+    if about is not None:
+        schema = schema.with_metadata({ABOUT: json.dumps(about, sort_keys=True)})
+    with atomic_file(path) as temporary, table_writer(temporary, schema) as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=max(1, len(table)))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What Parquet says of a file that is missing or damaged, as a LeadError that names it."""
     try:
-        read_seal(path)
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
-        _ = table.column_names  # raises where the footer's names are not UTF-8
+        yield
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
     except (OSError, ValueError, pa.ArrowException) as e:
         reason = str(e).splitlines()[0]
         raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
+
+
+def read_table(path: str | Path, schema: str | None = None, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet table, verifying seal and page checksums and, if given, that it has the named schema."""
+    path = Path(path)
+    with _reading(path):
+        read_seal(path)
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        _ = table.column_names  # raises where the footer's names are not UTF-8
     if schema is not None and columns is None:
         _check_schema(table.schema, schema, path)
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != KEY.encode()}
@@ -250,23 +143,24 @@ def whole(table: pa.Table, path: str | Path) -> pa.Table:
 
 
 class TableFile(pq.ParquetFile):
-    """A Parquet file that knows its path."""
+    """A Parquet file that knows its path, read row group by row group."""
 
     path: Path
+
+    def group(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """One row group. Raises LeadError for damage."""
+        with _reading(self.path):
+            return self.read_row_group(number, columns)
 
 
 def open_table(path: str | Path, schema: str | None = None) -> TableFile:
     """A Parquet file, to be read row group by row group. Raises LeadError as `read_table` does."""
-    try:
-        read_seal(Path(path))
+    path = Path(path)
+    with _reading(path):
+        read_seal(path)
         file = TableFile(path, page_checksum_verification=True)
-        file.path = Path(path)
+        file.path = path
         _ = file.schema_arrow.names  # as in read_table
-    except FileNotFoundError:
-        raise LeadError(f"{path} does not exist; run the stage that makes it") from None
-    except (OSError, ValueError, pa.ArrowException) as e:
-        reason = str(e).splitlines()[0]
-        raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
     if schema is not None:
         _check_schema(file.schema_arrow, schema, path)
     return file
@@ -283,16 +177,12 @@ def read_rows(
             groups.append((group, max(0, start - first), min(rows, stop - first)))
         first += rows
     waiting: list[pa.Table] = []
-    try:
-        for group, low, high in groups:
-            waiting.append(file.read_row_group(group, columns).slice(low, high - low))
-            while sum(map(len, waiting)) >= size:
-                table = pa.concat_tables(waiting)
-                yield table.slice(0, size)
-                waiting = [table.slice(size)]
-    except (OSError, pa.ArrowException) as e:
-        reason = str(e).splitlines()[0]
-        raise LeadError(f"{file.path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
+    for group, low, high in groups:
+        waiting.append(file.group(group, columns).slice(low, high - low))
+        while sum(map(len, waiting)) >= size:
+            table = pa.concat_tables(waiting)
+            yield table.slice(0, size)
+            waiting = [table.slice(size)]
     rest = pa.concat_tables(waiting) if waiting else None
     if rest is not None and len(rest):
         yield rest
@@ -318,13 +208,8 @@ def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64])
     return [column.chunk(chunk)[row].as_py() for chunk, row in places]
 
 
-def _dumps(value: Any) -> str:
-    """JSON with sorted keys, so that the same value is the same bytes."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
 def _sum(value: Any) -> str:
-    return hashlib.sha256(_dumps(value).encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(dumps(value).encode(errors="surrogatepass")).hexdigest()
 
 
 def write_json(value: dict[str, Any], path: str | Path) -> None:
@@ -332,7 +217,7 @@ def write_json(value: dict[str, Any], path: str | Path) -> None:
     record = current()
     value = value if record is None else {**value, "provenance": record}
     with atomic_file(path) as temporary:
-        temporary.write_text(_dumps({**value, "sha256": _sum(value)}), encoding="utf-8")
+        temporary.write_text(dumps({**value, "sha256": _sum(value)}), encoding="utf-8")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -22,7 +22,9 @@ CORPUS = "passages (Parquet: pid, text)"
 QUERIES = "queries (Parquet: qid, text)"
 QRELS = "relevance judgements (Parquet: qid, pid, rel)"
 RANKED = "ranked lists (Parquet: qid, pid, rank, score)"
-INDEX = "index of each shard, in the order of --passages; without: exact search"
+INDEX = "index of each file of --passages, in their order; without: exact search"
+SEARCHED = "vectors of the corpus: one file, or its shards, which are searched one after the other"
+PARTS = "instead of --passages: what this command has found in each shard, to be gathered"
 TRAINING_INPUTS = {
     "corpus": CORPUS,
     "queries": QUERIES + ": those to train on",
@@ -126,10 +128,11 @@ STAGES: dict[str, Stage] = {
         "lead.retrieval.mine:mine",
         "MineSettings",
         inputs={
-            "passages+": "vectors of the corpus, all shards",
+            "passages+?": SEARCHED,
             "queries+": "vectors of train and dev queries",
             "qrels+": QRELS + " of these queries",
             "index+?": INDEX,
+            "parts+?": PARTS,
         },
         outputs={"out": RANKED},
         gpu=True,
@@ -150,12 +153,13 @@ STAGES: dict[str, Stage] = {
     ),
     "retrieve": Stage(
         "Search by inner product (eq. 1): exactly, with the kernel of faiss's IndexFlatIP, or through indexes.",
-        "lead.retrieval.search:retrieve",
+        "lead.retrieval.retrieve:retrieve",
         "RetrieveSettings",
         inputs={
-            "passages+": "vectors of the corpus, all shards",
+            "passages+?": SEARCHED,
             "queries": "vectors of the queries",
             "index+?": INDEX,
+            "parts+?": PARTS,
         },
         outputs={"out": RANKED},
         gpu=True,

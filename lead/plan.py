@@ -5,6 +5,7 @@ The workflow asks it for the inputs that depend on a run and for each job's sett
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -37,6 +38,7 @@ class Plan(Rows):
         """The file that everything was read from."""
         return str(self.loaded.path)
 
+    @functools.cached_property
     def paper(self) -> Paper:
         """The paper's tables. Raises LeadError for one that names a run which does not exist."""
         return load_paper(self.paper_path, list(self.rows))
@@ -47,7 +49,7 @@ class Plan(Rows):
 
     def checked_paper(self) -> str:
         """The file of the paper's tables, once it has been checked."""
-        _ = self.paper()
+        _ = self.paper
         return str(self.paper_path)
 
     # --- which runs there are ----------------------------------------------------------------------------------------
@@ -134,30 +136,41 @@ class Plan(Rows):
         """File of the passages that a dataset's queries are asked of."""
         return f"{self.results}/{self.whole(dataset)}/data/corpus.parquet"
 
-    def vectors(self, dataset: str, run: str) -> list[str]:
-        """Files of the passages' vectors that a run searches, one a shard; evaluation sets share them."""
-        whole, run = self.whole(dataset), self.rows[run].passages or run
-        n = self.shards(dataset)
-        names = [f".{i}of{n}" for i in range(1, n + 1)] if n > 1 else [""]
-        return [f"{self.results}/{whole}/embeddings/{run}/passages{name}.parquet" for name in names]
+    def shards(self, dataset: str) -> list[str]:
+        """Endings of the files of the shards that a corpus is encoded and searched in: .1of2, .2of2; or one, empty."""
+        n = self.loaded.datasets[self.whole(dataset)][0].shards
+        return [f".{i}of{n}" for i in range(1, n + 1)] if n > 1 else [""]
+
+    def scattered(self, yes: bool) -> list[str]:
+        """Datasets whose shards are searched by jobs of their own, or the others.
+
+        More evaluation queries of a collection are few: one job goes from shard to shard.
+        """
+        found = [name for name in self.collections() if len(self.shards(name)) > 1]
+        return [name for name in self.loaded.datasets if (name in found) == yes]
+
+    def vectors(self, dataset: str, run: str, shard: str | None = None) -> list[str]:
+        """Files of the vectors that a run searches, one a shard, or that of `shard`; evaluation sets share them."""
+        folder = f"{self.results}/{self.whole(dataset)}/embeddings/{self.rows[run].passages or run}"
+        return [f"{folder}/passages{s}.parquet" for s in (self.shards(dataset) if shard is None else [shard])]
 
     def fixed(self, dataset: str, run: str) -> list[str]:
         """Files of passages' vectors that a run trains against; none, but for runs that learn queries only."""
         return self.vectors(dataset, run) if self.rows[run].passages else []
 
-    def indexes(self, dataset: str, run: str) -> list[str]:
+    def indexes(self, dataset: str, run: str, shard: str | None = None) -> list[str]:
         """Folders of approximate indexes of these vectors, one for each file; none when search is exact."""
         if self.resolve(self.whole(dataset), run).retrieval.index is None:
             return []
-        return [re.sub(r"/passages([^/]*)\.parquet$", r"/index\1", file) for file in self.vectors(dataset, run)]
+        return [re.sub(r"/passages([^/]*)\.parquet$", r"/index\1", f) for f in self.vectors(dataset, run, shard)]
 
-    def shards(self, dataset: str) -> int:
-        """Parts that the corpus is encoded and searched in."""
-        return self.loaded.datasets[self.whole(dataset)][0].shards
+    def parts(self, dataset: str, kind: str, run: str) -> list[str]:
+        """Files of a run's lists over each shard, gathered into one; kind: runs or negatives."""
+        return [f"{self.results}/{dataset}/{kind}/{run}/part{shard}.parquet" for shard in self.shards(dataset)]
 
     def encode_threads(self, dataset: str) -> int:
         """Threads of a job that encodes: one for a part of a corpus, whose tokens are stored: parts go together."""
-        return 1 if self.shards(dataset) > 1 else 8
+        return 1 if len(self.shards(dataset)) > 1 else 8
 
     def gpus(self, dataset: str) -> int:
         """GPUs that a training job asks for."""
@@ -176,7 +189,7 @@ class Plan(Rows):
 
     def tokens(self, dataset: str, run: str, shard: str) -> list[str]:
         """Folder of a shard's token ids for a run's model; none for a corpus in one part, which is tokenized anew."""
-        if self.shards(dataset) == 1:
+        if not shard:
             return []
         length = self.resolve(dataset, self.origin(run)).lengths.passage
         name = tokens_name(self.encoder(dataset, run).reference, length)
@@ -271,7 +284,7 @@ class Plan(Rows):
         return stage_settings(self, stage, dataset, run)
 
     def settings_json(self, stage: str, dataset: str, run: str | None = None, shard: str = "") -> str:
-        """`settings` as JSON with sorted keys, for the command line; `shard`: such as `.3of16`."""
+        """`settings` as JSON with sorted keys, for the command line; `shard`: such as `.3of8`."""
         part = {"shard": shard[1:]} if shard and stage in ("tokenize", "encode") else {}
         return json.dumps(self.settings(stage, dataset, run) | part, sort_keys=True)
 

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,26 @@ def made_by(record: Record) -> Iterator[None]:
 def current() -> Record | None:
     """The record of the command that is running; None where functions are called by themselves."""
     return _records[-1] if _records else None
+
+
+@contextlib.contextmanager
+def gathering(parts: Sequence[Path]) -> Iterator[None]:
+    """What is written inside the block was made from what `parts` were made from: they are deleted once it is there.
+
+    Raises LeadError for a part that another stage made, or the same one with other settings.
+    """
+    record = current()
+    if record is None:
+        yield
+        return
+    inputs = dict(record["inputs"])
+    for part in parts:
+        of = record_of(part) or {}
+        if any(of.get(key) != record[key] for key in ("stage", "settings")):
+            raise LeadError(f"{part} was made with other settings, or is no part of it; make it again")
+        inputs = {given: sum_ for given, sum_ in inputs.items() if given != str(part)} | of["inputs"]
+    with made_by({**record, "inputs": inputs}):
+        yield
 
 
 def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
@@ -97,3 +117,8 @@ def record_of(path: Path) -> Record | None:
     else:
         found = json.loads(path.read_text(encoding="utf-8")).get("provenance")
     return found if isinstance(found, dict) else None
+
+
+def dumps(value: Any) -> str:
+    """JSON with sorted keys, so that the same value is the same bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

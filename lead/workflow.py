@@ -70,6 +70,7 @@ class Memory(NamedTuple):
     base: int
     whole: dict[str, float] = {}  # of inputs that are in memory as a whole
     shard: dict[str, float] = {}  # of inputs of which one shard is at a time
+    largest: dict[str, float] = {}  # of inputs of several files, one of which is at a time
     ranks: bool = False  # all of it once for each rank
 
 
@@ -86,8 +87,8 @@ MEMORY = {
     "encode_passages": Memory(4000, shard={"texts": 30}),  # 768 floats a text of 140 bytes
     "encode_queries": Memory(4000, {"texts": 130}),
     "index": Memory(2000, {"vectors": 6}),
-    "mine": Memory(2000, {"passages": 0.05, "queries": 10}, {"passages": 4, "indexes": 1.2}),
-    "retrieve": Memory(2000, {"passages": 0.05, "queries": 45}, {"passages": 4, "indexes": 1.2}),
+    "search": Memory(4000, {"queries": 4}, largest={"passages": 4, "indexes": 1.2}),
+    "gather": Memory(5000, {"queries": 1}),  # a row group of each part: 1,024 queries, whatever their number
     "denoise": Memory(14000, {"corpus": 5, "negatives": 20}),
     "rerank": Memory(14000, {"corpus": 5, "ranked": 25}),  # 8 GB of token vectors
     "evaluate": Memory(3000, {"ranked": 20, "qrels": 20}),
@@ -105,13 +106,14 @@ def memories(plan: Plan) -> Callable[[str], Callable[..., int]]:
         of = MEMORY[stage]
 
         def mem_mb(wildcards: Any, input: Any, attempt: int) -> int:
-            def size(name: str) -> float:
+            def sizes(name: str) -> list[float]:
                 paths = input.get(name, [])
-                return sum(map(_size, [paths] if isinstance(paths, str) else paths)) / 1e6
+                return [_size(path) / 1e6 for path in ([paths] if isinstance(paths, str) else paths)]
 
-            shards = plan.shards(wildcards.dataset)
-            mb = of.base + sum(factor * size(name) for name, factor in of.whole.items())
-            mb += sum(factor * size(name) / shards for name, factor in of.shard.items())
+            shards = len(plan.shards(wildcards.dataset))
+            mb = of.base + sum(factor * sum(sizes(name)) for name, factor in of.whole.items())
+            mb += sum(factor * sum(sizes(name)) / shards for name, factor in of.shard.items())
+            mb += sum(factor * max(sizes(name), default=0) for name, factor in of.largest.items())
             return round(mb * attempt * (plan.gpus(wildcards.dataset) if of.ranks else 1))
 
         return mem_mb

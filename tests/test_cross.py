@@ -83,7 +83,7 @@ def test_each_layer_is_the_shared_projection_of_the_first_token(cross: CrossEnco
 def test_saved_and_loaded_it_scores_the_same_and_a_lost_projection_is_noticed(
     cross: CrossEncoder, tmp_path: Path
 ) -> None:
-    from lead.artifacts import atomic_folder
+    from lead.atomic import atomic_folder
 
     pairs = cross.tokenize(QUERIES, PASSAGES)
     cross.save(tmp_path / "m")

@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collec
     with (config / "presets" / "tiny.yaml").open("a") as f:
         f.write("denoise: {keep_below: 0.5}\n")  # these models know nothing: about half of the negatives stay
     tiny = config / "datasets" / "tiny.yaml"
-    replace(tiny, "preset: tiny", f"preset: tiny\nshards: 3\nruns: [{', '.join(RUNS)}]")
+    replace(tiny, "preset: tiny", f"preset: tiny\nshards: 2\nruns: [{', '.join(RUNS)}]")
     test = "{queries: ../../data/queries.test.jsonl, qrels: ../../data/test.tsv}"
     (config / "datasets" / "extra.yaml").write_text(
         f"source: {{kind: evaluation, of: tiny, test: {test}}}\nsettings: {{evaluation: {{measures: ['nDCG@10']}}}}\n"
@@ -67,27 +67,33 @@ def test_reranked_recall_is_that_of_the_list_at_the_rerank_depth(made: Path) -> 
     assert set(zip(top.qid, top.pid, strict=True)) == set(zip(reranked.qid, reranked.pid, strict=True))
 
 
-def test_the_corpus_is_encoded_in_shards_that_are_jobs_of_their_own(made: Path) -> None:
+def test_the_corpus_is_encoded_and_searched_in_shards_that_are_jobs_of_their_own(made: Path) -> None:
     folder = made / RESULTS / "embeddings" / "student"
-    sizes = [pq.read_metadata(folder / f"passages.{i}of3.parquet").num_rows for i in (1, 2, 3)]
+    sizes = [pq.read_metadata(folder / f"passages.{i}of2.parquet").num_rows for i in (1, 2)]
     assert sum(sizes) == 160 and max(sizes) - min(sizes) <= 1
-    shard = folder / "passages.2of3.parquet"
+    shard = folder / "passages.2of2.parquet"
     shard.rename(folder / "away")
     try:
-        assert jobs(made, "--", f"{RESULTS}/embeddings/student/passages.2of3.parquet") == {"encode_passages": 1}
+        assert jobs(made, "--", str(shard.relative_to(made))) == {"encode_passages": 1}
     finally:
         (folder / "away").rename(shard)
+    for name, stage, rule in (("runs", "retrieve", "gather_run"), ("negatives", "mine", "gather_negatives")):
+        run = "student" if name == "runs" else "miner"
+        assert len(list((made / RESULTS / "timings").glob(f"{stage}.{run}.?of2.tsv"))) == 2
+        assert not (made / RESULTS / name / run).exists()  # gathered, the parts are gone
+        again = jobs(made, "--force", "--", f"{RESULTS}/{name}/{run}.parquet")
+        assert (again[rule], again[f"{stage}_part"]) == (1, 2)
 
 
 def test_shards_are_tokenized_once_for_all_models_with_the_same_tokenizer(made: Path) -> None:
     (store,) = (made / RESULTS / "tokens").iterdir()
-    assert sorted(p.name for p in store.iterdir()) == [f"passages.{i}of3" for i in (1, 2, 3)]
+    assert sorted(p.name for p in store.iterdir()) == [f"passages.{i}of2" for i in (1, 2)]
 
 
 def test_a_run_with_an_index_reports_its_recall(made: Path) -> None:
     search = result(made, RESULTS, "fd_ce")["search"]
     assert (search["index"], search["parameters"], search["queries"]) == ("IVF4,Flat", "nprobe=2", 12)
-    assert 0.2 < search["recall"]["60"] < 1
+    assert 0.2 < search["recall"]["60"] < 1 and search["parts"] == 2
     assert "search" not in result(made, RESULTS, "student")
     assert not list((made / RESULTS / "embeddings/student").glob("index*"))
 
@@ -190,7 +196,7 @@ def test_verify_names_the_key_that_changed_and_all_that_was_made_with_it(inside:
                for run in (*DISTILLED, "lead_ce_teacher")}  # fmt: skip
     assert direct == models | results
     below = {what.split(": ")[0].removeprefix(f"{RESULTS}/") for what in found["stale"]}
-    assert below > {f"runs/{run}.parquet" for run in DISTILLED} | {"embeddings/lead_ce/passages.2of3.parquet"}
+    assert below > {f"runs/{run}.parquet" for run in DISTILLED} | {"embeddings/lead_ce/passages.2of2.parquet"}
     assert not [name for name in below if "student" in name or "teacher_de" in name or "fd_ce" in name]
 
 
@@ -226,7 +232,7 @@ def test_verify_notices_an_intact_file_in_the_place_of_another(inside: Path) -> 
     ("name", "at"),
     [("models/fd_ce/model.safetensors", 2000), ("models/fd_ce/manifest.json", 40), ("models/fd_ce/made_by.json", 40),
      ("runs/student.parquet", 100), ("runs/student.parquet", -60), ("data/corpus.parquet", -9),
-     ("embeddings/student/passages.1of3.parquet", 60), ("data/report.json", 60), ("student.json", 200)],
+     ("embeddings/student/passages.1of2.parquet", 60), ("data/report.json", 60), ("student.json", 200)],
 )  # fmt: skip
 def test_verify_notices_a_flipped_bit(inside: Path, name: str, at: int) -> None:
     whole = bytearray((inside / RESULTS / name).read_bytes())
@@ -293,9 +299,11 @@ def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_pat
     de = [r for r in runs if r != "bm25" and plan.kind(r) == "de"]
     joint = [r for r in runs if r in plan.joint()]
     assert counts["evaluate"] == 6 * len(runs) and counts["tables"] == 6
-    assert counts["retrieve"] == 6 * len(de) and counts["rerank"] == 6 * (len(runs) - len(de) - 1)
+    assert counts["gather_run"] == 2 * len(de) and counts["retrieve"] == 4 * len(de)  # TREC-DL's queries are few
+    assert counts["retrieve_part"] == 8 * counts["gather_run"] and counts["mine_part"] == 8 * counts["gather_negatives"]
+    assert counts["rerank"] == 6 * (len(runs) - len(de) - 1)
     assert counts["distil_joint"] == 2 * len(joint) and counts["distil"] == 2 * len(plan.frozen())
-    assert counts["encode_passages"] == 2 * 16 * len([r for r in de if plan.rows[r].passages is None])
-    assert counts["tokenize"] == 2 * 16 * 2
+    assert counts["encode_passages"] == 2 * 8 * len([r for r in de if plan.rows[r].passages is None])
+    assert counts["tokenize"] == 2 * 8 * 2
     assert counts["prepare"] == counts["bm25"] == 2 and counts["prepare_evaluation"] == counts["bm25_evaluation"] == 4
     assert counts["denoise"] == 2

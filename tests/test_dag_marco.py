@@ -23,14 +23,17 @@ from dag.project import ROOT, jobs, succeed
 pytestmark = pytest.mark.dag
 SCALE = Fraction(os.environ.get("LEAD_MARCO_SCALE", "1/1000"))
 PASSAGES, TRAIN, DEV = (round(n * SCALE) for n in (8_841_823, 502_939, 6_980))
+DOCUMENTS, DOCTRAIN, DOCDEV = (max(7, round(n * SCALE)) for n in (3_213_835, 367_013, 5_193))
 TARGETS = [f"results/{dataset}/{run}.json" for dataset in ("mspas", "trec_pas_19") for run in ("bm25", "lead_cb")]
-TARGETS.append("results/mspas/given.json")
+TARGETS += [f"results/{dataset}/{run}.json" for dataset in ("msdoc", "trec_doc_19") for run in ("bm25", "student")]
+TARGETS += ["results/mspas/given.json", "results/msdoc/given.json"]
 # Everything else is as in the repository's own files.
 SMALL = {
     "models": {"teacher": {"reference": "path:model"}, "student": {"reference": "path:model", "layers": [2, 4]}},
     "lengths": {"query": 12, "passage": 16},
     "train": {"steps": 2, "batch_size": 4, "negatives": 2, "precision": "fp32", "dev_queries": 0},
     "distil": {"layers": {"k": 2}},
+    "dev_share": 0.01,
 }
 
 
@@ -45,23 +48,31 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("marco")
     shutil.copytree(ROOT / "config", folder / "config")
     make_bert(folder / "model")
-    files = folder / "official"
-    subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "marco.py", "--scale", str(SCALE), "--out", files], check=True
-    )
+    for name, options in (("official", ()), ("documents", ("--documents",))):
+        generate = [sys.executable, ROOT / "benchmarks" / "marco.py", "--scale", str(SCALE), "--out", folder / name]
+        subprocess.run([*generate, *options], check=True)
+    datasets = folder / "config" / "datasets"
 
-    def split(queries: str, qrels: str) -> dict[str, str]:
-        return {"queries": f"../../official/{queries}", "qrels": f"../../official/{qrels}"}
+    def split(folder: str, queries: str, qrels: str) -> dict[str, str]:
+        return {"queries": f"../../{folder}/{queries}", "qrels": f"../../{folder}/{qrels}"}
 
     source = {"kind": "files", "corpus": "../../official/collection.tsv", "fields": ["text"]}
-    source |= {"train": split("queries.train.tsv", "qrels.train.tsv")}
-    source |= {"test": split("queries.dev.small.tsv", "qrels.dev.small.tsv")}
-    datasets = folder / "config" / "datasets"
+    source |= {"train": split("official", "queries.train.tsv", "qrels.train.tsv")}
+    source |= {"test": split("official", "queries.dev.small.tsv", "qrels.dev.small.tsv")}
     expect = {"passages": PASSAGES, "train": TRAIN, "test": DEV}
     given = "../../official/top1000.dev.tsv"
     edit(datasets / "mspas.yaml", source=source, expect=expect, given=given, shards=2)
-    topics = split("msmarco-test2019-queries.tsv", "2019qrels-pass.txt")
+    topics = split("official", "msmarco-test2019-queries.tsv", "2019qrels-pass.txt")
     edit(datasets / "trec_pas_19.yaml", source={"kind": "evaluation", "of": "mspas", "test": topics})
+
+    source = {"kind": "files", "corpus": "../../documents/msmarco-docs.tsv.gz", "fields": ["title", "text"]}
+    source |= {"train": split("documents", "msmarco-doctrain-queries.tsv.gz", "msmarco-doctrain-qrels.tsv.gz")}
+    source |= {"test": split("documents", "msmarco-docdev-queries.tsv.gz", "msmarco-docdev-qrels.tsv.gz")}
+    expect = {"passages": DOCUMENTS, "train": DOCTRAIN, "test": DOCDEV}
+    given = "../../documents/msmarco-docdev-top100.gz"
+    edit(datasets / "msdoc.yaml", source=source, expect=expect, given=given, shards=3)
+    topics = split("documents", "msmarco-test2019-queries.tsv.gz", "2019qrels-docs.txt")
+    edit(datasets / "trec_doc_19.yaml", source={"kind": "evaluation", "of": "msdoc", "test": topics})
     edit(folder / "config" / "config.yaml", settings=SMALL)
     succeed(folder, "--", *TARGETS)
     return folder
@@ -73,12 +84,14 @@ def result(folder: Path, target: str) -> Any:
 
 def test_every_result_is_made_once(made: Path) -> None:
     assert jobs(made, "--", *TARGETS) == {}
-    for dataset, queries, measures in (
-        ("mspas", DEV, {"RR@10", "AP@1000", "R@1000"}),
-        ("trec_pas_19", 43, {"nDCG@10", "AP@1000"}),
+    for dataset, queries, measures, run in (
+        ("mspas", DEV, {"RR@10", "AP@1000", "R@1000"}, "lead_cb"),
+        ("trec_pas_19", 43, {"nDCG@10", "AP@1000"}, "lead_cb"),
+        ("msdoc", DOCDEV, {"RR@10", "AP@100", "R@100"}, "student"),
+        ("trec_doc_19", 43, {"nDCG@10", "R@100"}, "student"),
     ):
-        for run in ("bm25", "lead_cb"):
-            found = result(made, f"results/{dataset}/{run}.json")
+        for name in ("bm25", run):
+            found = result(made, f"results/{dataset}/{name}.json")
             assert found["queries"] == queries and set(found["metrics"]) == measures
 
 
@@ -86,28 +99,37 @@ def test_relevance_is_planted(made: Path) -> None:
     """BM25 finds about what it finds on MS MARCO, which random lists would not."""
     # ten times the passages are ten times the rivals: .159 at 1/100
     enough = 0.2 if Fraction(1, 1000) >= SCALE else 0.1
-    for dataset, measure in (("mspas", "R@1000"), ("trec_pas_19", "nDCG@10")):
+    for dataset, measure in (("mspas", "R@1000"), ("trec_pas_19", "nDCG@10"), ("msdoc", "R@100")):
         assert result(made, f"results/{dataset}/bm25.json")["metrics"][measure]["mean"] > enough
 
 
 def test_the_official_lists_are_a_run(made: Path) -> None:
     """The generator puts the answer into two lists of three."""
-    assert result(made, "results/mspas/given.json")["metrics"]["R@1000"]["mean"] > 0.3
-    listed = pq.read_metadata(made / "results/mspas/runs/given.parquet").num_rows
-    assert 900 * DEV < listed <= 1000 * DEV
+    for dataset, measure, depth, queries in (("mspas", "R@1000", 1000, DEV), ("msdoc", "R@100", 100, DOCDEV)):
+        assert result(made, f"results/{dataset}/given.json")["metrics"][measure]["mean"] > 0.3
+        listed = pq.read_metadata(made / f"results/{dataset}/runs/given.parquet").num_rows
+        assert 0.9 * depth * queries < listed <= depth * queries
 
 
 def test_counts_are_those_of_the_collection(made: Path) -> None:
-    report = json.loads((made / "results/mspas/data/report.json").read_text())
-    assert report["corpus"]["passages"] == PASSAGES
-    assert report["splits"]["train"]["unjudged_queries"] == round(305_792 * SCALE)
-    assert report["splits"]["train"]["queries"] + report["splits"]["dev"]["queries"] == TRAIN
-    assert pq.read_metadata(made / "results/trec_pas_19/data/queries.test.parquet").num_rows == 200
+    for dataset, passages, train, unjudged in (
+        ("mspas", PASSAGES, TRAIN, round(305_792 * SCALE)), ("msdoc", DOCUMENTS, DOCTRAIN, 0),
+    ):  # fmt: skip
+        report = json.loads((made / f"results/{dataset}/data/report.json").read_text())
+        assert report["corpus"]["passages"] == passages
+        assert report["splits"]["train"]["unjudged_queries"] == unjudged
+        assert report["splits"]["train"]["queries"] + report["splits"]["dev"]["queries"] == train
+    for dataset in ("trec_pas_19", "trec_doc_19"):
+        assert pq.read_metadata(made / f"results/{dataset}/data/queries.test.parquet").num_rows == 200
 
 
 def test_an_evaluation_set_shares_models_and_vectors(made: Path) -> None:
-    assert {p.name for p in (made / "results/trec_pas_19").iterdir()} >= {"runs", "bm25.json", "lead_cb.json"}
-    assert not (made / "results/trec_pas_19/models").exists()
-    shards = sorted((made / "results/mspas/embeddings/lead_cb").glob("passages.*.parquet"))
-    assert [pq.read_metadata(p).num_rows for p in shards] == [PASSAGES // 2, PASSAGES - PASSAGES // 2]
-    assert not list((made / "results/trec_pas_19/embeddings").rglob("passages*"))
+    for of, dataset, run, sizes in (
+        ("mspas", "trec_pas_19", "lead_cb", [PASSAGES // 2, PASSAGES - PASSAGES // 2]),
+        ("msdoc", "trec_doc_19", "student", [n * DOCUMENTS // 3 - (n - 1) * DOCUMENTS // 3 for n in (1, 2, 3)]),
+    ):
+        assert {p.name for p in (made / "results" / dataset).iterdir()} >= {"runs", "bm25.json", f"{run}.json"}
+        assert not (made / f"results/{dataset}/models").exists()
+        shards = sorted((made / f"results/{of}/embeddings/{run}").glob("passages.*.parquet"))
+        assert [pq.read_metadata(p).num_rows for p in shards] == sizes
+        assert not list((made / f"results/{dataset}/embeddings").rglob("passages*"))

@@ -23,7 +23,8 @@ from lead.retrieval import engine
 from lead.retrieval.engine import check_index, exact_engine, load_faiss, search_gpu
 from lead.retrieval.index import index
 from lead.retrieval.mine import mine
-from lead.retrieval.search import recall, retrieve, search, search_files, write_vectors
+from lead.retrieval.retrieve import retrieve
+from lead.retrieval.search import recall, search, search_file, write_vectors
 
 N, DEPTH = 2000, 20
 
@@ -51,6 +52,15 @@ def build(folder: Path, shards: list[Path], factory: str) -> list[Path]:
     return out
 
 
+def ranked(
+    folder: Path, shards: list[Path], depth: int, indexes: list[Path] | None = None, how: str | None = None
+) -> pa.Table:
+    """Lists of the queries over the shards."""
+    retrieve(settings=RetrieveSettings(depth=depth, index_parameters=how), passages=shards, index=indexes, parts=None,
+             queries=shards[0].parent / "queries.parquet", gpu=0, out=folder / "ranked.parquet")  # fmt: skip
+    return read_table(folder / "ranked.parquet", "ranked")
+
+
 def lists(table: pa.Table) -> dict[str, dict[str, float]]:
     """Score by pid by qid."""
     found: dict[str, dict[str, float]] = {}
@@ -71,35 +81,37 @@ def lists(table: pa.Table) -> dict[str, dict[str, float]]:
 def test_recall_is_what_it_says_and_scores_are_exact(
     tmp_path: Path, folder: Path, factory: str, few: str | None, all_: str, shards: list[str]
 ) -> None:
-    files, queries = [folder / f"{name}.parquet" for name in shards], [folder / "queries.parquet"]
+    files = [folder / f"{name}.parquet" for name in shards]
     indexes = build(tmp_path, files, factory)
-    truth = lists(pa.concat_tables(search_files(files, queries, DEPTH)[0]))
-    everything = lists(pa.concat_tables(search_files(files, queries, N)[0]))
+    truth, everything = (lists(ranked(tmp_path, files, depth)) for depth in (DEPTH, N))
     recalls = []
     for parameters in (few, all_):
-        tables, about = search_files(files, queries, DEPTH, indexes, parameters)
-        table = pa.concat_tables(tables)
+        table = ranked(tmp_path, files, DEPTH, indexes, parameters)
         found = lists(table)
         assert all(found[q][p] == everything[q][p] for q in found for p in found[q])  # to the last bit
         for q in found:
-            ranked = [r for r in table.to_pylist() if r["qid"] == q]
-            assert [r["rank"] for r in ranked] == list(range(1, len(ranked) + 1))
-            assert [r["score"] for r in ranked] == sorted((r["score"] for r in ranked), reverse=True)
+            rows = [r for r in table.to_pylist() if r["qid"] == q]
+            assert [r["rank"] for r in rows] == list(range(1, len(rows) + 1))
+            assert [r["score"] for r in rows] == sorted((r["score"] for r in rows), reverse=True)
         share = np.mean([len(found[q].keys() & truth[q].keys()) / DEPTH for q in truth])
-        assert about is not None
-        assert about["recall"][str(DEPTH)] == pytest.approx(share, abs=1e-4)
+        about = json.loads(table.schema.metadata[b"about"])
+        # of shards: the mean over each one's own lists, which go deeper into it than a list over all does
+        assert about["recall"][str(DEPTH)] == pytest.approx(share, abs=1e-4 if len(files) == 1 else 0.1)
         assert (about["index"], about["parameters"], about["queries"]) == (factory, parameters, 30)
+        assert about.get("parts") == {1: None, 2: 2}[len(files)]
         recalls.append(about["recall"][str(DEPTH)])
     assert recalls[0] < recalls[1] > 0.97
 
 
 def test_recall_of_lists_that_are_short_or_empty() -> None:
     truth = np.array([[1, 2, 3], [4, 5, 6]])
-    assert recall(np.array([[3, 1, -1], [-1, -1, -1]]), truth) == {"queries": 2, "recall": {"3": 0.3333}}
-    assert recall(truth, truth)["recall"] == {"3": 1.0}
-    assert recall(truth[:0], truth[:0]) == {"queries": 0, "recall": {"3": None}}
+    assert recall(np.array([[3, 1, -1], [-1, -1, -1]]), truth, 3) == {"queries": 2, "recall": {"3": 0.3333}}
+    assert recall(truth, truth, 3)["recall"] == {"3": 1.0}
+    assert recall(truth, truth, 20)["recall"] == {"10": 1.0, "20": 1.0}  # of a shard with three passages
+    assert recall(truth[:0], truth[:0], 3) == {"queries": 0, "recall": {"3": None}}
+    assert recall(truth[:, :0], truth[:, :0], 3) == {"queries": 2, "recall": {"3": None}}  # of an empty shard
     wide = np.arange(200)[None]
-    assert recall(wide[:, ::-1], wide)["recall"] == {"10": 0.0, "100": 0.0, "200": 1.0}
+    assert recall(wide[:, ::-1], wide, 200)["recall"] == {"10": 0.0, "100": 0.0, "200": 1.0}
 
 
 def test_an_index_is_the_same_bytes_whatever_the_threads(tmp_path: Path, folder: Path) -> None:
@@ -119,26 +131,24 @@ def test_an_index_is_the_same_bytes_whatever_the_threads(tmp_path: Path, folder:
 
 def test_recall_goes_into_the_list_and_the_result(tmp_path: Path, folder: Path) -> None:
     files = [folder / "1.parquet", folder / "2.parquet"]
-    common: dict[str, Any] = {"passages": files, "queries": folder / "queries.parquet", "gpu": 0}
     write_table(pa.table({"qid": ["q0"], "pid": ["p0"], "rel": [1]}), tmp_path / "qrels.parquet", "qrels")
-    for name, indexes in (("exact", None), ("approximate", build(tmp_path, files, "IVF8,Flat"))):
-        settings = RetrieveSettings(depth=DEPTH, index_parameters=indexes and "nprobe=2")
-        retrieve(settings=settings, index=indexes, out=tmp_path / f"{name}.parquet", **common)
-        evaluate(settings=EvaluateSettings(), ranked=tmp_path / f"{name}.parquet", qrels=tmp_path / "qrels.parquet",
+    for name, indexes, how in (("exact", None, None), ("approximate", build(tmp_path, files, "IVF8,Flat"), "nprobe=2")):
+        ranked(tmp_path, files, DEPTH, indexes, how)
+        evaluate(settings=EvaluateSettings(), ranked=tmp_path / "ranked.parquet", qrels=tmp_path / "qrels.parquet",
                  out=tmp_path / f"{name}.json", per_query=tmp_path / "pq.parquet", trec=None)  # fmt: skip
     assert "search" not in read_json(tmp_path / "exact.json")
     said = read_json(tmp_path / "approximate.json")["search"]
-    assert (said["index"], said["parameters"], said["queries"]) == ("IVF8,Flat", "nprobe=2", 30)
+    assert (said["index"], said["parameters"], said["queries"], said["parts"]) == ("IVF8,Flat", "nprobe=2", 30, 2)
     assert set(said["recall"]) == {"10", "20"} and 0.3 < said["recall"]["20"] < 1
 
 
 def test_mining_goes_through_the_same_index(tmp_path: Path, folder: Path) -> None:
-    files, queries = [folder / "whole.parquet"], [folder / "queries.parquet"]
-    indexes = build(tmp_path, files, "IVF16,Flat")
+    passages, queries = folder / "whole.parquet", [folder / "queries.parquet"]
+    (index_,) = build(tmp_path, [passages], "IVF16,Flat")
     write_table(pa.table({"qid": ["q0"], "pid": ["p0"], "rel": [1]}), tmp_path / "qrels.parquet", "qrels")
-    mine(settings=MineSettings(mine_depth=DEPTH, index_parameters="nprobe=3"), passages=files, queries=queries, gpu=0,
-         qrels=[tmp_path / "qrels.parquet"], index=indexes, out=tmp_path / "n.parquet")  # fmt: skip
-    want = pa.concat_tables(search_files(files, queries, DEPTH + 1, indexes, "nprobe=3")[0]).to_pylist()
+    mine(settings=MineSettings(mine_depth=DEPTH, index_parameters="nprobe=3"), passages=[passages], queries=queries,
+         gpu=0, qrels=[tmp_path / "qrels.parquet"], index=[index_], parts=None, out=tmp_path / "n.parquet")  # fmt: skip
+    want = pa.concat_tables(search_file(passages, queries, DEPTH + 1, index_, "nprobe=3")[0]).to_pylist()
     kept = [(r["qid"], r["pid"]) for r in want if (r["qid"], r["pid"]) != ("q0", "p0")]
     got = read_table(tmp_path / "n.parquet", "ranked").to_pylist()
     assert {(r["qid"], r["pid"]) for r in got} <= set(kept) and len(got) == 30 * DEPTH
@@ -148,14 +158,14 @@ def test_mining_goes_through_the_same_index(tmp_path: Path, folder: Path) -> Non
 def test_an_index_of_other_vectors_or_a_damaged_one_is_refused(tmp_path: Path, folder: Path) -> None:
     queries = [folder / "queries.parquet"]
     (of_first,) = build(tmp_path, [folder / "1.parquet"], "IVF8,Flat")
-    said = refusal(lambda: search_files([folder / "2.parquet"], queries, 1, [of_first]))
+    said = refusal(lambda: search_file(folder / "2.parquet", queries, 1, of_first))
     assert "index.1 is not the index of" in said
-    assert "2 indexes for 1 shards" in refusal(lambda: search_files([folder / "1.parquet"], queries, 1, [of_first] * 2))
-    said = refusal(lambda: search_files([folder / "1.parquet"], queries, 1, [of_first], "efSearch=3"))
+    assert "2 indexes for 1 files" in refusal(lambda: ranked(tmp_path, [folder / "1.parquet"], 1, [of_first] * 2))
+    said = refusal(lambda: search_file(folder / "1.parquet", queries, 1, of_first, "efSearch=3"))
     assert "'retrieval.index_parameters': 'IVF8,Flat' does not take 'efSearch=3'" in said
     file = of_first / "index.faiss"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    assert "damaged (checksum)" in refusal(lambda: search_files([folder / "1.parquet"], queries, 1, [of_first]))
+    assert "damaged (checksum)" in refusal(lambda: search_file(folder / "1.parquet", queries, 1, of_first))
 
 
 def test_too_few_vectors_to_train_an_index(tmp_path: Path, folder: Path) -> None:
@@ -277,6 +287,6 @@ def test_a_gpu_that_faiss_or_torch_does_not_know(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.gpu
 @pytest.mark.skipif(not load_faiss().get_num_gpus(), reason="no GPU, or a faiss that knows none")
 def test_lists_are_those_of_the_cpu_on_a_real_gpu(folder: Path) -> None:
-    files, queries = [folder / "1.parquet", folder / "2.parquet"], [folder / "queries.parquet"]
-    want, got = (pa.concat_tables(search_files(files, queries, DEPTH, gpu=gpu)[0]) for gpu in (0, 1))
+    passages, queries = folder / "whole.parquet", [folder / "queries.parquet"]
+    want, got = (pa.concat_tables(search_file(passages, queries, DEPTH, gpu=gpu)[0]) for gpu in (0, 1))
     assert got.equals(want)

@@ -90,6 +90,7 @@ def test_mine(tmp_path: Path) -> None:
         qrels=[tmp_path / f"qrels.{s}.parquet" for s in splits],
         gpu=0,
         index=None,
+        parts=None,
         out=tmp_path / "n.parquet",
     )
     negatives = read_table(tmp_path / "n.parquet", "ranked").to_pydict()
@@ -109,5 +110,6 @@ def test_a_query_id_in_two_files(tmp_path: Path) -> None:
             qrels=[tmp_path / "qrels.parquet"],
             gpu=0,
             index=None,
+            parts=None,
             out=tmp_path / "n.parquet",
         )

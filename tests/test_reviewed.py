@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from lead.artifacts import MANIFEST, atomic_folder, write_table
+from lead.artifacts import MANIFEST, write_table
+from lead.atomic import atomic_folder
 from lead.cli import main
 from lead.config.load import load
 from lead.config.parse import parse_yaml

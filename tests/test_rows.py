@@ -178,8 +178,13 @@ def test_shards_and_gpus_are_the_collections(folder: Path) -> None:
     path = folder / "datasets" / "tiny.yaml"
     path.write_text(path.read_text().replace("preset: tiny", "preset: tiny\nshards: 2\ngpus: 4\nruns: [lead_bc]"))
     made = plan(folder)
+    assert made.shards("tiny") == [".1of2", ".2of2"] and made.gpus("tiny") == 4
     names = [Path(f).name for f in made.vectors("tiny", "student")]
-    assert names == ["passages.1of2.parquet", "passages.2of2.parquet"] and made.gpus("tiny") == 4
+    assert names == ["passages.1of2.parquet", "passages.2of2.parquet"]
+    assert [Path(f).name for f in made.vectors("tiny", "student", ".2of2")] == names[1:]
+    assert made.parts("tiny", "runs", "student")[1] == "all results/tiny/runs/student/part.2of2.parquet"
+    assert made.scattered(True) == ["tiny"] and "docs" in made.scattered(False)
+    assert made.shards("docs") == [""]
     assert made.vectors("docs", "student") == ["all results/docs/embeddings/student/passages.parquet"]
     assert '"shard": "2of2"' in made.settings_json("encode", "tiny", "student", ".2of2")
     assert "key 'runs': no run 'lead_bc'" in refusal(lambda: made.targets("tiny"))

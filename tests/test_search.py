@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from searching import top_k
 
 from lead.artifacts import read_table, write_table
-from lead.config.stages import RetrieveSettings
 from lead.errors import LeadError
 from lead.retrieval import engine, search
 from lead.retrieval.engine import load_faiss, openblas_coretype
@@ -21,8 +19,6 @@ from lead.retrieval.search import (
     best,
     ranks,
     read_vectors,
-    retrieve,
-    search_files,
     write_vectors,
 )
 
@@ -171,93 +167,6 @@ def test_a_table_of_another_kind(tmp_path: Path) -> None:
         write_table(pa.table(table), tmp_path / f"{i}.parquet")
         with pytest.raises(LeadError, match=f"{i}.parquet is not a table of vectors"):
             read_vectors(tmp_path / f"{i}.parquet")
-
-
-def test_retrieve(tmp_path: Path) -> None:
-    write_vectors(["10", "9", "7"], np.array([[1, 0], [1, 0], [0, 2]], np.float32), tmp_path / "p.parquet")
-    write_vectors(["q2", "q1"], np.array([[1, 0], [0, 1]], np.float32), tmp_path / "q.parquet")
-    retrieve(
-        settings=RetrieveSettings(depth=2),
-        passages=[tmp_path / "p.parquet"],
-        queries=tmp_path / "q.parquet",
-        gpu=0,
-        index=None,
-        out=tmp_path / "r.parquet",
-    )
-    assert read_table(tmp_path / "r.parquet", "ranked").to_pydict() == {
-        "qid": ["q2", "q2", "q1", "q1"],  # the order of the queries file
-        "pid": ["10", "9", "7", "10"],
-        "rank": [1, 2, 1, 2],
-        "score": [1.0, 1.0, 2.0, 0.0],
-    }
-
-
-def test_widths_must_agree(tmp_path: Path) -> None:
-    write_vectors(["p"], np.ones((1, 3), np.float32), tmp_path / "p.parquet")
-    write_vectors(["q"], np.ones((1, 2), np.float32), tmp_path / "q.parquet")
-    with pytest.raises(LeadError, match=r"q\.parquet holds vectors of width 2, .*p\.parquet of width 3"):
-        retrieve(
-            settings=RetrieveSettings(),
-            passages=[tmp_path / "p.parquet"],
-            queries=tmp_path / "q.parquet",
-            gpu=0,
-            index=None,
-            out=tmp_path / "r.parquet",
-        )
-
-
-# --- shards ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("cuts", [[], [1], [13, 14, 40], [0, 30, 60]])
-@pytest.mark.parametrize("k", [1, 7, 100])
-def test_the_number_of_shards_and_their_order_do_not_matter(tmp_path: Path, cuts: list[int], k: int) -> None:
-    rng = np.random.default_rng(3)
-    vectors = np.repeat(rng.normal(size=(30, 8)), 2, axis=0).astype(np.float32)  # every passage twice: ties
-    ids = [f"p{i}" for i in rng.permutation(60)]
-    files = []
-    for n, (start, stop) in enumerate(zip([0, *cuts], [*cuts, 60], strict=True)):
-        files.append(tmp_path / f"{n}.parquet")
-        write_vectors(ids[start:stop], vectors[start:stop], files[-1])
-    queries = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
-    write_vectors([f"q{i}" for i in range(5)], rng.normal(size=(5, 8)), queries[0])
-    write_vectors(["other"], rng.normal(size=(1, 8)), queries[1])
-    whole = tmp_path / "whole.parquet"
-    write_vectors(ids, vectors, whole)
-    want = pa.concat_tables(search_files([whole], queries, k)[0])
-    assert len(want) == 6 * min(k, 60)
-    for shards in (files, files[::-1]):
-        tables, about = search_files(shards, queries, k)
-        assert pa.concat_tables(tables).equals(want) and about is None
-
-
-def test_later_shards_compute_only_scores_that_may_still_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 shards of 500 passages, many of them equal or apart by a rounding error; k = 10."""
-    rng = np.random.default_rng(5)
-    vectors = rng.normal(size=(2000, 16)).astype(np.float32)[rng.integers(2000, size=10_000)]
-    vectors *= 1 + rng.integers(-1, 2, size=(10_000, 1)).astype(np.float32) * 2.0**-23
-    ids = [f"p{i}" for i in rng.permutation(10_000)]
-    shards = [tmp_path / f"{n}.parquet" for n in range(20)]
-    for n, path in enumerate(shards):
-        write_vectors(ids[500 * n : 500 * n + 500], vectors[500 * n : 500 * n + 500], path)
-    write_vectors(ids, vectors, tmp_path / "whole.parquet")
-    write_vectors([f"q{i}" for i in range(30)], rng.normal(size=(30, 16)), tmp_path / "q.parquet")
-    want = pa.concat_tables(search_files([tmp_path / "whole.parquet"], [tmp_path / "q.parquet"], 10)[0])
-    products, rows = search._products, []
-
-    def counted(query: Any, passages: Any) -> Any:
-        rows.append(len(passages))
-        return products(query, passages)
-
-    monkeypatch.setattr(search, "_products", counted)
-    assert pa.concat_tables(search_files(shards, [tmp_path / "q.parquet"], 10)[0]).equals(want)
-    first, later = rows[:30], rows[30:]
-    assert min(first) >= 10 + 64 and len(later) == 19 * 30 and np.mean(later) < 10
-
-
-def test_shards_that_overlap_are_refused(tmp_path: Path) -> None:
-    for name in ("a", "b", "q"):
-        write_vectors([f"{name[0] if name == 'q' else 'p'}0"], np.ones((1, 4)), tmp_path / f"{name}.parquet")
-    with pytest.raises(LeadError, match="hold a passage twice"):
-        search_files([tmp_path / "a.parquet", tmp_path / "b.parquet"], [tmp_path / "q.parquet"], 1)
 
 
 @pytest.mark.parametrize("row_group", [1, 7, 1000])

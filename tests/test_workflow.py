@@ -46,13 +46,13 @@ def test_memory_grows_with_the_inputs_the_attempt_and_the_ranks(memory: Any, tmp
 def test_one_shard_of_vectors_is_in_memory_at_a_time_and_its_index(memory: Any, tmp_path: Path) -> None:
     shards = [sized(tmp_path / f"{i}", 40) for i in range(4)]
     queries = [sized(tmp_path / "q", 2)]
-    exact = memory("mine", passages=shards, queries=queries, indexes=[])
-    assert exact == 2000 + 0.05 * 160 + 10 * 2 + 4 * 40
+    exact = memory("search", passages=shards, queries=queries, indexes=[])
+    assert exact == memory("search", passages=shards[0], queries=queries) == 4000 + 4 * 2 + 4 * 40
     folders = [tmp_path / f"index{i}" for i in range(4)]
     for folder in folders:
         folder.mkdir()
         sized(folder / "index.faiss", 50)
-    more = memory("mine", passages=shards, queries=queries, indexes=list(map(str, folders))) - exact
+    more = memory("search", passages=shards, queries=queries, indexes=list(map(str, folders))) - exact
     assert more == pytest.approx(1.2 * 50, abs=1)
 
 

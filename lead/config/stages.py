@@ -74,7 +74,7 @@ class DistilSettings(Strict):
 
 Shard = Annotated[
     Annotated[str, Field(pattern=r"^[1-9][0-9]*of[1-9][0-9]*$")] | None,
-    Field(description="which part of the texts, such as 3of16; null: all"),
+    Field(description="which part of the texts, such as 3of8; null: all"),
 ]
 
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, atomic_file, open_table, read_table, table_writer, write_json, write_table
+from lead.artifacts import SCHEMAS, open_table, read_table, table_writer, write_json, write_table
+from lead.atomic import atomic_file
 from lead.config.sources import Checks, EvaluationSource, Expect, FilesSource, IrDatasetsSource, PydocsSource
 from lead.config.stages import PrepareSettings
 from lead.data import files, ir, pydocs

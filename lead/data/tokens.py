@@ -17,16 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from lead.artifacts import (
-    atomic_folder,
-    check_folder,
-    open_table,
-    read_json,
-    read_rows,
-    shard_rows,
-    whole,
-    write_json,
-)
+from lead.artifacts import check_folder, open_table, read_json, read_rows, shard_rows, whole, write_json
+from lead.atomic import atomic_folder
 from lead.config.stages import TokenizeSettings
 from lead.errors import LeadError
 from lead.models.pile import cut, load_tokenizer

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lead import __version__
-from lead.artifacts import ABOUT, atomic_file, read_table, write_json, write_table
+from lead.artifacts import ABOUT, read_table, write_json, write_table
+from lead.atomic import atomic_file
 from lead.config.stages import EvaluateSettings
 from lead.errors import LeadError
 from lead.evaluation.measures import check_measures, parse_measures, provider

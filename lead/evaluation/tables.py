@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lead.artifacts import atomic_file
+from lead.atomic import atomic_file
 from lead.config.load import load
 from lead.config.paper import PaperRow, PaperTable
 from lead.errors import LeadError
@@ -116,7 +116,7 @@ def tables(
     """
     plan = Plan(load(config, overrides))
     measures = plan.resolve(dataset).evaluation.measures
-    paper = plan.paper()
+    paper = plan.paper
     folder = results or Path(plan.results) / dataset
     runs, out = Runs(folder), out or folder / "tables"
     built = {

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lead.artifacts import atomic_folder, check_folder
+from lead.artifacts import check_folder
+from lead.atomic import atomic_folder
 from lead.config.load import validate
 from lead.config.schema import Lengths, Linear, ModelRef, Scoring
 from lead.errors import LeadError

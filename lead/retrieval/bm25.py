@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, open_table, read_rows, read_table, whole, write_table
+from lead.artifacts import open_table, read_rows, read_table, whole, write_lists
 from lead.config.schema import Bm25
 from lead.config.stages import Bm25Settings
 from lead.errors import LeadError
@@ -150,7 +150,7 @@ def bm25(
     index = Index(corpus, settings.bm25)
 
     tables = index.rank(to_rank, settings.depth)
-    write_table(pa.concat_tables([SCHEMAS["ranked"].empty_table(), *tables]), ranked, "ranked")
+    write_lists(tables, ranked)
 
     if negatives is None:
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lead.artifacts import atomic_folder
+from lead.atomic import atomic_folder
 from lead.config.stages import IndexSettings
 from lead.errors import LeadError
 from lead.retrieval.engine import load_faiss, make_index, reason, write_index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lead.artifacts import SCHEMAS, read_table, write_table
+from lead.artifacts import SCHEMAS, read_table, write_lists
 from lead.config.stages import MineSettings
-from lead.retrieval.search import ranks, search_files
+from lead.provenance import gathering
+from lead.retrieval.retrieve import lists
+from lead.retrieval.search import ranks
 
 log = logging.getLogger("lead")
 
@@ -57,12 +59,18 @@ def _pairs(table: pa.Table, positives: pa.Table) -> NDArray[np.int64]:
 
 
 def write_negatives(tables: Iterable[pa.Table], positives: pa.Table, depth: int, out: Path) -> None:
-    """Drop `positives` from `ranked` tables that hold whole queries, cut at `depth`, and write them as one."""
-    kept = [drop_positives(table, positives, depth) for table in tables]
-    negatives = pa.concat_tables([SCHEMAS["ranked"].empty_table(), *kept])
-    write_table(negatives, out, "ranked")
-    queries = pc.count_distinct(negatives["qid"]).as_py()
-    full = pc.sum(pc.equal(negatives["rank"], depth)).as_py() or 0
+    """Drop `positives` from `ranked` tables that hold whole queries, cut at `depth`, and write them one by one."""
+    queries = full = 0
+
+    def negatives() -> Iterator[pa.Table]:
+        nonlocal queries, full
+        for table in tables:
+            kept = drop_positives(table, positives, depth)
+            queries += pc.count_distinct(kept["qid"]).as_py()
+            full += pc.sum(pc.equal(kept["rank"], depth)).as_py() or 0
+            yield kept
+
+    write_lists(negatives(), out)
     log.info("%d queries with negatives, %d of them with all %d", queries, full, depth)
 
 
@@ -70,18 +78,21 @@ def mine(
     *,
     settings: MineSettings,
     gpu: int,
-    passages: list[Path],
+    passages: list[Path] | None,
     queries: list[Path],
     qrels: list[Path],
     index: list[Path] | None,
+    parts: list[Path] | None,
     out: Path,
 ) -> None:
     """Search with a dual encoder's vectors and keep, for each query, the top passages that are not known positives.
 
     The search goes deeper than `mine_depth` by the largest number of positives of a query, so that every list is full
-    unless the corpus itself is too small. Memory: as `search_files`, and 40 bytes a negative.
+    unless the corpus itself is too small. `parts`: what was mined for the same queries in all shards of a corpus, to be
+    gathered instead. Memory: as `lists`.
     """
     positives = known_positives(qrels, settings.relevance)
-    depth = settings.mine_depth + most_positives(positives)
-    tables, _ = search_files(passages, queries, depth, index or [], settings.index_parameters, gpu)
-    write_negatives(tables, positives, settings.mine_depth, out)
+    depth = settings.mine_depth + (0 if parts else most_positives(positives))
+    tables, _ = lists(passages, index, parts, queries, depth, settings.index_parameters, gpu)
+    with gathering(parts or []):
+        write_negatives(tables, positives, settings.mine_depth, out)

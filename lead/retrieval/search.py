@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lead.artifacts import SCHEMAS, open_table, read_table, whole, write_table
-from lead.config.stages import RetrieveSettings
 from lead.errors import LeadError
 from lead.retrieval.engine import Engine, Floats, Ints, approximate_engine, exact_engine, search_gpu
 
@@ -81,7 +80,7 @@ def _width(path: str | Path) -> int:
     return int(kind.list_size)
 
 
-def _ids(path: Path) -> pa.Array:
+def read_ids(path: Path) -> pa.Array:
     """Ids of the vectors in a file. Raises LeadError for a file of another kind."""
     _width(path)
     return read_table(path, columns=["id"])["id"].combine_chunks()
@@ -123,12 +122,7 @@ def alphabetical(ids: pa.Array) -> Ints:
 
 # --- search ----------------------------------------------------------------------------------------------------------
 def search(
-    queries: Floats,
-    passages: Floats,
-    k: int,
-    order: Ints,
-    engine: Engine | None = None,
-    least: Floats | None = None,
+    queries: Floats, passages: Floats, k: int, order: Ints, engine: Engine | None = None
 ) -> Iterator[tuple[Ints, Ints, Floats]]:
     """Top k of `passages` [n, d] for `queries` [m, d], a batch of b queries at a time.
 
@@ -136,24 +130,22 @@ def search(
     passages, and the inner products, correct to the last bit of float32. Scores fall along a row; equal scores are
     ordered by `order` [n], also at the cut-off, so the order of `passages` does not matter. k is at most n.
     `engine`: what proposes (default: faiss on the CPU, exact); an approximate one may leave passages -1 at a row's end.
-    `least` [m]: scores below which a query needs no passage, as it has k from elsewhere; fewer may come then.
     """
     engine = engine or exact_engine(passages)
     k = min(k, len(passages))
-    least = np.full(len(queries), -np.inf, dtype=np.float32) if least is None else least
     # |fl(q.p) - q.p| <= d u |q| |p| in any order of summation, u = 2**-24; the rest is room for rounding the true score
     longest = max((float(np.linalg.norm(block, axis=1).max()) for block in _blocks(passages)), default=0.0)
     slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * longest * np.linalg.norm(queries, axis=1)
     with tqdm(total=len(queries), desc="search", unit="query", disable=None) as progress:
         for start in range(0, len(queries), BATCH):
             batch = slice(start, start + BATCH)
-            found, scores = _search_batch(queries[batch], passages, k, order, slack[batch], engine, least[batch])
+            found, scores = _search_batch(queries[batch], passages, k, order, slack[batch], engine)
             progress.update(len(found))
             yield np.arange(start, start + len(found)), found, scores
 
 
 def _search_batch(
-    queries: Floats, passages: Floats, k: int, order: Ints, slack: NDArray[Any], engine: Engine, least: Floats
+    queries: Floats, passages: Floats, k: int, order: Ints, slack: NDArray[Any], engine: Engine
 ) -> tuple[Ints, Floats]:
     """Passages and scores [b, k] for `queries` [b, d]; `slack` [b] bounds the error of faiss's scores."""
     found = np.full((len(queries), k), -1, dtype=np.int64)
@@ -165,15 +157,12 @@ def _search_batch(
         unsure: list[int] = []
         for part in np.array_split(rows, -(-rows.size * fetch // FETCHED)):
             for row, products, proposed in zip(part.tolist(), *engine.propose(queries[part], fetch), strict=True):
-                # computed again are those alone that may be among the best: a small part, when there are many shards
-                hopeful = (proposed >= 0) & (products + slack[row] >= (least[row] if engine.exact else -np.inf))
-                candidates = proposed[hopeful]
+                candidates = proposed[proposed >= 0]
                 exact = _products(queries[row], passages[candidates])
                 top = best(exact, order[candidates], k)
                 found[row, : len(top)], scores[row, : len(top)] = candidates[top], exact[top]
                 # a passage that was not fetched scores at most as the last that was, + slack
-                unseen = float(products[-1]) + slack[row]
-                if engine.exact and fetch < len(passages) and unseen >= max(least[row], scores[row, -1]):
+                if engine.exact and fetch < len(passages) and float(products[-1]) + slack[row] >= scores[row, -1]:
                     unsure.append(row)
         rows, fetch = np.array(unsure, dtype=np.int64), 2 * fetch
     return found, scores
@@ -192,112 +181,68 @@ def _products(query: Floats, passages: Floats) -> Floats:
     return result
 
 
-def search_files(
-    passages: Sequence[Path],
+def search_file(
+    passages: Path,
     queries: Sequence[Path],
     k: int,
-    indexes: Sequence[Path] = (),
+    index: Path | None = None,
     parameters: str | None = None,
     gpu: int = 0,
 ) -> tuple[Iterator[pa.Table], dict[str, Any] | None]:
-    """Search the vectors in the shards `passages` for those in each file of `queries`.
+    """Search the vectors of a corpus, or of a shard of it, for those in each file of `queries`.
 
-    Returns `ranked` tables of depth k and, if `indexes` gives each shard an approximate index, what it is and its
-    `recall`. Scores are exact and ties go by id: without indexes neither the number of shards nor their order matters.
+    Returns `ranked` tables of depth k, one for each batch of queries, and, if there is an approximate `index`, what it
+    is and its `recall`. Scores are exact and ties go by id. Memory: the passages' vectors and their index, and all
+    vectors of queries.
 
-    Memory: one shard and its index, all vectors of queries, 12 k bytes a query, and the ids of all passages. Raises
-    LeadError when files hold vectors of different widths, two shards the same passage, or two files of queries the same
-    id.
+    Raises LeadError when files hold vectors of different widths, or two files of queries the same id.
     """
-    if indexes and len(indexes) != len(passages):
-        raise LeadError(f"--index: {len(indexes)} indexes for {len(passages)} shards of passages; give one for each")
-    shards = [_ids(path) for path in passages]
-    pids = pa.concat_arrays([pa.array([], pa.string()), *shards])
-    if len(passages) > 1 and pc.count_distinct(pids).as_py() != len(pids):
-        raise LeadError(f"{passages[0]} and its other shards hold a passage twice; encode the shards again")
-    order, starts = alphabetical(pids), np.cumsum([0, *map(len, shards)])
-    seen: dict[str, Path] = {}
+    pids, vectors = read_vectors(passages)
+    names, seen = pa.array(pids, pa.string()), dict[str, Path]()
     asked = [(path, *read_vectors(path)) for path in queries]
-    for path, qids, _ in asked:
+    for path, qids, query_vectors in asked:
         check_distinct(qids, path, seen)
-    depth = min(k, len(pids))
-    samples = [np.unique(np.linspace(0, len(q) - 1, min(len(q), RECALL_QUERIES)).astype(int)) for _, _, q in asked]
-    tops, truths = ([Top(m, depth) for m in sizes] for sizes in ([len(q) for _, _, q in asked], map(len, samples)))
-    device, name = search_gpu(gpu), None
-    for n, (file, start) in enumerate(zip(passages, starts, strict=False)):
-        _, vectors = read_vectors(file)
-        engine = truth_engine = exact_engine(vectors, device)
-        places = order[start : start + len(vectors)]
-        if indexes:
-            engine, name = approximate_engine(indexes[n], file, parameters)
-        for (path, _, query_vectors), sample, top, truth in zip(asked, samples, tops, truths, strict=True):
-            if len(vectors) and len(query_vectors) and query_vectors.shape[1] != vectors.shape[1]:
-                raise LeadError(
-                    f"{path} holds vectors of width {query_vectors.shape[1]}, {file} of width {vectors.shape[1]}; "
-                    "encode both with the same model"
-                )
-            for batch, found, scores in search(query_vectors, vectors, k, places, engine, top.least()):
-                top.merge(batch, found, scores, order, start)
-            if indexes:
-                for batch, found, scores in search(
-                    query_vectors[sample], vectors, k, places, truth_engine, truth.least()
-                ):
-                    truth.merge(batch, found, scores, order, start)
-        del vectors, engine, truth_engine  # before the next shard is read
-    about = None
-    if indexes:
-        lists = [(top.found[sample], truth.found) for top, sample, truth in zip(tops, samples, truths, strict=True)]
-        about = {"index": name, "parameters": parameters, **recall(*map(np.concatenate, zip(*lists, strict=True)))}
+        if len(vectors) and len(query_vectors) and query_vectors.shape[1] != vectors.shape[1]:
+            raise LeadError(
+                f"{path} holds vectors of width {query_vectors.shape[1]}, {passages} of width {vectors.shape[1]}; "
+                "encode both with the same model"
+            )
+    order, engine, about = alphabetical(names), exact_engine(vectors, search_gpu(gpu)), None
+    if index is not None:
+        exact = engine
+        engine, name = approximate_engine(index, passages, parameters)
+        found, truth = (
+            np.concatenate([lists for _, _, q in asked for _, lists, _ in search(_sample(q), vectors, k, order, by)])
+            for by in (engine, exact)
+        )
+        about = {"index": name, "parameters": parameters, **recall(found, truth, k)}
         log.info("index %s, %s: recall %s on %d queries", name, parameters, about["recall"], about["queries"])
-    return (table for (_, qids, _), top in zip(asked, tops, strict=True) for table in top.tables(qids, pids)), about
+
+    def tables() -> Iterator[pa.Table]:
+        for _, qids, query_vectors in asked:
+            ids = pa.array(qids, pa.string())
+            for batch, found, scores in search(query_vectors, vectors, k, order, engine):
+                real = found >= 0
+                yield ranked_table(ids, names, batch[np.nonzero(real)[0]], found[real], scores[real])
+
+    return tables(), about
 
 
-def recall(found: Ints, truth: Ints) -> dict[str, Any]:
+def _sample(queries: Floats) -> Floats:
+    """At most RECALL_QUERIES of `queries` [m, d], evenly spaced."""
+    return queries[np.unique(np.linspace(0, len(queries) - 1, min(len(queries), RECALL_QUERIES)).astype(int))]
+
+
+def recall(found: Ints, truth: Ints, k: int) -> dict[str, Any]:
     """Mean share of the exact top c of m queries that is in their found top c, at c = 10, 100 and k; and m.
 
-    found, truth: [m, k] positions of passages, best first, -1 for none.
+    found, truth: [m, min(k, n)] positions of passages, best first, -1 for none; n passages may be fewer than c.
     """
-    m, k = truth.shape
     shares = {}
     for c in sorted({min(10, k), min(100, k), k}):
-        hits = [np.isin(t[:c], f[:c][f[:c] >= 0]).mean() for f, t in zip(found, truth, strict=True)] if c else []
+        hits = [np.isin(t[:c], f[:c][f[:c] >= 0]).mean() for f, t in zip(found, truth, strict=True) if len(t)]
         shares[str(c)] = round(float(np.mean(hits)), 4) if hits else None
-    return {"queries": m, "recall": shares}
-
-
-class Top:
-    """The best k passages so far of each of m queries: positions and scores [m, k], best first."""
-
-    def __init__(self, m: int, k: int) -> None:
-        """Empty lists; they fill as shards are merged."""
-        self.found = np.full((m, k), -1, dtype=np.int64)
-        self.scores = np.full((m, k), -np.inf, dtype=np.float32)
-
-    def merge(self, rows: Ints, found: Ints, scores: Floats, order: Ints, start: int) -> None:
-        """Merge lists [b, c] of the queries `rows` [b] from the shard whose first passage is at position `start`.
-
-        Ties go to the lower `order` of a position.
-        """
-        k = self.found.shape[1]
-        for row, new, values in zip(rows.tolist(), found, scores, strict=True):
-            old, real = self.found[row] >= 0, new >= 0
-            both = np.concatenate([self.found[row, old], new[real] + start])
-            all_scores = np.concatenate([self.scores[row, old], values[real]])
-            top = best(all_scores, order[both], k)
-            self.found[row, : len(top)], self.scores[row, : len(top)] = both[top], all_scores[top]
-
-    def least(self) -> Floats:
-        """What a passage must score to be on each list [m]; -inf where it is not full."""
-        lowest: Floats = self.scores.min(1, initial=np.inf)
-        return lowest
-
-    def tables(self, qids: Sequence[str], pids: pa.Array) -> Iterator[pa.Table]:
-        """`ranked` tables, one a batch of queries. qids: of the queries; pids: of all passages."""
-        names = pa.array(qids, pa.string())
-        for first in range(0, len(qids), BATCH):
-            found, scores = self.found[first : first + BATCH], self.scores[first : first + BATCH]
-            real = found >= 0
-            yield ranked_table(names, pids, first + np.nonzero(real)[0], found[real], scores[real])
+    return {"queries": len(truth), "recall": shares}
 
 
 def check_distinct(qids: Sequence[str], path: Path, seen: dict[str, Path]) -> None:
@@ -308,20 +253,3 @@ def check_distinct(qids: Sequence[str], path: Path, seen: dict[str, Path]) -> No
                 f"query {qid!r} is in {seen[qid]} and in {path}; give the queries of each split ids of their own"
             )
         seen[qid] = path
-
-
-def retrieve(
-    *,
-    settings: RetrieveSettings,
-    gpu: int,
-    passages: list[Path],
-    queries: Path,
-    index: list[Path] | None,
-    out: Path,
-) -> None:
-    """Rank the whole corpus for each query by the inner product of their vectors (section 4.3) and keep the top.
-
-    Exact without `index`. With it, what it is and its recall go into the metadata of `out`. Memory: as `search_files`.
-    """
-    tables, about = search_files(passages, [queries], settings.depth, index or [], settings.index_parameters, gpu)
-    write_table(pa.concat_tables([SCHEMAS["ranked"].empty_table(), *tables]), out, "ranked", about=about)

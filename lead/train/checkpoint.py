@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lead.artifacts import atomic_folder, check_folder
+from lead.artifacts import check_folder
+from lead.atomic import atomic_folder
 from lead.errors import LeadError
 
 log = logging.getLogger("lead")

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lead.artifacts import atomic_file, check_folder
+from lead.artifacts import check_folder
+from lead.atomic import atomic_file
 from lead.config.schema import Train
 from lead.device import keep_freed_memory
 from lead.errors import LeadError, Preempted

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from lead.artifacts import check_replaceable, read_table
+from lead.artifacts import read_table
+from lead.atomic import check_replaceable
 from lead.config.stages import DistilSettings, TrainSettings
 from lead.device import device
 from lead.errors import LeadError

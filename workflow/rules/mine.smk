@@ -102,8 +102,8 @@ rule index:
 
 rule mine:
     input:
-        passages=one_line(lambda w: plan.vectors(w.dataset, w.run)),
-        indexes=one_line(lambda w: plan.indexes(w.dataset, w.run)),
+        passages=one_line(lambda w: plan.vectors(w.dataset, w.run, w.get("shard"))),
+        indexes=one_line(lambda w: plan.indexes(w.dataset, w.run, w.get("shard"))),
         queries=expand(
             f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.{{split}}.parquet",
             split=["train", "dev"],
@@ -117,10 +117,11 @@ rule mine:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/mine.{{run}}.tsv"
     wildcard_constraints:
+        dataset=exactly(plan.scattered(False)),
         run=one_of(plan.runs(kind="de")),
     threads: 8
     resources:
-        mem_mb=memory("mine"),
+        mem_mb=memory("search"),
         runtime=lambda w, attempt: 240 * attempt,
         gpu=1,
     params:
@@ -131,6 +132,49 @@ rule mine:
     shell:
         "lead mine --passages {input.passages:q} --queries {input.queries:q} --qrels {input.qrels:q} {params.index}"
         " --out {output:q} --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+
+
+use rule mine as mine_part with:
+    output:
+        temp(f"{RESULTS}/{{dataset}}/negatives/{{run}}/part{{shard}}.parquet"),
+    log:
+        f"{RESULTS}/{{dataset}}/logs/mine.{{run}}{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/mine.{{run}}{{shard}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs(kind="de")),
+        shard=r"\.\d+of\d+",
+    threads: 1
+    message:
+        "{wildcards.dataset}: mining hard negatives in passages{wildcards.shard} with {wildcards.run}"
+
+
+rule gather_negatives:
+    input:
+        parts=one_line(lambda w: plan.parts(w.dataset, "negatives", w.run)),
+        queries=rules.mine.input.queries,
+        qrels=rules.mine.input.qrels,
+    output:
+        f"{RESULTS}/{{dataset}}/negatives/{{run}}.parquet",
+    log:
+        f"{RESULTS}/{{dataset}}/logs/mine.{{run}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/mine.{{run}}.tsv"
+    wildcard_constraints:
+        dataset=exactly(plan.scattered(True)),
+        run=one_of(plan.runs(kind="de")),
+    threads: 1
+    resources:
+        mem_mb=memory("gather"),
+        runtime=lambda w, attempt: 120 * attempt,
+        gpu=0,
+    params:
+        settings=settings("mine"),
+    message:
+        "{wildcards.dataset}: gathering what {wildcards.run} mined in each shard"
+    shell:
+        "lead mine --parts {input.parts:q} --queries {input.queries:q} --qrels {input.qrels:q} --out {output:q}"
+        " --settings {params.settings:q} --threads {threads} --log {log:q}"
 
 
 rule denoise:

@@ -1,8 +1,8 @@
 # Ranked lists of the test queries (section 4.3): search for dual encoders, reranking for ColBERT and cross encoders.
 rule retrieve:
     input:
-        passages=one_line(lambda w: plan.vectors(w.dataset, w.run)),
-        indexes=one_line(lambda w: plan.indexes(w.dataset, w.run)),
+        passages=one_line(lambda w: plan.vectors(w.dataset, w.run, w.get("shard"))),
+        indexes=one_line(lambda w: plan.indexes(w.dataset, w.run, w.get("shard"))),
         queries=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.test.parquet",
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
@@ -11,10 +11,11 @@ rule retrieve:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/retrieve.{{run}}.tsv"
     wildcard_constraints:
+        dataset=exactly(plan.scattered(False)),
         run=one_of(plan.runs(kind="de")),
     threads: 8
     resources:
-        mem_mb=memory("retrieve"),
+        mem_mb=memory("search"),
         runtime=lambda w, attempt: 240 * attempt,
         gpu=1,
     params:
@@ -25,6 +26,49 @@ rule retrieve:
     shell:
         "lead retrieve --passages {input.passages:q} --queries {input.queries:q} {params.index} --out {output:q}"
         " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+
+
+# A corpus in shards: the lists over each are jobs of their own, and gathered.
+use rule retrieve as retrieve_part with:
+    output:
+        temp(f"{RESULTS}/{{dataset}}/runs/{{run}}/part{{shard}}.parquet"),
+    log:
+        f"{RESULTS}/{{dataset}}/logs/retrieve.{{run}}{{shard}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/retrieve.{{run}}{{shard}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.runs(kind="de")),
+        shard=r"\.\d+of\d+",
+    threads: 1
+    message:
+        "{wildcards.dataset}: searching passages{wildcards.shard} with {wildcards.run}"
+
+
+rule gather_run:
+    input:
+        parts=one_line(lambda w: plan.parts(w.dataset, "runs", w.run)),
+        queries=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.test.parquet",
+    output:
+        f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
+    log:
+        f"{RESULTS}/{{dataset}}/logs/retrieve.{{run}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/retrieve.{{run}}.tsv"
+    wildcard_constraints:
+        dataset=exactly(plan.scattered(True)),
+        run=one_of(plan.runs(kind="de")),
+    threads: 1
+    resources:
+        mem_mb=memory("gather"),
+        runtime=lambda w, attempt: 120 * attempt,
+        gpu=0,
+    params:
+        settings=settings("retrieve"),
+    message:
+        "{wildcards.dataset}: gathering what {wildcards.run} found in each shard"
+    shell:
+        "lead retrieve --parts {input.parts:q} --queries {input.queries:q} --out {output:q}"
+        " --settings {params.settings:q} --threads {threads} --log {log:q}"
 
 
 rule rerank:

@@ -1,0 +1,131 @@
+"""Ranked lists of a dual encoder (eq. 1, section 4.3), from a whole corpus or gathered from those of its shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from lead.artifacts import ABOUT, TableFile, open_table, write_lists
+from lead.config.stages import RetrieveSettings
+from lead.errors import LeadError
+from lead.provenance import gathering
+from lead.retrieval import search
+from lead.retrieval.search import alphabetical, ranked_table, ranks, read_ids, search_file
+
+
+def retrieve(
+    *,
+    settings: RetrieveSettings,
+    gpu: int,
+    passages: list[Path] | None,
+    queries: Path,
+    index: list[Path] | None,
+    parts: list[Path] | None,
+    out: Path,
+) -> None:
+    """Rank the passages for each query by the inner product of their vectors (eq. 1) and keep the top.
+
+    Exact without `index`. With it, what it is and its recall go into the metadata of `out`. `parts`: the lists of the
+    same queries in all shards of a corpus, to be gathered instead. Memory: as `lists`.
+    """
+    tables, about = lists(passages, index, parts, [queries], settings.depth, settings.index_parameters, gpu)
+    with gathering(parts or []):
+        write_lists(tables, out, about)
+
+
+def lists(
+    passages: Sequence[Path] | None,
+    indexes: Sequence[Path] | None,
+    parts: Sequence[Path] | None,
+    queries: Sequence[Path],
+    depth: int,
+    parameters: str | None,
+    gpu: int,
+) -> tuple[Iterator[pa.Table], dict[str, Any] | None]:
+    """Search all shards `passages`, or gather the `parts` that were found in each, as if the corpus were one.
+
+    Returns `ranked` tables, one for each batch of queries, and what is known of approximate `indexes`. Scores are exact
+    and ties go by id, so the number of shards does not matter. Memory: as `search_file`, and 24 bytes a passage on a
+    list of each shard; of parts, one batch at a time.
+
+    Raises LeadError when shards hold the same passage, or parts lists of other queries.
+    """
+    if bool(passages) == bool(parts):
+        raise LeadError("give --passages to search them, or --parts to gather what was found in the shards of a corpus")
+    if parts:
+        files = [open_table(path, "ranked") for path in parts]
+        told = [json.loads((file.schema_arrow.metadata or {}).get(ABOUT.encode(), "null")) for file in files]
+        return joined([groups(file, queries) for file in files], queries, depth), mean(told)
+    assert passages
+    if indexes and len(indexes) != len(passages):
+        raise LeadError(f"--index: {len(indexes)} indexes for {len(passages)} files of --passages; give one for each")
+    of_each = zip_longest(passages, indexes or [])
+    searches = (search_file(path, queries, depth, index, parameters, gpu) for path, index in of_each)
+    if len(passages) == 1:
+        return next(searches)
+    found, told = zip(*((list(tables), about) for tables, about in searches), strict=True)  # one shard at a time
+    return joined(found, queries, depth), mean(told)
+
+
+def groups(file: TableFile, queries: Sequence[Path]) -> Iterator[pa.Table]:
+    """The row groups of lists, each those of a batch of `queries`. Raises LeadError where there are more or fewer."""
+    if file.num_row_groups != len(batches(queries)):
+        raise LeadError(f"{file.path} holds lists of other queries than {queries[0]}; make it again")
+    return map(file.group, range(file.num_row_groups))
+
+
+def batches(queries: Sequence[Path]) -> list[pa.Array]:
+    """The ids of the queries that `search_file` searches for together."""
+    ids = map(read_ids, queries)
+    return [of_file.slice(start, search.BATCH) for of_file in ids for start in range(0, len(of_file), search.BATCH)]
+
+
+def joined(found: Sequence[Iterable[pa.Table]], queries: Sequence[Path], depth: int) -> Iterator[pa.Table]:
+    """The lists over a corpus from those `found` in each of its shards: a table for every batch of queries."""
+    of_batches = zip(batches(queries), *found, strict=True)
+    for qids, *tables in tqdm(of_batches, desc="gather", unit="batch", disable=None):
+        yield merged(pa.concat_tables(tables), qids, depth)
+
+
+def merged(found: pa.Table, qids: pa.Array, depth: int) -> pa.Table:
+    """The best `depth` for each of `qids` in `found`, a `ranked` table whose rows may come in any order.
+
+    Raises LeadError when it holds a list of another query, or one with a passage twice.
+    """
+    query = np.asarray(pc.index_in(found["qid"], value_set=qids).fill_null(-1))
+    if len(query) and query.min() < 0:
+        raise LeadError("parts hold lists of other queries; make them again")
+    scores, rows = found["score"].to_numpy(), np.argsort(query, kind="stable")
+    kept = [np.empty(0, np.int64)]  # what may be on a list, with all that ties at its end: little is left to be sorted
+    for low, high in pairwise(np.searchsorted(query[rows], np.arange(len(qids) + 1))):
+        of_query = rows[low:high]
+        if len(of_query) > depth:
+            least = np.partition(scores[of_query], len(of_query) - depth)[len(of_query) - depth]
+            of_query = of_query[scores[of_query] >= least]
+        kept.append(of_query)
+    rows = np.concatenate(kept)
+    pids, query = found["pid"].take(pa.array(rows)).combine_chunks(), query[rows].astype(np.int64)
+    codes = pids.dictionary_encode()
+    if len(np.unique(query * len(codes.dictionary) + codes.indices.to_numpy())) < len(rows):
+        raise LeadError("two shards, or their parts, hold a passage twice; encode the shards again")
+    order = np.lexsort((alphabetical(pids), -scores[rows], query))
+    order = order[ranks(query[order]) <= depth]
+    return ranked_table(qids, pids, query[order], order, scores[rows[order]])
+
+
+def mean(told: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What searches of the shards tell of approximate indexes, with the mean of their recalls; None when exact."""
+    parts = [about for about in told if about is not None]
+    if not parts:
+        return None
+    recalls = {c: [part["recall"][c] for part in parts if part["recall"][c] is not None] for c in parts[0]["recall"]}
+    means = {c: round(float(np.mean(of_parts)), 4) if of_parts else None for c, of_parts in recalls.items()}
+    return {**parts[0], "recall": means, "parts": len(parts)}
