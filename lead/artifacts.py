@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from lead.atomic import atomic_file
 from lead.errors import LeadError
@@ -198,14 +196,6 @@ def shard_rows(n: int, shard: str | None) -> tuple[int, int]:
     if i > of:
         raise LeadError(f"settings.shard: '{shard}' is not one of {of} shards")
     return (i - 1) * n // of, i * n // of
-
-
-def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
-    """Strings of these rows. Arrow's own `take` joins all chunks first, which copies, and fails above 2 GB of text."""
-    starts, wanted = np.cumsum([0, *map(len, column.chunks)]), np.asarray(rows, dtype=np.int64)
-    chunks = np.searchsorted(starts, wanted, side="right") - 1
-    places = zip(chunks.tolist(), (wanted - starts[chunks]).tolist(), strict=True)
-    return [column.chunk(chunk)[row].as_py() for chunk, row in places]
 
 
 def _sum(value: Any) -> str:

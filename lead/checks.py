@@ -10,7 +10,7 @@ from lead.config.experiments import UNTRAINED
 from lead.config.schema import Settings
 from lead.errors import LeadError
 from lead.layers import check_layers
-from lead.models.reference import pretrained_layers, vector_width, vocabulary_sum
+from lead.models.reference import check_hub, pretrained_layers, vector_width, vocabulary_sum
 from lead.rows import TRAINING, split_seed
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
         try:
             if row.init is not None:
                 pretrained_layers(s.models[row.init])
+                if not os.path.exists(plan.model(dataset, name)):
+                    check_hub(s.models[row.init].reference)
         except LeadError as e:
             raise LeadError(f"{where}: {e}") from None
         if row.method == "lead" and s.distil.joint != (split_seed(name)[0] in plan.joint()):

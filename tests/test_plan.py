@@ -178,10 +178,6 @@ def test_kept_layers_that_the_model_does_not_have_are_refused(folder: Path) -> N
     assert "layers" in message and "1..4" in message
 
 
-def test_a_model_of_the_hub_is_not_asked_for(folder: Path) -> None:
-    plan(folder, models={"student": {"reference": "hub:some/name", "layers": None}}).check("tiny", "lead_cb")
-
-
 def test_reranking_needs_a_list_that_is_not_reranked(folder: Path) -> None:
     for name in ("teacher_cb", "nobody"):
         message = refusal(lambda name=name: plan(folder, retrieval={"rerank_from": name}).check("tiny", "teacher_cb"))

@@ -209,7 +209,8 @@ def test_targets_are_as_many_seeds_as_are_wanted_and_those_that_are_there(
     assert "'bm25' is no run of it with seeds" in refusal(lambda: plan(folder).targets("tiny"))
 
 
-def test_gpus_that_cannot_share_a_batch_are_refused_before_any_work() -> None:
+def test_gpus_that_cannot_share_a_batch_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the paper's models could be downloaded
     made = Plan(load("config/config.yaml"))
     for gpus in (0, 1, 2, 8, 16, None):
         made.check_target("results/mspas/lead_ce.json", gpus)

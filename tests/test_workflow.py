@@ -36,8 +36,8 @@ def sized(path: Path, mb: float) -> str:
 
 def test_memory_grows_with_the_inputs_the_attempt_and_the_ranks(memory: Any, tmp_path: Path) -> None:
     corpus, negatives = sized(tmp_path / "corpus", 100), sized(tmp_path / "negatives", 10)
-    assert memory("train", corpus=corpus, negatives=negatives) == 3 * (5000 + 5 * 100 + 14 * 10)
-    assert memory("train", 2, corpus=corpus, negatives=negatives) == 2 * 3 * (5000 + 5 * 100 + 14 * 10)
+    assert memory("train", corpus=corpus, negatives=negatives) == 3 * (5000 + 0.4 * 100 + 14 * 10)
+    assert memory("train", 2, corpus=corpus, negatives=negatives) == 2 * 3 * (5000 + 0.4 * 100 + 14 * 10)
     assert memory("encode_passages", texts=corpus) == 4000 + 30 * 100 / 4  # of one shard
     assert memory("encode_queries", texts=corpus) == 4000 + 130 * 100
     assert memory("tables") == 4000

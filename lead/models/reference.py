@@ -16,6 +16,7 @@ from typing import Any
 from lead.config.schema import ModelRef
 from lead.errors import LeadError
 
+WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer")  # keys of config.json, by architecture
 
 
@@ -45,6 +46,21 @@ def local_weights(reference: str) -> Path | None:
         return None
     files = (Path(resolve(reference)) / name for name in ("model.safetensors", "pytorch_model.bin"))
     return next((file for file in files if file.is_file()), None)
+
+
+def check_hub(reference: str) -> None:
+    """Refuse a model of the hub that is neither on this machine nor may be asked for. Raises LeadError."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if not reference.startswith("hub:") or not constants.HF_HUB_OFFLINE:
+        return
+    name = resolve(reference)
+    found = {file for file in ("config.json", *WEIGHTS) if isinstance(try_to_load_from_cache(name, file), str)}
+    if "config.json" not in found or len(found) < 2:
+        raise LeadError(
+            f"models: '{reference}' is not in {constants.HF_HUB_CACHE}, and the hub cannot be asked "
+            f"(HF_HUB_OFFLINE=1); where there is a network: hf download {name} (HF_HOME says where it goes)"
+        )
 
 
 @cache

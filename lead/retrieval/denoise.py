@@ -12,6 +12,7 @@ import torch
 
 from lead.artifacts import read_table, write_table
 from lead.config.stages import DenoiseSettings
+from lead.data.texts import mapped
 from lead.device import device
 from lead.errors import LeadError
 from lead.models.pile import Pile
@@ -45,7 +46,7 @@ def denoise(
         raise LeadError(f"{model} is a dual encoder; negatives are denoised by a cross encoder or a ColBERT")
     judge.to(device(gpu)).eval()
     asked = pa.concat_tables(read_table(path, "queries") for path in queries)
-    passages = read_table(corpus, "corpus")
+    passages = mapped(corpus, out.with_name(f".{out.name}.corpus.tmp"))
     mined = read_table(negatives, "ranked")
     mined = mined.filter(pc.less_equal(mined["rank"], settings.depth))
     known = known_positives(qrels, settings.relevance)

@@ -13,8 +13,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lead.artifacts import read_table, take_texts, write_table
+from lead.artifacts import read_table, write_table
 from lead.config.stages import DenoiseSettings, RerankSettings
+from lead.data.texts import mapped, take_texts
 from lead.device import device
 from lead.errors import LeadError
 from lead.models.cross import CrossEncoder
@@ -42,9 +43,8 @@ def rerank(
 ) -> None:
     """Reorder the top `rerank_depth` of each list by MaxSim or CE; passages below are dropped. Ties: smaller pid first.
 
-    ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the corpus's
-    texts, and ColBERT's token vectors of a block, of 2 T d bytes a passage: at most `BLOCK` bytes unless one list has
-    more.
+    ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the lists,
+    and ColBERT's token vectors of a block, of 2 T d bytes a passage: at most `BLOCK` bytes unless one list has more.
     """
     reranker = Pile.load(model)
     if reranker.kind == "de":
@@ -52,7 +52,7 @@ def rerank(
     reranker.to(device(gpu)).eval()
     lists = read_table(ranked, "ranked")
     lists = lists.filter(pc.less_equal(lists["rank"], settings.rerank_depth))
-    passages = read_table(corpus, "corpus")
+    passages = mapped(corpus, out.with_name(f".{out.name}.corpus.tmp"))
     row = pc.index_in(lists["pid"], value_set=passages["pid"])
     asked = read_table(queries, "queries")
     query = pc.index_in(lists["qid"], value_set=asked["qid"])

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from lead.artifacts import read_table, take_texts
+from lead.artifacts import read_table
+from lead.data.texts import take_texts
 from lead.errors import LeadError
 from lead.models.features import Candidates, mask_columns
 

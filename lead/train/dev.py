@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from lead.artifacts import take_texts
+from lead.data.texts import take_texts
 from lead.models.cross import CrossEncoder
 from lead.models.features import mask_columns
 from lead.models.micro import MicroEncoder

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from lead.artifacts import read_table
 from lead.atomic import check_replaceable
 from lead.config.stages import DistilSettings, TrainSettings
+from lead.data.texts import mapped
 from lead.device import device
 from lead.errors import LeadError
 from lead.layers import check_layers
@@ -26,7 +26,7 @@ from lead.seal import identity
 from lead.train.adore import AdoreStep, Index
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
-from lead.train.exchange import join_ranks
+from lead.train.exchange import Exchange, join_ranks
 from lead.train.fd import FdStep
 from lead.train.loop import Loop
 from lead.train.step import DistilStep, LeadStep, Step
@@ -154,7 +154,8 @@ def _loop(
     corpus, queries, qrels, dev_queries, dev_qrels, negatives = files[:6]
     assert corpus and queries and qrels and dev_queries and dev_qrels
     train, relevance = settings.train, settings.relevance
-    passages = read_table(corpus, "corpus")
+    exchange = Exchange.here()
+    passages = mapped(corpus, state / "corpus.arrow", exchange.rank == 0, exchange.wait)
     judged = Queries(passages["pid"], queries, qrels, negatives, relevance, train.negatives_depth)
     drawn = 0 if index else train.negatives
     data = TrainingData(passages, judged, train.batch_size, drawn, settings.seed, settings.generation)

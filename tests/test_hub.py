@@ -1,0 +1,42 @@
+"""Models of the hub: never asked for by the plan, refused before any work when they cannot be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dag.project import empty_project, refusal
+
+from lead.config.load import load
+from lead.plan import Plan
+
+
+def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    folder = empty_project(tmp_path / "project")
+
+    def check(name: str) -> None:
+        settings = {"models": {"student": {"reference": f"hub:some/{name}", "layers": None}}}
+        Plan(load(folder / "config.yaml", {"settings": settings})).check("tiny", "lead_cb")
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    check("online")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    kept = tmp_path / "hub" / "models--some--kept"
+    (kept / "snapshots" / "abc").mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    (kept / "snapshots" / "abc" / "config.json").write_text("{}")
+    for name in ("offline", "kept"):  # the second without its weights
+        says = refusal(lambda name=name: check(name))
+        assert "run 'student' on 'tiny': models: 'hub:some/" in says and f"hf download some/{name}" in says
+    (kept / "snapshots" / "abc" / "model.safetensors").write_text("")
+    check("kept")
+    trained = folder.parent / "all results/tiny/models/student"
+    monkeypatch.chdir(folder.parent)
+    trained.mkdir(parents=True)
+    check("trained")  # nobody needs the weights any more

@@ -1,0 +1,87 @@
+"""A corpus's texts are mapped from a file: the same table, hardly any memory, and nothing left on the disk."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from dag.project import refusal
+
+from lead.artifacts import read_table, write_table
+from lead.data.texts import mapped, take_texts
+
+
+def corpus(path: Path, n: int = 3000) -> Path:
+    pids = [f"p{i}" for i in range(n)]
+    write_table(
+        pa.table({"pid": pids, "text": [f"{i} é " * 1000 for i in range(n)]}), path, "corpus", row_group_size=700
+    )
+    return path
+
+
+def test_the_table_is_the_same_takes_no_memory_and_leaves_no_file(tmp_path: Path) -> None:
+    path = corpus(tmp_path / "corpus.parquet")
+    before = pa.total_allocated_bytes()
+    table = mapped(path, tmp_path / "deep" / "texts.arrow")
+    assert table.nbytes > 20e6 and pa.total_allocated_bytes() - before < 1e6
+    assert list((tmp_path / "deep").iterdir()) == []
+    assert table.equals(read_table(path, "corpus"))
+    assert take_texts(table["text"], [2999, 0]) == ["2999 é " * 1000, "0 é " * 1000]
+
+
+def test_ranks_share_one_copy_and_wait_for_it(tmp_path: Path) -> None:
+    """Two ranks as threads: the second comes first, and maps what the first one writes."""
+    path, barrier, tables = corpus(tmp_path / "corpus.parquet"), threading.Barrier(2), {}
+
+    def rank(number: int) -> None:
+        tables[number] = mapped(path, tmp_path / "texts.arrow", number == 0, lambda: barrier.wait() and None)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in (1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert tables[0].equals(tables[1]) and tables[0].equals(read_table(path, "corpus"))
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus.parquet"]
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "texts.arrow").write_bytes(b"half")
+    assert len(mapped(corpus(tmp_path / "corpus.parquet", 10), tmp_path / "texts.arrow")) == 10
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus.parquet"]
+
+
+def test_damage_and_a_full_disk_are_one_line_and_leave_nothing(tmp_path: Path) -> None:
+    path = corpus(tmp_path / "corpus.parquet")
+    process = multiprocessing.get_context("spawn").Process(
+        target=_with_little_room, args=(path, tmp_path / "texts.arrow")
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    whole = path.read_bytes()
+    path.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    assert "corpus.parquet is damaged" in refusal(lambda: mapped(path, tmp_path / "texts.arrow"))
+    assert [p.name for p in tmp_path.iterdir()] == ["corpus.parquet"]
+
+
+def _with_little_room(path: Path, file: Path) -> None:
+    """In a process that may write a megabyte a file, which is like a disk with no more room."""
+    import resource
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+    said = refusal(lambda: mapped(path, file))
+    assert said.startswith(f"cannot write {file}: ") and not file.exists(), said
+
+
+@pytest.mark.parametrize("column", ["pid", "text"])
+def test_a_place_without_a_value_is_refused(tmp_path: Path, column: str) -> None:
+    table = pa.table({"pid": pa.array(["a", "b"]), "text": pa.array(["x", "y"])})
+    table = table.set_column(table.column_names.index(column), column, pa.array(["z", None]))
+    write_table(table, tmp_path / "corpus.parquet", "corpus")
+    assert f"column '{column}' is empty" in refusal(lambda: mapped(tmp_path / "corpus.parquet", tmp_path / "t"))
