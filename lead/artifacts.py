@@ -8,6 +8,7 @@ its final place, flushed to disk, and renamed. The schema of each table is in `S
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -108,6 +109,8 @@ def _reading(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
     except (OSError, ValueError, pa.ArrowException) as e:
+        if getattr(e, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise LeadError(f"{path} cannot be opened beside so many others; allow more (ulimit -n)") from e
         reason = str(e).splitlines()[0]
         raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
 

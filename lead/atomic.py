@@ -107,6 +107,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def scratch_file(path: str | Path) -> Iterator[Path]:
+    """A file with a name of its own beside `path`, gone when the block ends; what killed processes left goes before."""
+    path = Path(path)
+    with _one_line(path), _beside(path, folder=False) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path` that replaces it, with a manifest of checksums, when the block succeeds.
 

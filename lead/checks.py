@@ -64,11 +64,20 @@ def _check_lists(plan: Plan, dataset: str, run: str) -> None:
 
 
 def check_grant(plan: Plan, dataset: str, run: str, granted: int) -> None:
-    """Refuse a number of GPUs that a training yet to be done for a run cannot share its batch between. LeadError."""
+    """Refuse a number of GPUs that a training yet to be done for a run cannot share its batch between. LeadError.
+
+    `distil.layer_weights: batch` needs all of the batch in one place.
+    """
     ranks = min(granted, plan.gpus(dataset))
     trained = [name for name in plan.ancestors(run) if plan.rows[name].method in TRAINING]
     sizes = {n: plan.resolve(dataset, n).train.batch_size for n in trained if not Path(plan.model(dataset, n)).exists()}
     for name, size in sizes.items():
+        weights = plan.resolve(dataset, name).distil.layer_weights
+        if ranks > 1 and plan.rows[name].method == "lead" and weights == "batch":
+            raise LeadError(
+                f"--resources gpu={granted}: run '{name}' on '{dataset}': distil.layer_weights: batch is not shared "
+                "between GPUs; grant 1, or use per_query"
+            )
         if ranks > 1 and size % ranks:
             fitting = [str(n) for n in range(1, plan.gpus(dataset) + 1) if not any(b % n for b in sizes.values())]
             raise LeadError(

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,19 +44,29 @@ def current() -> Record | None:
 def gathering(parts: Sequence[Path]) -> Iterator[None]:
     """What is written inside the block was made from what `parts` were made from: they are deleted once it is there.
 
-    Raises LeadError for a part that another stage made, or the same one with other settings.
+    Raises LeadError for a part that another stage made, or the same one with other settings or inputs, and where the
+    parts of some shards are missing.
     """
     record = current()
-    if record is None:
+    if record is None or not parts:
         yield
         return
-    inputs = dict(record["inputs"])
+    inputs = {given: sum_ for given, sum_ in record["inputs"].items() if given not in set(map(str, parts))}
+    made = record["code"]
     for part in parts:
         of = record_of(part) or {}
         if any(of.get(key) != record[key] for key in ("stage", "settings")):
             raise LeadError(f"{part} was made with other settings, or is no part of it; make it again")
-        inputs = {given: sum_ for given, sum_ in inputs.items() if given != str(part)} | of["inputs"]
-    with made_by({**record, "inputs": inputs}):
+        for given, sum_ in of["inputs"].items():
+            if inputs.setdefault(given, sum_) != sum_:
+                raise LeadError(f"{part} was made from another {given} than the rest; make it again")
+        made = of["code"] if of["code"] != record["code"] else made  # `lead verify` is to know
+    shards = [match for given in inputs if (match := re.search(r"\.(\d+)of(\d+)\.parquet$", given))]
+    for missing in {i for m in shards for i in range(1, int(m[2]) + 1)} - {int(m[1]) for m in shards}:
+        raise LeadError(
+            f"--parts: the part of shard {missing} of {shards[0][2]} is missing; give the parts of all shards"
+        )
+    with made_by({**record, "inputs": inputs, "code": made}):
         yield
 
 
@@ -109,13 +120,13 @@ def record_of(path: Path) -> Record | None:
     if path.is_dir():
         file = path / FILE
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    elif path.suffix == ".parquet":
+    elif path.suffix == ".json":
+        found = json.loads(path.read_text(encoding="utf-8")).get("provenance")
+    else:
         import pyarrow.parquet as pq
 
         text = (pq.read_metadata(path).metadata or {}).get(KEY.encode())
         found = None if text is None else json.loads(text)
-    else:
-        found = json.loads(path.read_text(encoding="utf-8")).get("provenance")
     return found if isinstance(found, dict) else None
 
 

@@ -31,6 +31,7 @@ def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refus
     (kept / "refs").mkdir()
     (kept / "refs" / "main").write_text("abc")
     (kept / "snapshots" / "abc" / "config.json").write_text("{}")
+    (kept / "snapshots" / "abc" / "tokenizer.json").write_text("{}")
     for name in ("offline", "kept"):  # the second without its weights
         says = refusal(lambda name=name: check(name))
         assert "run 'student' on 'tiny': models: 'hub:some/" in says and f"hf download some/{name}" in says
@@ -40,3 +41,11 @@ def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refus
     monkeypatch.chdir(folder.parent)
     trained.mkdir(parents=True)
     check("trained")  # nobody needs the weights any more
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "a/b@main", "https://huggingface.co/a/b"])
+def test_what_is_no_name_on_the_hub_is_one_line(tmp_path: Path, name: str) -> None:
+    folder = empty_project(tmp_path / "project")
+    settings = {"models": {"student": {"reference": f"hub:{name}", "layers": None}}}
+    says = refusal(lambda: Plan(load(folder / "config.yaml", {"settings": settings})).check("tiny", "lead_cb"))
+    assert f"models: 'hub:{name}' is no name of a model" in says

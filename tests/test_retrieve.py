@@ -14,7 +14,7 @@ from dag.project import refusal
 from lead.artifacts import SCHEMAS, open_table, read_table, write_lists, write_table
 from lead.cli import main
 from lead.config.stages import MineSettings, RetrieveSettings
-from lead.provenance import record_of
+from lead.provenance import made_by, record_of
 from lead.retrieval import search
 from lead.retrieval.mine import mine
 from lead.retrieval.retrieve import lists, merged, retrieve
@@ -155,6 +155,34 @@ def test_the_record_is_of_what_the_parts_were_made_from(tmp_path: Path, capsys: 
     record = record_of(tmp_path / "got.parquet")
     assert record is not None and (record["stage"], record["settings"]["depth"]) == ("retrieve", 5)
     assert set(record["inputs"]) == {str(path) for path in (*made.shards, made.queries[0])}
-    assert main([*common, "{depth: 6}", *parts, "--out", str(tmp_path / "deeper.parquet")]) == 1
-    assert "part.0.parquet was made with other settings" in capsys.readouterr().err
-    assert not (tmp_path / "deeper.parquet").exists()
+
+    def refused(says: str, *arguments: str, depth: int = 5) -> None:
+        out = str(tmp_path / "refused.parquet")
+        assert main([*common, f"{{depth: {depth}}}", *arguments, "--out", out]) == 1 and not Path(out).exists()
+        assert says in capsys.readouterr().err
+
+    refused("part.0.parquet was made with other settings", *parts, depth=6)
+    refused("--index goes with --passages", *parts, "--index", str(made.whole))
+    # one part of two, by the names of the shards; the other one, of other queries
+    named = [tmp_path / f"passages.{n}of2.parquet" for n in (1, 2)]
+    for n, (shard, name) in enumerate(zip(made.shards, named, strict=True)):
+        shard.rename(name)
+        out = ["--out", str(tmp_path / f"part.{n}.pq")]  # whatever its name
+        assert main([*common, "{depth: 5}", "--passages", str(name), *out]) == 0
+        if n == 0:
+            refused("the part of shard 2 of 2 is missing", "--parts", str(tmp_path / "part.0.pq"))
+            ids, vectors = search.read_vectors(made.queries[0])
+            write_vectors(ids, -vectors, made.queries[0])
+    both = ["--parts", str(tmp_path / "part.0.pq"), str(tmp_path / "part.1.pq")]
+    refused(f"part.0.pq was made from another {made.queries[0]} than the rest", *both)
+
+
+def test_the_record_tells_of_a_part_that_other_code_made(tmp_path: Path) -> None:
+    made = Sharded(tmp_path, [30])
+    record = {"stage": "retrieve", "settings": {}, "inputs": {}, "code": "old"}
+    for n, code in enumerate(("old", "new")):
+        with made_by({**record, "code": code}):
+            made.retrieve(f"part.{n}.parquet", 5, [made.shards[n]])
+    with made_by({**record, "code": "new"}):
+        got = record_of(made.retrieve("got.parquet", 5, parts=[tmp_path / f"part.{n}.parquet" for n in (0, 1)]))
+    assert got is not None and got["code"] == "old"

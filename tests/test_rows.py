@@ -219,6 +219,11 @@ def test_gpus_that_cannot_share_a_batch_are_refused_before_any_work(monkeypatch:
     says = refusal(lambda: made.check_target("results/mspas/lead_ce.json", 5))
     assert says.startswith("--resources gpu=5: run 'lead_ce' on 'mspas' cannot share its batch of 16")
     assert says.endswith("grant 1, 2, 4, 8")
+    made = Plan(load("config/config.yaml", {"settings": {"distil": {"layer_weights": "batch"}}}))
+    made.check_target("results/mspas/lead_cb.json", 1)
+    made.check_target("results/mspas/rd_cb.json", 2)
+    says = refusal(lambda: made.check_target("results/mspas/lead_cb.json", 2))
+    assert "run 'lead_cb' on 'mspas': distil.layer_weights: batch is not shared between GPUs" in says
 
 
 def test_maps_over_the_tokens_of_different_tokenizers_are_refused(folder: Path) -> None:

@@ -261,7 +261,7 @@ class Dataset(Strict):
     preset: Name = Field("paper", description="a file of config/presets/")
     expect: Expect = Expect()
     shards: Annotated[int, Field(ge=1, le=9999)] = Field(
-        1, description="parts that the corpus is encoded in, each a job; several share tokens"
+        1, description="parts that the corpus is encoded, mined and searched in, each a job; several share tokens"
     )
     gpus: PositiveInt = Field(1, description="GPUs that a job that trains asks for; it uses those it is granted")
     given: str | None = Field(

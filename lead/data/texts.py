@@ -2,40 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lead.artifacts import SCHEMAS, open_table, whole
+from lead.atomic import scratch_file
 from lead.errors import LeadError
 
 
-def mapped(corpus: Path, file: Path, first: bool = True, wait: Callable[[], None] = lambda: None) -> pa.Table:
-    """A corpus whose ids and texts stay on disk: uncompressed in `file`, which is gone when nobody reads it any more.
+class Ranks(Protocol):
+    """What ranks must do together to share a file: lead.train.exchange.Exchange."""
 
-    Several ranks share one copy: the `first` writes it, `wait` returns when all of them are there. Memory: what the
-    system keeps of the file, which it can drop at any time; one row group while it is written. Raises LeadError for a
-    damaged corpus and a full disk.
+    rank: int
+
+    def told(self, text: str) -> str:
+        """The first rank's `text`."""
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+
+
+def mapped(corpus: Path, beside: Path, ranks: Ranks | None = None) -> pa.Table:
+    """A corpus whose ids and texts stay on disk: in an uncompressed file, gone when nobody reads it any more.
+
+    The file has a name of its own in the folder of `beside`; all `ranks` share the one that the first of them writes.
+    Memory: what the system keeps of it, which it can drop at any time; one row group while it is written. Raises
+    LeadError for a damaged corpus, and where nothing can be written or mapped.
     """
-    if first:
-        table = open_table(corpus, "corpus")
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        name = ""
+        if ranks is None or ranks.rank == 0:
+            file = stack.enter_context(scratch_file(beside))  # what is mapped stays when its name has gone
+            _write(corpus, file)
+            name = str(file)
+        name = name if ranks is None else ranks.told(name)
         try:
-            with pa.ipc.new_file(file, SCHEMAS["corpus"]) as writer:
-                for group in range(table.num_row_groups):
-                    writer.write_table(whole(table.group(group), corpus).replace_schema_metadata())
-        except (OSError, LeadError) as e:
-            file.unlink(missing_ok=True)
-            raise e if isinstance(e, LeadError) else LeadError(f"cannot write {file}: {e.strerror or e}") from e
-    wait()
-    found = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-    wait()
-    if first:
-        file.unlink()  # what is mapped stays until the last process has ended
+            found = pa.ipc.open_file(pa.memory_map(name)).read_all()
+        except (OSError, pa.ArrowException) as e:
+            raise LeadError(f"cannot map {name}: {str(e).splitlines()[0]}") from e
+        if ranks is not None:
+            ranks.wait()
     return found
+
+
+def _write(corpus: Path, file: Path) -> None:
+    table = open_table(corpus, "corpus")
+    with pa.ipc.new_file(file, SCHEMAS["corpus"]) as writer:
+        for group in range(table.num_row_groups):
+            writer.write_table(whole(table.group(group), corpus).replace_schema_metadata())
 
 
 def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:

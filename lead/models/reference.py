@@ -16,7 +16,11 @@ from typing import Any
 from lead.config.schema import ModelRef
 from lead.errors import LeadError
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+NEEDED = (  # of a model on the hub: one of each
+    ("config.json",),
+    ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
+    ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
+)
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer")  # keys of config.json, by architecture
 
 
@@ -49,14 +53,21 @@ def local_weights(reference: str) -> Path | None:
 
 
 def check_hub(reference: str) -> None:
-    """Refuse a model of the hub that is neither on this machine nor may be asked for. Raises LeadError."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    """Refuse what is no name on the hub, and a model that is not on this machine while the hub cannot be asked.
 
-    if not reference.startswith("hub:") or not constants.HF_HUB_OFFLINE:
+    Other references pass. Raises LeadError.
+    """
+    if not reference.startswith("hub:"):
         return
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     name = resolve(reference)
-    found = {file for file in ("config.json", *WEIGHTS) if isinstance(try_to_load_from_cache(name, file), str)}
-    if "config.json" not in found or len(found) < 2:
+    try:
+        here = all(any(isinstance(try_to_load_from_cache(name, f), str) for f in any_of) for any_of in NEEDED)
+    except HFValidationError as e:
+        raise LeadError(f"models: '{reference}' is no name of a model: {' '.join(str(e).split())}") from None
+    if not here and constants.HF_HUB_OFFLINE:
         raise LeadError(
             f"models: '{reference}' is not in {constants.HF_HUB_CACHE}, and the hub cannot be asked "
             f"(HF_HUB_OFFLINE=1); where there is a network: hf download {name} (HF_HOME says where it goes)"

@@ -46,7 +46,7 @@ def denoise(
         raise LeadError(f"{model} is a dual encoder; negatives are denoised by a cross encoder or a ColBERT")
     judge.to(device(gpu)).eval()
     asked = pa.concat_tables(read_table(path, "queries") for path in queries)
-    passages = mapped(corpus, out.with_name(f".{out.name}.corpus.tmp"))
+    passages = mapped(corpus, out.with_name(f"{out.name}.corpus.arrow"))
     mined = read_table(negatives, "ranked")
     mined = mined.filter(pc.less_equal(mined["rank"], settings.depth))
     known = known_positives(qrels, settings.relevance)

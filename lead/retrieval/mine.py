@@ -38,6 +38,8 @@ def drop_positives(ranked: pa.Table, positives: pa.Table, depth: int) -> pa.Tabl
     The order within each query is kept; rows of a query must be neighbours, best first. Ids are compared as strings: an
     integer column raises an error instead of matching nothing.
     """
+    # of all positives those of a few queries: looking each up for every batch would take longer than the search
+    positives = positives.filter(pc.is_in(positives["qid"], value_set=pc.unique(ranked["qid"])))
     is_positive = np.isin(_pairs(ranked, positives), _pairs(positives, positives))
     kept = ranked.filter(pa.array(~is_positive))
     rank = ranks(_codes(kept["qid"], pc.unique(kept["qid"])))

@@ -52,7 +52,7 @@ def rerank(
     reranker.to(device(gpu)).eval()
     lists = read_table(ranked, "ranked")
     lists = lists.filter(pc.less_equal(lists["rank"], settings.rerank_depth))
-    passages = mapped(corpus, out.with_name(f".{out.name}.corpus.tmp"))
+    passages = mapped(corpus, out.with_name(f"{out.name}.corpus.arrow"))
     row = pc.index_in(lists["pid"], value_set=passages["pid"])
     asked = read_table(queries, "queries")
     query = pc.index_in(lists["qid"], value_set=asked["qid"])

@@ -53,20 +53,26 @@ def lists(
     """Search all shards `passages`, or gather the `parts` that were found in each, as if the corpus were one.
 
     Returns `ranked` tables, one for each batch of queries, and what is known of approximate `indexes`. Scores are exact
-    and ties go by id, so the number of shards does not matter. Memory: as `search_file`, and 24 bytes a passage on a
-    list of each shard; of parts, one batch at a time.
+    and ties go by id: without indexes the number of shards does not matter. Memory: as `search_file`, and 16 bytes and
+    both ids a passage on a list of each shard; of parts, one batch at a time.
 
-    Raises LeadError when shards hold the same passage, or parts lists of other queries.
+    Raises LeadError when shards hold the same passage, or parts lists of other queries or a passage twice.
     """
     if bool(passages) == bool(parts):
         raise LeadError("give --passages to search them, or --parts to gather what was found in the shards of a corpus")
     if parts:
+        if indexes:
+            raise LeadError("--index goes with --passages; parts have been searched")
         files = [open_table(path, "ranked") for path in parts]
         told = [json.loads((file.schema_arrow.metadata or {}).get(ABOUT.encode(), "null")) for file in files]
         return joined([groups(file, queries) for file in files], queries, depth), mean(told)
     assert passages
     if indexes and len(indexes) != len(passages):
         raise LeadError(f"--index: {len(indexes)} indexes for {len(passages)} files of --passages; give one for each")
+    if len(passages) > 1:
+        pids = pa.concat_arrays([read_ids(path) for path in passages])
+        if pc.count_distinct(pids).as_py() != len(pids):
+            raise LeadError(f"{passages[0]} and the other --passages hold a passage twice; encode the shards again")
     of_each = zip_longest(passages, indexes or [])
     searches = (search_file(path, queries, depth, index, parameters, gpu) for path, index in of_each)
     if len(passages) == 1:
@@ -102,7 +108,7 @@ def merged(found: pa.Table, qids: pa.Array, depth: int) -> pa.Table:
     """
     query = np.asarray(pc.index_in(found["qid"], value_set=qids).fill_null(-1))
     if len(query) and query.min() < 0:
-        raise LeadError("parts hold lists of other queries; make them again")
+        raise LeadError("--parts hold lists of other queries; make them again")
     scores, rows = found["score"].to_numpy(), np.argsort(query, kind="stable")
     kept = [np.empty(0, np.int64)]  # what may be on a list, with all that ties at its end: little is left to be sorted
     for low, high in pairwise(np.searchsorted(query[rows], np.arange(len(qids) + 1))):
@@ -115,7 +121,7 @@ def merged(found: pa.Table, qids: pa.Array, depth: int) -> pa.Table:
     pids, query = found["pid"].take(pa.array(rows)).combine_chunks(), query[rows].astype(np.int64)
     codes = pids.dictionary_encode()
     if len(np.unique(query * len(codes.dictionary) + codes.indices.to_numpy())) < len(rows):
-        raise LeadError("two shards, or their parts, hold a passage twice; encode the shards again")
+        raise LeadError("two of --parts hold a passage twice; encode the shards again")
     order = np.lexsort((alphabetical(pids), -scores[rows], query))
     order = order[ranks(query[order]) <= depth]
     return ranked_table(qids, pids, query[order], order, scores[rows[order]])

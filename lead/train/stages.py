@@ -154,8 +154,7 @@ def _loop(
     corpus, queries, qrels, dev_queries, dev_qrels, negatives = files[:6]
     assert corpus and queries and qrels and dev_queries and dev_qrels
     train, relevance = settings.train, settings.relevance
-    exchange = Exchange.here()
-    passages = mapped(corpus, state / "corpus.arrow", exchange.rank == 0, exchange.wait)
+    passages = mapped(corpus, state / "corpus.arrow", Exchange.here())
     judged = Queries(passages["pid"], queries, qrels, negatives, relevance, train.negatives_depth)
     drawn = 0 if index else train.negatives
     data = TrainingData(passages, judged, train.batch_size, drawn, settings.seed, settings.generation)
