@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from collections import UserDict
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from dag.project import ROOT, empty_project, replace
 
+from lead.commands import STAGES
 from lead.config.load import load
 from lead.plan import Plan
 from lead.workflow import MEMORY, memories, option
@@ -84,3 +86,10 @@ def test_options_of_paths_with_blanks() -> None:
     assert option("start", "") == option("start", []) == option("start", None) == ""
     assert shlex.split(option("start", "a b")) == ["--start", "a b"]
     assert shlex.split(option("index", ["a b", "c"])) == ["--index", "a b", "c"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_states_what_bounds_its_memory(stage: str) -> None:
+    module, function = STAGES[stage].function.split(":")
+    about = getattr(importlib.import_module(module), function).__doc__
+    assert about is not None and "Memory" in about

@@ -57,7 +57,8 @@ def evaluate(
     """Write the result of a `ranked` list: means over judged queries with bootstrap intervals, and each query's values.
 
     A query is judged if `qrels` has a row for it. A judged query without a list counts 0, a list of a query that is not
-    judged does not count. Raises LeadError when the files do not fit each other.
+    judged does not count. Raises LeadError when the files do not fit each other. Memory: the lists
+    and judgements, and Python's dictionaries of `QUERIES` queries.
     """
     names, chosen = settings.evaluation.measures, settings.evaluation
     measures = parse_measures(names, chosen.relevance)

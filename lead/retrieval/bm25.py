@@ -137,7 +137,8 @@ def bm25(
 ) -> None:
     """Rank the test queries as a run, and the train and dev `queries` for hard negatives without any known positive.
 
-    Without `negatives` it ranks only. Raises LeadError when two files of `queries` hold the same id.
+    Without `negatives` it ranks only. Memory: `Index`, the queries and judgements, and the lists of 4,096 queries.
+    Raises LeadError when two files of `queries` hold the same id.
     """
     if (negatives is None) != (not queries) or (negatives is None) != (not qrels):
         raise LeadError("lead bm25: --queries, --qrels and --negatives go together; give all three or none")

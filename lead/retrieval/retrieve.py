@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from lead.artifacts import ABOUT, TableFile, open_table, write_lists
+from lead.artifacts import ABOUT, open_table, write_lists
 from lead.config.stages import RetrieveSettings
 from lead.errors import LeadError
 from lead.provenance import gathering
@@ -63,9 +63,12 @@ def lists(
     if parts:
         if indexes:
             raise LeadError("--index goes with --passages; parts have been searched")
-        files = [open_table(path, "ranked") for path in parts]
+        files, asked = [open_table(path, "ranked") for path in parts], batches(queries)
         told = [json.loads((file.schema_arrow.metadata or {}).get(ABOUT.encode(), "null")) for file in files]
-        return joined([groups(file, queries) for file in files], queries, depth), mean(told)
+        for file in files:
+            if file.num_row_groups != len(asked):
+                raise LeadError(f"{file.path} holds lists of other queries than {queries[0]}; make it again")
+        return joined([map(file.group, range(len(asked))) for file in files], asked, depth), mean(told)
     assert passages
     if indexes and len(indexes) != len(passages):
         raise LeadError(f"--index: {len(indexes)} indexes for {len(passages)} files of --passages; give one for each")
@@ -78,14 +81,7 @@ def lists(
     if len(passages) == 1:
         return next(searches)
     found, told = zip(*((list(tables), about) for tables, about in searches), strict=True)  # one shard at a time
-    return joined(found, queries, depth), mean(told)
-
-
-def groups(file: TableFile, queries: Sequence[Path]) -> Iterator[pa.Table]:
-    """The row groups of lists, each those of a batch of `queries`. Raises LeadError where there are more or fewer."""
-    if file.num_row_groups != len(batches(queries)):
-        raise LeadError(f"{file.path} holds lists of other queries than {queries[0]}; make it again")
-    return map(file.group, range(file.num_row_groups))
+    return joined(found, batches(queries), depth), mean(told)
 
 
 def batches(queries: Sequence[Path]) -> list[pa.Array]:
@@ -94,10 +90,10 @@ def batches(queries: Sequence[Path]) -> list[pa.Array]:
     return [of_file.slice(start, search.BATCH) for of_file in ids for start in range(0, len(of_file), search.BATCH)]
 
 
-def joined(found: Sequence[Iterable[pa.Table]], queries: Sequence[Path], depth: int) -> Iterator[pa.Table]:
-    """The lists over a corpus from those `found` in each of its shards: a table for every batch of queries."""
-    of_batches = zip(batches(queries), *found, strict=True)
-    for qids, *tables in tqdm(of_batches, desc="gather", unit="batch", disable=None):
+def joined(found: Sequence[Iterable[pa.Table]], asked: Sequence[pa.Array], depth: int) -> Iterator[pa.Table]:
+    """The lists over a corpus from those `found` in each of its shards: a table for every batch of queries `asked`."""
+    of_batches = zip(asked, *found, strict=True)
+    for qids, *tables in tqdm(of_batches, total=len(asked), desc="gather", unit="batch", disable=None):
         yield merged(pa.concat_tables(tables), qids, depth)
 
 

@@ -53,6 +53,10 @@ def train(
     """Train with hard labels alone (eqs. 10, 11), from a pretrained encoder or from a model folder.
 
     `passages`: their vectors stay as they are in these files, and only queries are learnt (ADORE).
+
+    Memory of a rank: the model with gradients and two moments (16 bytes a parameter), activations of
+    `train.micro_tokens` tokens, the ids of the corpus, 8 bytes a judgement and negative, and while these are read their
+    ids; with `passages`, `lead.train.adore.Index`. Texts are mapped (lead.data.texts).
     """
     if (settings.model is None) == (start is None):
         raise LeadError("lead train needs one of settings.model (a pretrained encoder) and --start (a model folder)")
@@ -96,7 +100,11 @@ def distil(
     state: Path,
     metrics: Path,
 ) -> None:
-    """Distil the model in `teacher` into the one in `start`; a jointly trained teacher is written to `teacher_out`."""
+    """Distil the model in `teacher` into the one in `start`; a jointly trained teacher is written to `teacher_out`.
+
+    Memory of a rank: as `train`, for both models (a frozen teacher is its parameters alone), and the scores of a
+    batch's queries for its passages at the aligned layers.
+    """
     joint = settings.method == "lead" and settings.distil.joint
     if joint != (teacher_out is not None):
         raise LeadError(
