@@ -19,7 +19,7 @@ from lead.artifacts import read_json, write_json
 
 pytestmark = pytest.mark.dag
 REPOSITORY = ["--configfile", str(ROOT / "config" / "config.yaml")]
-RUNS = ["student", "lead_ce", "fd_ce", "lead_ce_teacher", "rocketqa", "lead_ce-s2", "adore"]
+RUNS = ["student", "lead_ce", "fd_ce", "lead_ce_teacher", "lead_ce-s2", "adore"]
 EXTRA = "all results/extra"
 
 
@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collec
         f"source: {{kind: evaluation, of: tiny, test: {test}}}\nsettings: {{evaluation: {{measures: ['nDCG@10']}}}}\n"
     )
     succeed(folder, "--", f"{RESULTS}/tables/all.md", f"{EXTRA}/student.json", f"{EXTRA}/lead_ce_teacher.json",
-            f"{EXTRA}/bm25.json")  # fmt: skip
+            f"{EXTRA}/bm25.json", f"{RESULTS}/models/rocketqa")  # fmt: skip
     return folder
 
 
@@ -122,6 +122,8 @@ def test_denoised_negatives_are_fewer(made: Path) -> None:
     folder = made / RESULTS / "negatives"
     all_of_them, kept = (pq.read_table(folder / f"{n}.parquet") for n in ("miner", "miner.teacher_ce"))
     assert 0 < kept.num_rows < all_of_them.num_rows
+    made_by = json.loads((made / RESULTS / "models/rocketqa/made_by.json").read_text())
+    assert f"{RESULTS}/negatives/miner.teacher_ce.parquet" in made_by["inputs"]
 
 
 def test_adore_searches_the_passages_that_it_was_trained_against(made: Path) -> None:
