@@ -154,6 +154,14 @@ def test_mining_goes_through_the_same_index(tmp_path: Path, folder: Path) -> Non
     assert {(r["qid"], r["pid"]) for r in got} <= set(kept) and len(got) == 30 * DEPTH
 
 
+def test_no_queries_have_no_recall(tmp_path: Path, folder: Path) -> None:
+    (index_,) = build(tmp_path, [folder / "1.parquet"], "IVF8,Flat")
+    write_vectors([], np.empty((0, 16)), tmp_path / "none.parquet")
+    tables, about = search_file(folder / "1.parquet", [tmp_path / "none.parquet"], DEPTH, index_)
+    assert list(tables) == [] and about is not None
+    assert (about["queries"], about["recall"]) == (0, {"10": None, "20": None})
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 def test_an_index_of_other_vectors_or_a_damaged_one_is_refused(tmp_path: Path, folder: Path) -> None:
     queries = [folder / "queries.parquet"]

@@ -66,8 +66,8 @@ def test_ranks_share_one_copy_and_wait_for_it(tmp_path: Path) -> None:
     assert Thread.said[1] == "" and [p.name for p in tmp_path.iterdir()] == ["corpus.parquet"]
 
 
-def test_two_processes_beside_the_same_path_never_mix(tmp_path: Path) -> None:
-    """Threads here, but a file has its own name and lock whoever opens it."""
+def test_what_is_mapped_beside_the_same_path_at_once_never_mixes(tmp_path: Path) -> None:
+    """By threads here; a file has its own name and lock whoever opens it."""
     texts = [corpus(tmp_path / f"{n}.parquet", 300 + n) for n in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for _ in range(5):

@@ -211,8 +211,9 @@ def search_file(
     if index is not None:
         exact = engine
         engine, name = approximate_engine(index, passages, parameters)
+        none = np.empty((0, min(k, len(vectors))), np.int64)
         found, truth = (
-            np.concatenate([lists for _, _, q in asked for _, lists, _ in search(_sample(q), vectors, k, order, by)])
+            np.concatenate([none, *(f for _, _, q in asked for _, f, _ in search(_sample(q), vectors, k, order, by))])
             for by in (engine, exact)
         )
         about = {"index": name, "parameters": parameters, **recall(found, truth, k)}
