@@ -81,13 +81,16 @@ class Plan(Rows):
     def targets(self, dataset: str) -> list[str]:
         """Result files of the dataset's `runs`, or of every run that makes sense on it, with their further seeds.
 
-        These are as many as `repeats` wants, and those that are there.
+        These are as many as `repeats` wants, and those that are there. Of runs that are the same here (`twin`) the
+        first is enough, unless `runs` names them.
         """
         data, path = self.loaded.datasets[dataset]
         for name in data.runs or []:
             if name not in self.rows:
                 raise LeadError(f"{path}: key 'runs': no run '{name}'; {nearest(name, self.rows)}")
-        chosen = self.sensible(dataset) if data.runs is None else data.runs
+        chosen = data.runs
+        if chosen is None:
+            chosen = [n for n in self.sensible(dataset) if n in data.repeats or self.twin(dataset, n) == n]
         for name in data.repeats:
             if name not in chosen or f"{name}-s2" not in self.rows:
                 seeded = [n for n in chosen if f"{n}-s2" in self.rows]
@@ -117,6 +120,15 @@ class Plan(Rows):
             except LeadError:
                 continue
         return found
+
+    def twin(self, dataset: str, run: str) -> str:
+        """The first row that does exactly what this one does on a dataset (`lead_cb` for its own K), or itself."""
+        row, settings = self._what(run), self.resolve(dataset, run)
+        same = (n for n in self.rows if self._what(n) == row and self.resolve(dataset, n) == settings)
+        return next(same, run)
+
+    def _what(self, run: str) -> dict[str, Any]:
+        return self.rows[run].model_dump(exclude={"about", "settings"})
 
     # --- what a run is made of ---------------------------------------------------------------------------------------
     def whole(self, dataset: str) -> str:

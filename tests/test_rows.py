@@ -133,6 +133,10 @@ def test_the_projects_own_rows_and_datasets() -> None:
     assert "lead_cb_k6" not in made.sensible("demo") and "lead_cb_k3" in made.sensible("demo")
     for run in made.sensible("pydocs"):
         made.settings("evaluate", "pydocs", run)
+    same = {d: [(n, t) for n in made.sensible(d) if (t := made.twin(d, n)) != n] for d in ("pydocs", "mspas", "msdoc")}
+    assert list(same.values()) == [[(f"lead_cb_k{k}", "lead_cb")] for k in (3, 5, 6)]  # each has its own K
+    targets = [Path(target).stem for target in made.targets("pydocs")]
+    assert {"lead_cb_k1", "lead_cb_k2"} < set(targets) and "lead_cb_k3" not in targets
     assert made.kind("lead_ce_teacher") == "ce" and made.kind("prod_lead_s3") == "de"
     # what is compared sees the same batches, and none that its warm-up saw
     assert {made.generation(r) for r in ("student_more", "rd_de", "lead_cb", "fd_ce", "ance_r1", "rd_cb-s2")} == {1}

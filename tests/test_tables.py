@@ -59,6 +59,17 @@ def test_means_differences_and_missing_runs(folder: Path) -> None:
     assert built(folder, "table4")["K = 6"][0] == "not possible here"
 
 
+def test_a_run_that_is_the_same_as_another_here_has_its_result(folder: Path) -> None:
+    """`demo` aligns three layers: K = 3 is LEAD itself, and nobody is asked to make it again."""
+    assert built(folder, "table4")["K = 3"][0] == "missing"
+    text = (folder / "tables" / "table4.md").read_text()
+    assert "results/demo/lead_cb.json" in text and "lead_cb_k3" not in text
+    write(folder, "lead_cb", np.full(20, 0.5))
+    assert built(folder, "table4")["K = 3"][0].startswith("50.00 [")
+    write(folder, "lead_cb_k3", np.full(20, 0.25))  # made all the same
+    assert built(folder, "table4")["K = 3"][0].startswith("25.00 [")
+
+
 def load_values(folder: Path, run: str) -> np.ndarray:
     from lead.artifacts import read_table
 

@@ -160,7 +160,7 @@ def build(
     table: PaperTable, dataset: str, measures: list[str], reported_measures: list[str], runs: Runs, plan: Plan
 ) -> Built:
     """One table of one dataset: a row for each of the paper's rows that we can run or that it reports here."""
-    rows = [row for row in table.rows if row.run is not None or dataset in row.values]
+    rows = [_made(row, dataset, runs, plan) for row in table.rows if row.run is not None or dataset in row.values]
     ours = any(dataset in row.values for row in rows)
     first = measures[0]
     against = _tests([(row, row.against) for row in rows], runs, first)
@@ -192,6 +192,13 @@ def build(
     if table.gap:
         notes += list(_gaps(rows, runs, first))
     return Built(table.title, [[line[i] for i in keep] for line in [header, *lines]], notes)
+
+
+def _made(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:
+    """The row with the run that has its result, or whose result is asked for: its own, or one that is the same here."""
+    if row.run is None or row.run in runs:
+        return row
+    return row.model_copy(update={"run": plan.twin(dataset, row.run)})
 
 
 def _command(plan: Plan, dataset: str, missing: list[str]) -> str:
