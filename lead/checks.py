@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lead.config.experiments import UNTRAINED
-from lead.config.schema import Settings
+from lead.config.schema import ModelRef, Settings
 from lead.errors import LeadError
 from lead.layers import check_layers
-from lead.models.reference import check_hub, pretrained_layers, vector_width, vocabulary_sum
+from lead.models.reference import check_hub, encoder_width, pretrained_layers, vector_width, vocabulary_sum
 from lead.rows import TRAINING, split_seed
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
         try:
             if row.init is not None:
                 pretrained_layers(s.models[row.init])
+                check_linear(s.models[row.init], row.kind)
                 if not os.path.exists(plan.model(dataset, name)):
                     check_hub(s.models[row.init].reference)
         except LeadError as e:
@@ -37,6 +38,7 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
             raise LeadError(f"{where}: distil.joint is switched off in the row's settings, not elsewhere; move it")
         check_layer_selection(plan, dataset, name)
         check_maps(plan, dataset, name)
+        check_widths(plan, dataset, name)
         _check_index(plan, dataset, name, s)
     _check_lists(plan, dataset, run)
     from lead.evaluation.measures import check_measures
@@ -64,20 +66,11 @@ def _check_lists(plan: Plan, dataset: str, run: str) -> None:
 
 
 def check_grant(plan: Plan, dataset: str, run: str, granted: int) -> None:
-    """Refuse a number of GPUs that a training yet to be done for a run cannot share its batch between. LeadError.
-
-    `distil.layer_weights: batch` needs all of the batch in one place.
-    """
+    """Refuse a number of GPUs that a training yet to be done for a run cannot share its batch between. LeadError."""
     ranks = min(granted, plan.gpus(dataset))
     trained = [name for name in plan.ancestors(run) if plan.rows[name].method in TRAINING]
     sizes = {n: plan.resolve(dataset, n).train.batch_size for n in trained if not Path(plan.model(dataset, n)).exists()}
     for name, size in sizes.items():
-        weights = plan.resolve(dataset, name).distil.layer_weights
-        if ranks > 1 and plan.rows[name].method == "lead" and weights == "batch":
-            raise LeadError(
-                f"--resources gpu={granted}: run '{name}' on '{dataset}': distil.layer_weights: batch is not shared "
-                "between GPUs; grant 1, or use per_query"
-            )
         if ranks > 1 and size % ranks:
             fitting = [str(n) for n in range(1, plan.gpus(dataset) + 1) if not any(b % n for b in sizes.values())]
             raise LeadError(
@@ -92,11 +85,34 @@ def check_layer_selection(plan: Plan, dataset: str, run: str) -> None:
     if row.method != "lead":
         return
     n, m = (pretrained_layers(plan.encoder(dataset, str(name))) for name in (row.teacher, row.start))
-    if n is not None and m is not None:
-        try:
-            check_layers(plan.resolve(dataset, run).distil.layers, n, m)
-        except LeadError as e:
-            raise LeadError(f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': {e}") from None
+    try:
+        check_layers(plan.resolve(dataset, run).distil.layers, n, m)
+    except LeadError as e:
+        raise LeadError(f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': {e}") from None
+
+
+def check_linear(model: ModelRef, kind: str) -> None:
+    """Refuse a linear layer that this kind of model cannot have, as far as files here tell. Raises LeadError."""
+    size = None if model.linear is None else model.linear.size
+    if size is None or (width := encoder_width(model.reference)) is None:
+        return
+    if size > width:
+        raise LeadError(f"models: linear.size {size} is more than the {width} outputs of '{model.reference}'; lower it")
+    if kind == "ce" and size != width:
+        raise LeadError(f"models: linear.size of a cross encoder must be its width, {width}: w is shared by all layers")
+
+
+def check_widths(plan: Plan, dataset: str, run: str) -> None:
+    """Refuse to learn queries for passages' vectors of another width (ADORE). Raises LeadError."""
+    row = plan.rows[run]
+    if row.passages is None:
+        return
+    q, p = (vector_width(plan.encoder(dataset, str(name))) for name in (row.start, row.passages))
+    if q is not None and p is not None and q != p:
+        raise LeadError(
+            f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': '{row.start}' has {q} outputs, the vectors "
+            f"of `passages: {row.passages}` have {p}; name a run of equal width"
+        )
 
 
 def check_maps(plan: Plan, dataset: str, run: str) -> None:
@@ -118,6 +134,10 @@ def check_maps(plan: Plan, dataset: str, run: str) -> None:
     n, m = (pretrained_layers(model.model_copy(update={"linear": None})) for model in (teacher, student))
     if n is not None and m is not None and m > n:
         raise LeadError(f"{where}: the student has {m} transformer layers, the teacher only {n}; it needs as many")
+    origin = plan.origin(str(row.teacher))
+    scoring = plan.resolve(dataset, origin).scoring.cb
+    if plan.kind(origin) == "cb" and (scoring.markers or scoring.expand):
+        raise LeadError(f"{where}: scoring.cb.markers and expand add tokens to ColBERT's texts; set both to false")
 
 
 def _check_index(plan: Plan, dataset: str, run: str, s: Settings) -> None:

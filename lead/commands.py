@@ -84,7 +84,7 @@ STAGES: dict[str, Stage] = {
         ranks=True,
     ),
     "distil": Stage(
-        "Distil a teacher into a student: LEAD (eqs. 4 to 12) or RD (response loss, frozen teacher).",
+        "Distil a teacher into a student: LEAD (eqs. 4 to 12), RD, FD or Margin-MSE (frozen teacher).",
         "lead.train.stages:distil",
         "DistilSettings",
         inputs=TRAINING_INPUTS | {"start": "student's model folder", "teacher": "teacher's model folder"},

@@ -10,9 +10,12 @@ from lead.config.schema import Layers
 from lead.errors import LeadError
 
 
-def check_layers(layers: Layers, n: int, m: int) -> None:
-    """Refuse a selection that a teacher of `n` layers and a student of `m` layers do not allow. Raises LeadError."""
-    if m > n:
+def check_layers(layers: Layers, n: int | None, m: int | None) -> None:
+    """Refuse a selection that a teacher of `n` layers and a student of `m` layers do not allow. Raises LeadError.
+
+    None: a number that is not known yet; what does not depend on it is checked all the same.
+    """
+    if m is not None and n is not None and m > n:
         raise LeadError(f"models: the student has {m} layers, the teacher only {n}; LEAD needs N >= M")
     if layers.pairs and layers.strategy != "pairs":
         raise LeadError("distil.layers.pairs is read with strategy: pairs only; set it, or leave the pairs out")
@@ -27,12 +30,12 @@ def check_layers(layers: Layers, n: int, m: int) -> None:
                     f"distil.layers.pairs: [{a}, {b}], [{c}, {d}] do not ascend on both sides (section 3.3)"
                 )
         for a, b in layers.pairs:
-            if a > n or b > m:
+            if (n is not None and a > n) or (m is not None and b > m):
                 raise LeadError(f"distil.layers.pairs: [{a}, {b}] is outside teacher 1..{n}, student 1..{m}")
         return
-    if layers.k > m:
+    if m is not None and layers.k > m:
         raise LeadError(f"distil.layers.k: {layers.k} is more than the student's {m} layers; set k to at most {m}")
-    if layers.strategy == "skip" and 1 + layers.skip * (layers.k - 1) > n:
+    if n is not None and layers.strategy == "skip" and 1 + layers.skip * (layers.k - 1) > n:
         top = 1 + layers.skip * (layers.k - 1)
         raise LeadError(
             f"distil.layers.skip: {layers.skip} with k {layers.k} needs teacher layer {top}, but N is {n}; lower either"

@@ -6,7 +6,7 @@ take part; `positive` [Q, C] is true at the one positive of each query. Every lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,14 +45,25 @@ def belief(s: Tensor, candidates: Candidates) -> Tensor:
     return (log_distribution(s, candidates.keep) * candidates.positive).sum(-1)
 
 
+def _alone(x: Tensor) -> Tensor:
+    """The mean over ranks of a process that has no others."""
+    return x
+
+
 def layer_weights(
-    s: Tensor, candidates: Candidates, tau: float = 1.0, mode: str = "per_query", student: Tensor | None = None
+    s: Tensor,
+    candidates: Candidates,
+    tau: float = 1.0,
+    mode: str = "per_query",
+    student: Tensor | None = None,
+    over_ranks: Callable[[Tensor], Tensor] = _alone,
 ) -> Tensor:
     """w (eq. 7) of K teacher layers with scores s [K, Q, C] -> [K, Q], each column summing to 1, without gradient.
 
     A layer weighs more the more it believes in the positive. `per_query` is the equation; `batch` is the released code
-    (D_KL averaged over the batch first); `uniform` is 1/K. `progress` (ours) takes away what the layers that learn from
-    them, with scores `student` [K, Q, C], believe already: a pair weighs more the further the student is behind.
+    (D_KL averaged over the batch first; `over_ranks` takes the mean over those that share it); `uniform` is 1/K.
+    `progress` (ours) takes away what the layers that learn from them, with scores `student` [K, Q, C], believe already:
+    a pair weighs more the further the student is behind.
     """
     w = belief(s.detach(), candidates)  # [K, Q]
     if mode == "uniform":
@@ -61,7 +72,7 @@ def layer_weights(
         assert student is not None
         w = w - belief(student.detach(), candidates)
     if mode == "batch":
-        w = w.mean(1, keepdim=True).expand_as(w)
+        w = over_ranks(w.mean(1, keepdim=True)).expand_as(w)
     return (w / tau).softmax(0)
 
 
@@ -154,13 +165,12 @@ def _margin_loss(teacher: Tensor, student: Tensor, candidates: Candidates) -> Te
 
 
 def map_loss(teacher: Tensor, student: Tensor, keep: Tensor) -> Tensor:
-    """L_virt of one direction of attention (VIRT, Li et al. 2021): squared difference of two maps, scalar.
+    """L_virt of one direction of attention (VIRT, Li et al. 2021): squared L2 distance of two maps, scalar.
 
     Log-maps [L, n, X, Y] of L layers and n pairs, each row a distribution over Y; keep [n, X, Y] is true where both
-    tokens exist. Summed over Y, averaged over the rows X that a pair has, then over pairs and layers.
+    tokens exist. Summed over a pair's X and Y, as the released code does, then averaged over pairs and layers.
     """
-    square = ((teacher.exp() - student.exp()) * keep).square().sum((-2, -1))
-    return (square / keep.any(-1).sum(-1).clamp(min=1)).mean()
+    return ((teacher.exp() - student.exp()) * keep).square().sum((-2, -1)).mean()
 
 
 RESPONSES = {"rd": rd, "margin_mse": margin_mse}
@@ -176,6 +186,7 @@ def lead(
     pairs: Sequence[tuple[int, int]],
     distil: Distil,
     teacher_hard: Candidates | None = None,
+    over_ranks: Callable[[Tensor], Tensor] = _alone,
 ) -> Loss:
     """L_total (eq. 12) over K pairs (a_i, b_i) of teacher and student layers.
 
@@ -185,7 +196,7 @@ def lead(
     """
     t = teacher_soft.at(*(a for a, _ in pairs))
     s = student_soft.at(*(b for _, b in pairs))
-    w = layer_weights(t, soft, distil.layer_weights_tau or distil.tau, distil.layer_weights, s)
+    w = layer_weights(t, soft, distil.layer_weights_tau or distil.tau, distil.layer_weights, s, over_ranks)
     parts = {
         "lyr": layer_loss(t, s, w, soft.keep, distil.tau, distil.detach_target),
         "rep": response_loss(

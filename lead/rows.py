@@ -11,10 +11,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from lead.config.experiments import DISTILLATION, UNTRAINED, Row
+from lead.config.schema import Distil
 from lead.errors import LeadError, Named, nearest
 
 TRAINING = ("contrastive", *DISTILLATION)
 SEED = r"-s(?:[2-9]|[1-9][0-9]{1,8})"  # the first seed has no suffix
+RESPONSE: Any = {"candidates": True, "hard_candidates": True, "weights": {"rep", "stu"}}
+READS: dict[str, Any] = {  # the keys of `distil` that a method reads, and which of those inside
+    "rd": {"tau": True, **RESPONSE},
+    "margin_mse": RESPONSE,
+    "fd": {"hard_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
+    "lead": {key: True for key in Distil.model_fields if key != "map_layers"}
+    | {"weights": {"lyr", "rep", "tch", "stu"}},
+}
 REFERENCES = ("start", "teacher", "passages", "of", "negatives", "denoise")
 
 
@@ -183,7 +192,9 @@ class Rows:
             other = getattr(row, key)
             if other is None or (of := self.rows[other].passages) is None or (key == "start" and row.passages):
                 continue
-            remedy = {"start": f"give `passages: {of}` too", "passages": f"name '{of}'"}.get(key, "name another")
+            remedy = {"passages": f"name '{of}'"}.get(key, "name another")
+            if key == "start" and row.method == "contrastive":
+                remedy = f"give `passages: {of}` too"
             raise LeadError(f"{where}: key '{key}': '{other}' encodes queries only; {remedy}")
         if row.passages is not None:
             for key in ("start", "passages"):
@@ -203,10 +214,23 @@ class Rows:
         unread = {"bm25"} if row.method != "bm25" else set()
         unread |= {"models", "lengths", "scoring"} if row.init is None else set()
         unread |= {"distil"} if row.method not in DISTILLATION else set()
-        for key in sorted(unread & row.settings.keys()):
+        given = sorted(unread & row.settings.keys())
+        given += [f"distil.{key}" for key in _unread(row.settings.get("distil", {}), READS.get(row.method, {}))]
+        for key in given:
             raise LeadError(
                 f"{where}: key 'settings.{key}' is not read by this run; set it for the run or dataset that reads it"
             )
+
+
+def _unread(given: dict[str, Any], reads: dict[str, Any]) -> list[str]:
+    """Keys that are given but not read: `reads` holds True for a key that is, or which of those inside it are.
+
+    >>> _unread({"tau": 2, "joint": True, "weights": {"lyr": 1, "rep": 1}}, READS["rd"])
+    ['joint', 'weights.lyr']
+    """
+    found = [key for key in given if key not in reads]
+    inside = ((key, given[key], reads.get(key)) for key in given)
+    return found + [f"{key}.{k}" for key, v, r in inside if isinstance(r, set) and v for k in v if k not in r]
 
 
 def a_kind(kind: str) -> str:

@@ -13,20 +13,13 @@ from lead.config.load import source_paths
 from lead.config.schema import Settings
 from lead.config.sources import EvaluationSource, FilesSource
 from lead.errors import Named
-from lead.rows import TRAINING
+from lead.rows import READS, TRAINING
 
 if TYPE_CHECKING:
     from lead.plan import Plan
 
 SHARED = ("prepare", *UNTRAINED)  # stages of a dataset, not of a run
 LISTING = (*UNTRAINED, "retrieve", "rerank")  # stages that an evaluation set has of its own
-RESPONSE: Any = {"candidates": True, "hard_candidates": True, "weights": {"rep", "stu"}}
-READS: dict[str, Any] = {  # the keys of `distil` that a method reads; None: all
-    "rd": {"tau": True, **RESPONSE},
-    "margin_mse": RESPONSE,
-    "fd": {"hard_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
-    "lead": None,
-}
 
 
 def stage_settings(plan: Plan, stage: str, dataset: str, run: str | None = None) -> dict[str, Any]:

@@ -95,10 +95,13 @@ def test_teacher_and_student_see_the_same_tokens_of_every_pair(tiny_model: Path)
 
 
 def test_the_map_loss_by_hand() -> None:
-    # one pair, two rows over two tokens, the second row padding: (0.9-0.5)^2 + (0.1-0.5)^2 = 0.32, one row
-    t, s = torch.tensor([[[[0.9, 0.1], [0.5, 0.5]]]]).log(), torch.full((1, 1, 2, 2), 0.5).log()
-    keep = torch.tensor([[[True, True], [False, False]]])
-    assert float(map_loss(t, s, keep)) == pytest.approx(0.32)
+    # one pair, three rows over two tokens, the last row padding: (0.9-0.5)^2 + (0.1-0.5)^2 = 0.32, and 0.02
+    t = torch.tensor([[[[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]]]).log()
+    s, keep = torch.full((1, 1, 3, 2), 0.5).log(), torch.tensor([[[True, True], [True, True], [False, False]]])
+    assert float(map_loss(t, s, keep)) == pytest.approx(0.34)  # summed over rows
+    both = t.expand(2, 2, 3, 2).clone()  # averaged over two layers and two pairs
+    both[0, 1] = s[0, 0]
+    assert float(map_loss(both, s.expand_as(both), keep.expand(2, 3, 2))) == pytest.approx(0.34 * 3 / 4)
     assert float(map_loss(t, s, torch.zeros_like(keep))) == 0.0
 
 

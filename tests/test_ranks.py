@@ -35,7 +35,7 @@ CASES = [
     ("rd", "de", {}), ("rd", "cb", {}), ("rd", "ce", {}), ("fd", "de", {}), ("fd", "cb", {}), ("fd", "ce", {}),
     ("lead", "de", {}), ("lead", "cb", {}), ("lead", "ce", {}),
     ("lead", "de", {"joint": False}), ("lead", "cb", {"joint": False}), ("lead", "ce", {"joint": False}),
-    ("lead", "cb", {"candidates": "own"}),
+    ("lead", "cb", {"candidates": "own"}), ("lead", "de", {"layer_weights": "batch", "layer_weights_tau": 2.0}),
     ("lead", "cb", {"layers": Layers(k=2, strategy="informative"), "layer_weights": "progress"}),
     ("lead", "ce", {"hard_candidates": "own"}),
 ]  # fmt: skip

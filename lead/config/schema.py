@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Seed, Strict
@@ -60,6 +60,13 @@ class ScoringByKind(Strict):
     de: Scoring = Scoring()
     cb: Scoring = Scoring()
     ce: Scoring = Scoring()
+
+    @field_validator("ce")
+    @classmethod
+    def _one_number(cls, ce: Scoring) -> Scoring:
+        if ce.normalise != "none" or ce.layer_normalise == "unit":
+            raise ValueError("a cross encoder's score is one number, nothing has unit length; leave `unit` out")
+        return ce
 
 
 class Lengths(Strict):

@@ -99,8 +99,8 @@ class AttentionView:
     def encode(self, pairs: list[Pair], layers: tuple[int, ...]) -> Maps:
         """Maps of one micro-batch: attention probabilities, averaged over heads, within the block query x passage.
 
-        Probabilities of a row restricted to the block and brought to sum 1 are the softmax of its logits there: no
-        second softmax is taken (the released code takes one, which leaves them nearly uniform).
+        A row restricted to the block is brought to sum 1, which weighs each head by what it attends to in the block: no
+        second softmax is taken (the released code takes one, which leaves rows nearly uniform).
         """
         model = self.model
         ids, mask = model.padded([p.ids for p in pairs], model.tokenizer.pad_token_id or 0)

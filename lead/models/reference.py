@@ -77,11 +77,10 @@ def check_hub(reference: str) -> None:
 @cache
 def vocabulary_sum(reference: str) -> str | None:
     """A sum of the words of a tokenizer and their ids; None where no file on this machine tells."""
-    if reference.startswith("hub:"):
+    if (file := _file_of(reference, "tokenizer.json")) is None:
         return None
     try:
-        made = json.loads((Path(resolve(reference)) / "tokenizer.json").read_text(encoding="utf-8"))
-        words = made["model"]["vocab"]
+        words = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
     except (OSError, ValueError, LookupError, TypeError):  # the stage that loads it says what is wrong
         return None
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
@@ -95,7 +94,7 @@ def rules_sum(tokenizer: dict[str, Any]) -> str:
 
 def pretrained_layers(model: ModelRef) -> int | None:
     """Number of layers of a pretrained encoder and its linear layer; None where only the hub can tell."""
-    n = None if model.reference.startswith("hub:") else _of_config(model.reference, LAYERS, "number of layers")
+    n = _of_config(model.reference, LAYERS, "number of layers")
     extra = int(model.linear is not None)
     if model.layers is None:
         return n if n is None else n + extra
@@ -108,13 +107,36 @@ def vector_width(model: ModelRef) -> int | None:
     """Width of the vectors of a dual encoder made of this pretrained encoder; None where only the hub can tell."""
     if model.linear is not None and model.linear.size is not None:
         return model.linear.size
-    return None if model.reference.startswith("hub:") else _of_config(model.reference, ("hidden_size", "dim"), "width")
+    return encoder_width(model.reference)
+
+
+def encoder_width(reference: str) -> int | None:
+    """Width of a pretrained encoder's own outputs; None where only the hub can tell."""
+    return _of_config(reference, ("hidden_size", "dim"), "width")
+
+
+def _file_of(reference: str, name: str) -> Path | None:
+    """Where a file of a model is, or ought to be, on this machine; None for one that is on the hub only."""
+    if not reference.startswith("hub:"):
+        return Path(resolve(reference)) / name
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(resolve(reference), name)
+    except HFValidationError:  # `check_hub` says so
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _of_config(reference: str, keys: tuple[str, ...], what: str) -> int | None:
+    """The first of these keys that the config.json of a model has; None for a model that is on the hub only."""
+    file = _file_of(reference, "config.json")
+    return None if file is None else _number(file, keys, what)
 
 
 @cache
-def _of_config(reference: str, keys: tuple[str, ...], what: str) -> int:
-    """The first of these keys that the config.json of a model on this machine has."""
-    file = Path(resolve(reference)) / "config.json"
+def _number(file: Path, keys: tuple[str, ...], what: str) -> int:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         return int(next(config[key] for key in keys if key in config))

@@ -1,4 +1,4 @@
-"""The stages `lead train` (warm-up, hard labels) and `lead distil` (RD, LEAD)."""
+"""The stages `lead train` (hard labels: warm-up, controls, ADORE) and `lead distil` (LEAD, RD, FD, Margin-MSE)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import torch
 
 from lead import losses
 from lead.config.schema import Distil, Train
-from lead.errors import LeadError
 from lead.layers import informative, select
 from lead.losses import Loss
 from lead.models.cross import CrossEncoder
@@ -133,8 +132,6 @@ class DistilStep(Step):
         """A teacher that is not trained jointly is put in eval mode for good and never builds a graph."""
         super().__init__(student, train, seed)
         self.teacher, self.distil, self.joint, self.method = teacher, distil, joint, method
-        if distil.layer_weights == "batch" and self.exchange.world > 1:
-            raise LeadError("distil.layer_weights: batch averages over a whole batch; use per_query with several ranks")
         teacher.train(joint).requires_grad_(joint)
         if joint:
             prepare_for_training(teacher.encoder, train.dropout)
@@ -184,7 +181,10 @@ class LeadStep(DistilStep):
             believed = self.exchange.mean(losses.belief(t_soft.s.detach(), soft).mean(1))
             pairs = informative(believed.tolist(), layers.k, m)
         t_hard = t_soft if soft.index.shape == t_hard_candidates.index.shape else teacher.score(t_hard_candidates)
-        loss = losses.lead(s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, self.distil, t_hard_candidates)
+        over_ranks = self.exchange.mean
+        loss = losses.lead(
+            s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, self.distil, t_hard_candidates, over_ranks
+        )
         return loss, [student, teacher] if self.joint else [student]
 
 
