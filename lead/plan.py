@@ -261,8 +261,8 @@ class Plan(Rows):
     def resolve(self, dataset: str, run: str | None = None) -> Settings:
         """All settings of a run on a dataset: defaults < preset < dataset < config < row.
 
-        Within one of these `phases` wins over `train`, and its `cross` over its others; a later one's `train` wins over
-        all of an earlier one. A teacher that goes on training alone has the rate of a jointly trained one.
+        Within one of these `phases` wins over `train`, and its later ones over its earlier; a later one's `train` wins
+        over all of an earlier one. A teacher that goes on training alone has the rate of a jointly trained one.
         """
         if (found := self._resolved.get((dataset, run))) is not None:
             return found
@@ -273,9 +273,8 @@ class Plan(Rows):
             tree = merge(tree, part.tree)
             train = merge(train, part.tree.get("train", {}))
             phases = part.tree.get("phases", {})
-            if row and run:
-                train = merge(train, phases.get(row.phase, {}))
-                train = merge(train, phases.get("cross", {}) if self.crossed(run) else {})
+            for phase in self.phases(run) if run else []:
+                train = merge(train, phases.get(phase, {}))
         if row and run:
             tree = seeded(tree, run)
             own = row.settings.get("train", {}).get("lr")

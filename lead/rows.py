@@ -133,11 +133,15 @@ class Rows:
                 found += [a for a in self.ancestors(str(name)) if a not in found]
         return found
 
-    def crossed(self, run: str) -> bool:
-        """Whether the run trains a cross encoder or learns from one."""
+    def phases(self, run: str) -> list[str]:
+        """Which of `phases` a run's training is in, later ones winning."""
         row = self.rows[run]
-        names = [run, row.teacher, *([self.rows[str(row.of)].teacher] if row.of else [])]
-        return row.method not in UNTRAINED and any(name is not None and self.kind(name) == "ce" for name in names)
+        if row.method in UNTRAINED:
+            return []
+        learnt = [run, row.teacher, *([self.rows[str(row.of)].teacher] if row.of else [])]
+        crossed = any(name is not None and self.kind(name) == "ce" for name in learnt)
+        warm_up = crossed and row.init is not None
+        return [row.phase, *(["cross"] if crossed else []), *(["teacher_ce"] if warm_up else [])]
 
     # --- checks ------------------------------------------------------------------------------------------------------
     def _check_row(self, name: str, row: Row, seen: tuple[str, ...] = ()) -> None:

@@ -179,6 +179,22 @@ def test_the_papers_hyper_parameters() -> None:
             assert s.distil.layers.k == k
 
 
+def test_the_released_codes_rates_and_steps() -> None:
+    """The scripts in its folders data_preprocess, warm_up and distillation."""
+    made = Plan(load("config/config.yaml"))
+    made.loaded.datasets["mspas"] = (made.loaded.datasets["mspas"][0].model_copy(update={"preset": "simxns"}), Path())
+    of = {
+        **dict.fromkeys(("miner", "student", "teacher_de", "teacher_cb"), (20000, 2e-5)),
+        **dict.fromkeys(("lead_cb", "student_more"), (50000, 2e-5)),
+        **{"teacher_ce": (20000, 1e-5), "lead_ce": (100000, 5e-5), "teacher_ce_more": (100000, 5e-5)},
+    }
+    for run, expected in of.items():
+        train = made.resolve("mspas", run).train
+        assert (train.steps, train.lr, train.weight_decay, train.clip) == (*expected, 0.0, 2.0)
+    distil = made.resolve("mspas", "lead_cb").distil
+    assert (distil.layer_weights, distil.layer_weights_tau, distil.tau) == ("batch", 10.0, 1.0)
+
+
 def test_the_projects_own_rows_and_datasets() -> None:
     made = Plan(load("config/config.yaml"))
     assert "lead_cb_k6" not in made.sensible("demo") and "lead_cb_k3" in made.sensible("demo")

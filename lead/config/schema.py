@@ -181,6 +181,7 @@ class PhaseTrain(Strict):
     student: dict[str, Any] = Field({}, description="warm-up of the student on mined negatives")
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
     cross: dict[str, Any] = Field({}, description="over the others, in runs that train or learn from a cross encoder")
+    teacher_ce: dict[str, Any] = Field({}, description="over `cross`, in the warm-up of a cross encoder")
 
 
 # --- retrieval and evaluation ----------------------------------------------------------------------------------------
