@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_bert, make_retriever
-from steps import TRAIN, compare, gradients
+from naive import naive_hard
+from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
-from lead.config.schema import Distil, Train
+from lead.config.schema import Distil, LossWeights, Train
 from lead.errors import LeadError
 from lead.losses import map_loss
+from lead.models.cross import CrossEncoder
 from lead.models.maps import AttentionView, TokenView, join_maps, virtual_maps
 from lead.models.micro import MicroEncoder
+from lead.models.pile import Pile
 from lead.train.data import TrainingData
 from lead.train.fd import FdStep, map_layers
 
@@ -109,6 +112,66 @@ def test_layers_are_spread_evenly_or_the_last() -> None:
     assert map_layers("even", 6, 3) == [(2, 1), (4, 2), (6, 3)]
     assert map_layers("even", 4, 3) == [(1, 1), (2, 2), (4, 3)]
     assert map_layers("last", 4, 3) == [(2, 1), (3, 2), (4, 3)]
+
+
+def token_states(model: Pile, text: str, side: str) -> list[torch.Tensor]:
+    """Outputs of every layer for a text's tokens, without the special ones at both ends."""
+    limit = getattr(model.lengths, side)
+    tokens = model.tokenizer([text], truncation=True, max_length=limit, return_tensors="pt")
+    out = model.encoder(
+        input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], output_hidden_states=True
+    )
+    return [h[0, 1:-1] for h in out.hidden_states]
+
+
+def naive_maps(model: Pile, query: str, passage: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The maps of one pair at one layer: [x, y], each row a distribution; and [y, x]."""
+    if not isinstance(model, CrossEncoder):
+        x, y = token_states(model, query, "query")[layer], token_states(model, passage, "passage")[layer]
+        logits = x @ y.T / math.sqrt(x.shape[1])
+        return logits.softmax(1), logits.T.softmax(1)
+    (pair,) = model.tokenize([query], [passage])
+    out = model.encoder(
+        input_ids=torch.tensor([pair.ids]), token_type_ids=torch.tensor([pair.types]), output_attentions=True
+    )
+    attention = out.attentions[layer - 1][0].mean(0)
+    q, p = list(pair.query), list(pair.passage)
+    block, back = attention[q][:, p], attention[p][:, q]
+    return block / block.sum(1, keepdim=True), back / back.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", ["de", "cb", "ce"])
+@pytest.mark.parametrize("spread", ["even", "last"])
+def test_a_step_equals_a_naive_one(
+    tiny_model: Path, tmp_path: Path, data: TrainingData, kind: str, spread: str
+) -> None:
+    """Both directions, the layers of `map_layers`, the student's hard loss over the whole batch, and their weights."""
+    torch.manual_seed(2)
+    student = make_retriever(tiny_model, **SCORING).train()
+    teacher = make_retriever(make_bert(tmp_path / "t", 6, hidden=16, seed=1), kind)
+    distil = Distil(map_layers=spread, weights=LossWeights(map=0.7, stu=1.3))
+    step, batch = FdStep(student, teacher, Train(**{**TRAIN, "dropout": 0.0}), distil, 3), data.batch(1)
+    loss = step(batch, 1)
+    got = {k: g for k, g in gradients(step).items() if k.startswith("student")}
+    for model in (student, teacher):
+        model.zero_grad(set_to_none=True)
+
+    maps, pairs = torch.zeros(()), 0
+    for i, passages in enumerate(batch.own().tolist()):
+        for j in passages:
+            pairs += 1
+            for a, b in map_layers(spread, 6, 4):
+                with torch.no_grad():
+                    t = naive_maps(teacher, batch.queries[i], batch.passages[j], a)
+                s = naive_maps(student, batch.queries[i], batch.passages[j], b)
+                maps = maps + sum((x - y).square().sum() for x, y in zip(t, s, strict=True)) / 4
+    hard = naive_hard(naive_scores(student, batch)[0], naive_candidates(batch, own=False)[0])
+    (0.7 * maps / pairs + 1.3 * hard).backward()
+    assert float(loss.parts["map"].detach()) == pytest.approx(float(maps.detach()) / pairs, rel=1e-4)
+    assert float(loss.parts["stu"].detach()) == pytest.approx(float(hard.detach()), rel=1e-4)
+    assert float(loss.total.detach()) == pytest.approx(float((0.7 * maps / pairs + 1.3 * hard).detach()), rel=1e-4)
+    want = {k: g for k, g in gradients(step).items() if k.startswith("student")}
+    compare(got, want, 1e-3)
 
 
 @pytest.mark.parametrize("kind", ["de", "cb", "ce"])

@@ -14,13 +14,13 @@ from conftest import make_retriever
 from steps import TRAIN, build, lead_step
 
 from lead.artifacts import read_table
-from lead.config.schema import Train
+from lead.config.schema import Distil, Layers, Train
 from lead.errors import LeadError, Preempted
 from lead.models.micro import MicroEncoder
-from lead.train.data import Queries, TrainingData
+from lead.train.data import Batch, Queries, TrainingData
 from lead.train.dev import DevPool
 from lead.train.loop import Loop, make_optimizer, schedule
-from lead.train.step import Step
+from lead.train.step import DistilStep, Step
 
 
 def test_schedule_rises_to_1_over_the_warmup_share_and_falls_to_0_after_the_last_step() -> None:
@@ -138,6 +138,27 @@ def test_training_starts_over_when_the_best_weights_so_far_cannot_be_read(
         weights.append({k: v.clone() for k, v in step.student.state_dict().items()})
     assert "training starts over" in caplog.text and "best/student" in caplog.text
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+
+
+@pytest.mark.parametrize("method", ["rd", "lead"])
+def test_a_frozen_teacher_stays_in_eval_mode_all_along(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, tiny_collection: Path, tmp_path: Path, method: str
+) -> None:
+    """With dropout its scores would be noise; `Loop` puts what it trains into train mode, before and after dev."""
+    corpus = read_table(tiny_collection / "corpus.parquet", "corpus")
+    files = [tiny_collection / f"{name}.parquet" for name in ("queries.train", "qrels.train", "negatives")]
+    dev = DevPool(corpus, Queries(corpus["pid"], files[0], files[1], files[2], 1, 10), 6, 4)
+    step = build(tiny_model, teacher_folder, "de", method, Distil(layers=Layers(k=3), joint=False), dropout=0.2)
+    assert isinstance(step, DistilStep)
+    modes, ask = [], step.loss
+
+    def watched(batch: Batch, s: int) -> Any:
+        modes.append((step.student.training, any(m.training for m in step.teacher.modules())))
+        return ask(batch, s)
+
+    step.loss = watched  # type: ignore[method-assign]
+    loop(step, data, tmp_path, dev, dropout=0.2, dev_queries=6, dev_every=1).run()
+    assert modes == [(True, False)] * 3
 
 
 def test_training_lowers_the_loss_and_raises_mrr_on_dev(

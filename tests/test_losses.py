@@ -253,6 +253,8 @@ def test_rd_is_the_students_hard_loss_and_one_kl() -> None:
     want = naive_lead(s_hard.final, s_hard.final, t.final, s.final, {}, {}, hard, soft, [], one_way)
     assert set(loss.parts) == {"stu", "rep"}
     assert float(loss.total.detach()) == pytest.approx(float((want["stu"] + want["rep"]).detach()))
+    loss = rd(s_hard, t, hard, soft, s, Distil(tau=2.0, weights=LossWeights(stu=0.1, rep=0.9)))
+    assert float(loss.total.detach()) == pytest.approx(float((0.1 * want["stu"] + 0.9 * want["rep"]).detach()))
 
 
 def test_contrastive_is_the_hard_loss_alone() -> None:

@@ -205,6 +205,9 @@ def test_the_projects_own_rows_and_datasets() -> None:
     targets = [Path(target).stem for target in made.targets("pydocs")]
     assert {"lead_cb_k1", "lead_cb_k2"} < set(targets) and "lead_cb_k3" not in targets
     assert made.kind("lead_ce_teacher") == "ce" and made.kind("prod_lead_s3") == "de"
+    tct, margin = made.resolve("demo", "tct_colbert").distil, made.resolve("demo", "margin_mse").distil
+    assert (tct.tau, tct.weights.stu, tct.weights.rep) == (0.25, 0.1, 0.9)
+    assert (margin.weights.stu, margin.weights.rep) == (0.0, 1.0)
     # what is compared sees the same batches, and none that its warm-up saw
     assert {made.generation(r) for r in ("student_more", "rd_de", "lead_cb", "fd_ce", "ance_r1", "rd_cb-s2")} == {1}
     assert [made.generation(run) for run in ("teacher_cb", "prod_lead_s2", "prod_lead_s3", "ance_r2")] == [0, 2, 3, 2]

@@ -15,6 +15,7 @@ from lead.config.schema import Distil, Layers, LossWeights
 from lead.layers import select
 from lead.models.retriever import Retriever
 from lead.train.data import TrainingData
+from lead.train.exchange import Exchange
 from lead.train.step import DistilStep, LeadStep
 
 
@@ -184,3 +185,5 @@ def test_dropout_is_a_function_of_seed_and_step_and_differs_between_the_models(
     assert torch.equal(step.encode(model, "student", batch, (4,), 7).features[0].x, first)
     assert not torch.equal(step.encode(model, "student", batch, (4,), 8).features[0].x, first)
     assert not torch.equal(step.encode(model, "teacher", batch, (4,), 7).features[0].x, first)
+    step.exchange = Exchange(rank=1)
+    assert not torch.equal(step.encode(model, "student", batch, (4,), 7).features[0].x, first)

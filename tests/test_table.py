@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +24,13 @@ def result(
     measures: list[str] = MEASURES,
     per_query: bool = True,
     depth: int = 1000,
+    settings: dict[str, Any] | None = None,
 ) -> Path:
     """A result file, with `values` of every measure for queries q000, q001, .."""
     mean = float(values.mean())
     metrics = {name: {"mean": mean, "low": mean - 0.02, "high": mean + 0.02} for name in measures}
-    about = {"queries": len(values), "confidence": 0.95, "ranked_depth": depth}
+    about: dict[str, Any] = {"made_by": {"settings": settings}} if settings else {}
+    about |= {"queries": len(values), "confidence": 0.95, "ranked_depth": depth}
     write_json({"metrics": metrics, "measures": measures, **about}, folder / f"{run}.json")
     if per_query:
         rows = [(f"q{i:03d}", name, value) for i, value in enumerate(values) for name in sorted(measures)]

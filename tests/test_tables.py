@@ -7,6 +7,7 @@ import io
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from lead.config.load import load
 from lead.config.paper import load_paper
 from lead.errors import LeadError
 from lead.evaluation.render import csv_text, html_page, html_table, markdown
-from lead.evaluation.stats import paired_test
+from lead.evaluation.stats import bootstrap_interval, holm, paired_test
+from lead.evaluation.table import difference
 from lead.evaluation.tables import tables
 from lead.plan import Plan
 
@@ -30,13 +32,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "results" / "demo"
 
 
-def write(folder: Path, run: str, values: np.ndarray, depth: int = 1000) -> None:
-    result(folder, run, values, MEASURES, depth=depth)
+def write(folder: Path, run: str, values: np.ndarray, **more: Any) -> None:
+    result(folder, run, values, MEASURES, **more)
 
 
-def built(folder: Path, name: str) -> dict[str, list[str]]:
+def built(folder: Path, name: str, dataset: str = "demo") -> dict[str, list[str]]:
     """Rows of a table by label."""
-    tables(CONFIG / "config.yaml", "demo", folder, None)
+    tables(CONFIG / "config.yaml", dataset, folder, None)
     rows = list(csv.reader(io.StringIO((folder / "tables" / f"{name}.csv").read_text())))
     return {row[0]: row[1:] for row in rows}
 
@@ -83,8 +85,74 @@ def test_seeds_are_averaged_and_their_spread_is_shown(folder: Path) -> None:
     for suffix, shift in (("", 0.0), ("-s2", 0.03), ("-s3", 0.06)):
         write(folder, f"lead_cb{suffix}", base + shift)
     mean = 100 * (base.mean() + 0.03)
-    assert built(folder, "table5")["Random"][0].startswith(f"{mean:.2f} ± 3.00 [")
-    assert "Seeds: lead_cb 3; seeds share the warm-up" in (folder / "tables" / "all.md").read_text()
+    rows = built(folder, "table5")
+    low, high = bootstrap_interval(base + 0.03, 1000, 0.95, seed=1)
+    assert rows["Random"][0] == f"{mean:.2f} ± 3.00 [{100 * low:.1f}, {100 * high:.1f}]"
+    assert rows[""][3] == "seeds" and rows["Random"][3] == "1-3"
+    assert "seeds share the warm-up; each has its own distillation" in (folder / "tables" / "all.md").read_text()
+
+
+def test_differences_are_over_the_seeds_that_both_runs_have(folder: Path) -> None:
+    """Seeds share batches: one that only one of two runs has would add its own good or bad luck."""
+    rng = np.random.default_rng(1)
+    luck = {"": 0.0, "-s2": 0.05, "-s3": -0.07}
+    base = rng.random(100) * 0.5
+    values = {s: base + more + rng.normal(0, 0.02, 100) for s, more in luck.items()}
+    gained = {s: values[s] + rng.normal(0.01, 0.02, 100) for s in luck}
+    for s in luck:
+        write(folder, f"rd_cb{s}", values[s])
+    for s in ("-s2", "-s3"):
+        write(folder, f"lead_cb{s}", gained[s])
+    write(folder, "lead_cb_frozen-s2", gained["-s2"] + 0.001)
+    write(folder, "lead_cb_uniform-s9", base)
+    write(folder, "student_more", base)
+    rows = built(folder, "table6")
+    assert rows[""][3:] == ["seeds", "vs its RD or control", "vs student_more"]
+    assert [rows[label][3] for label in ("LEAD", "w/o joint training", "w/o layer re-weighting", "RD")] == [
+        "2-3", "2", "9", "1-3",
+    ]  # fmt: skip
+    pairs = [  # LEAD's of seeds 2 and 3, the other's of seed 2
+        (gained["-s2"] + gained["-s3"], values["-s2"] + values["-s3"]),
+        (2 * gained["-s2"] + 0.002, 2 * values["-s2"]),
+    ]
+    raw = [paired_test(a, b) for a, b in pairs]
+    for label, (a, b), p in zip(("LEAD", "w/o joint training"), pairs, holm(raw), strict=True):
+        assert rows[label][4] == difference(float((a - b).mean() / 2), p, percent=True)
+    assert holm(raw) != raw
+    assert rows["w/o layer re-weighting"][4] == "other seeds" and rows["LEAD"][5] == "other seeds"
+    difference_of_first = 100 * float((values[""] - base).mean())
+    assert rows["RD"][5].startswith(f"{difference_of_first:+.2f} ")  # both have the first
+
+
+def test_a_warm_up_that_seeds_share_is_compared_with_all_of_them(folder: Path) -> None:
+    base = np.random.default_rng(1).random(100) * 0.5
+    write(folder, "student", base)
+    for s, more in (("-s2", 0.1), ("-s3", 0.3)):
+        write(folder, f"student_more{s}", base + more + np.linspace(-0.01, 0.01, 100))
+    rows = built(folder, "table3")
+    assert rows["6DE: student"][3] == "shared" and rows["6DE: student"][-1].startswith("-20.00")
+
+
+def test_seeds_say_themselves_whether_they_share_a_warm_up(folder: Path) -> None:
+    values = np.random.default_rng(1).random(20)
+    stages = {"lead_cb{}.distil": {"k": 3}, "student{}.train": {"steps": 9}}
+
+    def made(own: str, warm_up: str, steps: int = 9) -> None:
+        names = dict(zip(stages, (own, warm_up), strict=True))
+        settings = {key.format(names[key]): {**v, "seed": len(names[key])} for key, v in stages.items()}
+        settings[f"student{warm_up}.train"]["steps"] = steps
+        write(folder, f"lead_cb{own}", values, settings=settings)
+
+    made("", "")
+    made("-s2", "-s2")
+    built(folder, "table5")
+    assert "every seed has its own chain" in (folder / "tables" / "all.md").read_text()  # whatever config.yaml says
+    made("-s2", "")
+    built(folder, "table5")
+    assert "seeds share the warm-up" in (folder / "tables" / "all.md").read_text()
+    made("-s2", "", steps=8)
+    with pytest.raises(LeadError, match=r"lead_cb-s2.json and .*were made with different settings of student.train"):
+        built(folder, "table5")
 
 
 def test_the_share_of_the_gap_is_told_only_where_there_clearly_is_one(folder: Path) -> None:
@@ -141,6 +209,50 @@ def test_the_papers_values_stand_beside_ours_on_its_datasets_only(folder: Path) 
     write(folder, "student", np.random.default_rng(0).random(50))
     assert not any("paper" in cell for cell in built(folder, "table3")[""])
     assert not (folder / "tables" / "table1.md").exists()
+
+
+def test_a_table_of_the_papers_own_dataset(tmp_path: Path) -> None:
+    folder, rng = tmp_path / "results" / "mspas", np.random.default_rng(0)
+    measures = ["RR@10", "AP@1000", "R@1000"]
+    values = {run: rng.random(300) * 0.5 + more for run, more in (("student", 0.0), ("rd_cb", 0.1), ("lead_cb", 0.2))}
+    for run, v in values.items():
+        result(folder, run, v, measures)
+    rows = built(folder, "table3", "mspas")
+    paper = [f"paper: {m}" for m in measures]
+    assert rows[""] == [*measures, "vs its RD or control", "vs student_more", *paper]
+    mean = f"{100 * values['lead_cb'].mean():.2f}"
+    low, high = bootstrap_interval(values["lead_cb"], 1000, 0.95, seed=1)
+    gain = difference(
+        float((values["lead_cb"] - values["rd_cb"]).mean()),
+        paired_test(values["lead_cb"], values["rd_cb"]),
+        percent=True,
+    )
+    interval = f"{mean} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert rows["12CB -> 6DE: LEAD"] == [interval, mean, mean, gain, "", "37.80", "38.32", "97.42"]
+    assert rows["12CB -> 6DE: FD"] == ["missing", "", "", "", "", "33.92", "34.56", "96.12"]
+    text = (folder / "tables" / "table3.md").read_text()
+    assert "Missing: `snakemake --cores 8 --resources gpu=8 -- results/mspas/student_more.json" in text
+    first = built(folder, "table1", "mspas")
+    assert first["ME-BERT"][0] == "quoted" and first["ME-BERT"][-3:] == ["33.80", "", ""]
+
+
+def test_the_papers_tables_agree_with_each_other() -> None:
+    """The same systems stand in several of its tables: LEAD in all but two."""
+    paper = load_paper(CONFIG / "paper.yaml", list(Plan(load(CONFIG / "config.yaml")).rows))
+    reported: dict[tuple[str, str, int], set[float]] = {}
+    for name, table in paper.tables.items():
+        for row in table.rows:
+            for dataset, values in row.values.items():
+                rounded = 1 if name in ("table1", "table2") else 2
+                for i, value in enumerate(values):
+                    if value is not None and row.run is not None:
+                        reported.setdefault((row.run, dataset, i), set()).add(round(value, rounded))
+    several = {key: found for key, found in reported.items() if len(found) > 1}
+    assert {key: found for key, found in several.items() if max(found) - min(found) > 0.051} == {}
+    runs = {name: [row.run for row in paper.tables[name].rows] for name in ("table4", "table5", "table6")}
+    assert runs["table4"] == [f"lead_cb_k{k}" for k in range(1, 7)]
+    assert runs["table5"][:3] == ["lead_cb", "lead_cb_last", "lead_cb_skip"]
+    assert runs["table6"][:3] == ["lead_cb", "lead_cb_frozen", "lead_cb_uniform"]
 
 
 @pytest.mark.parametrize(

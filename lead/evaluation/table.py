@@ -31,6 +31,7 @@ class Result:
     queries: int
     confidence: float
     depth: int  # of the longest list
+    settings: dict[str, Any]  # of every stage that it is made by: `RUN.STAGE`; empty where the file does not tell
 
     @property
     def run(self) -> str:
@@ -60,8 +61,10 @@ def read_result(path: Path) -> Result:
             raise ValueError("no measure")
         keys = ("mean", "low", "high")
         metrics = {name: {key: float(raw["metrics"][name][key]) for key in keys} for name in measures}
-        return Result(path, measures, metrics, int(raw["queries"]), float(raw["confidence"]), int(raw["ranked_depth"]))
-    except (LookupError, TypeError, ValueError, OverflowError) as e:
+        made_by = dict(raw.get("made_by", {}).get("settings", {}))
+        numbers = int(raw["queries"]), float(raw["confidence"]), int(raw["ranked_depth"])
+        return Result(path, measures, metrics, *numbers, made_by)
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as e:
         raise LeadError(f"{path} is not a result of lead evaluate; give files like results/demo/lead_cb.json") from e
 
 

@@ -172,7 +172,7 @@ class Loop:
         """A line of the log, and whether a rank was told to stop. Raises LeadError when a loss part is not finite."""
         parts = {**loss.parts, "total": loss.total}
         told = torch.tensor(float(self.told), device=loss.total.device)
-        # one synchronisation a step
+        # one collective and one wait for the parts
         *values, stop = self.exchange.mean(torch.stack([*(v.detach() for v in parts.values()), told])).tolist()
         for name, value in zip(parts, values, strict=True):
             if not math.isfinite(value):

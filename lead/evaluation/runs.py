@@ -1,0 +1,160 @@
+"""The results of a dataset, all seeds of a run together, and which seeds two runs are compared over."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lead.errors import LeadError
+from lead.evaluation.table import Result, read_result
+from lead.rows import SeededRows, split_seed
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Some seeds of a run: values[measure] is [seeds, queries]."""
+
+    name: str
+    seeds: list[int]
+    fixed: bool  # further seeds of other runs are made from this one too, as from a shared warm-up
+    qids: list[str]
+    values: dict[str, Values]
+    depth: int
+    own_warm_up: bool | None  # whether further seeds have warm-ups of their own; None: there are none, or nobody knows
+
+    def short(self, measure: str) -> bool:
+        """Whether its lists end before the measure's cut-off, as those of a run that reranks a few passages only."""
+        cutoff = re.search(r"@(\d+)$", measure)
+        return cutoff is not None and int(cutoff[1]) > self.depth
+
+    def mean(self, measure: str) -> float:
+        """Over queries and seeds."""
+        return float(self.values[measure].mean())
+
+    def spread(self, measure: str) -> float | None:
+        """Standard deviation between the seeds' means; None with one seed."""
+        means = self.values[measure].mean(1)
+        return float(means.std(ddof=1)) if len(means) > 1 else None
+
+    def per_query(self, measure: str) -> Values:
+        """Each query's value, averaged over seeds: what intervals and tests are computed from."""
+        if measure not in self.values:
+            raise LeadError(f"run '{self.name}' was evaluated without {measure}; evaluate it again")
+        averaged: Values = self.values[measure].mean(0)
+        return averaged
+
+    def named_seeds(self) -> str:
+        """Its seeds for people.
+
+        >>> Run("x", [1, 2, 3, 5], False, [], {}, 9, None).named_seeds()
+        '1-3, 5'
+        """
+        parts: list[list[int]] = []
+        for seed in self.seeds:
+            if parts and seed == parts[-1][-1] + 1:
+                parts[-1].append(seed)
+            else:
+                parts.append([seed])
+        return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
+
+    def of(self, seeds: list[int]) -> Run:
+        """The run with only these of its seeds."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        return replace(self, seeds=seeds, values={m: v[rows] for m, v in self.values.items()})
+
+
+def together(*runs: Run) -> list[Run] | None:
+    """Runs with the seeds that all of them have: seeds share batches. None where there are none.
+
+    A run that further seeds share, such as a warm-up, is compared with any of them.
+    """
+    sets = [set(run.seeds) for run in runs if not run.fixed]
+    if not sets:
+        return list(runs)
+    shared = sorted(set.intersection(*sets))
+    return [run if run.fixed else run.of(shared) for run in runs] if shared else None
+
+
+class Runs:
+    """The results of a dataset that exist, read when they are asked for."""
+
+    def __init__(self, folder: Path, rows: SeededRows) -> None:
+        """`folder`: results/{dataset}."""
+        self.folder, self.rows = folder, rows
+        self.files: dict[str, list[Path]] = {}
+        for path in sorted(folder.glob("*.json"), key=lambda p: split_seed(p.stem)):
+            self.files.setdefault(split_seed(path.stem)[0], []).append(path)
+        self._read: dict[str, Run] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.files
+
+    def __getitem__(self, name: str) -> Run:
+        """All seeds of a run. Raises LeadError when their queries differ, or their settings in more than the seed."""
+        if name not in self._read:
+            results = [read_result(path) for path in self.files[name]]
+            columns: dict[str, list[Values]] = {m: [] for m in results[0].measures}
+            qids: list[str] = []
+            for result in results:
+                _check_recipe(results[0], result)
+                for measure, column in columns.items():
+                    qids = self._column(result, measure, column, qids)
+            seeds = [split_seed(result.run)[1] for result in results]
+            further = [_own_warm_up(r) for r, seed in zip(results, seeds, strict=True) if seed > 1]
+            self._read[name] = Run(
+                name,
+                seeds,
+                seeds == [1] and self.rows.reference(name, 2) == name,
+                qids,
+                {m: np.stack(c) for m, c in columns.items()},
+                min(r.depth for r in results),
+                next((own for own in further if own is not None), None),
+            )
+        return self._read[name]
+
+    @staticmethod
+    def _column(result: Result, measure: str, column: list[Values], qids: list[str]) -> list[str]:
+        own, values = result.values(measure)
+        if qids and own != qids:
+            raise LeadError(f"{result.per_query} is of other queries than the other seeds; evaluate them again")
+        column.append(values)
+        return own
+
+
+def _own_warm_up(result: Result) -> bool | None:
+    """Whether a further seed was made from warm-ups with that seed; None where the result does not tell."""
+    trained = [run for run, stage in map(_parts, result.settings) if stage == "train" and run != result.run]
+    return all(split_seed(run)[1] > 1 for run in trained) if trained else None
+
+
+def _check_recipe(first: Result, other: Result) -> None:
+    """Refuse seeds that were made with different settings: their mean would be of no run. Raises LeadError."""
+    a, b = _recipe(first.settings), _recipe(other.settings)
+    for name in sorted(a.keys() & b.keys()):
+        if a[name] != b[name]:
+            raise LeadError(
+                f"{other.path} and {first.path} were made with different settings of {name}; make both again"
+            )
+
+
+def _recipe(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of each stage of each run that a result is made from, without seeds."""
+    found = {}
+    for key, values in settings.items():
+        run, stage = _parts(key)
+        kept = {k: v for k, v in values.items() if k != "seed"} if isinstance(values, dict) else values
+        found[f"{split_seed(run)[0]}.{stage}" if stage else key] = kept
+    return found
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """Run and stage of a key such as `student-s2.train`."""
+    run, _, stage = key.rpartition(".")
+    return (run, stage) if run else (key, "")
