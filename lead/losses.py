@@ -167,8 +167,9 @@ def _margin_loss(teacher: Tensor, student: Tensor, candidates: Candidates) -> Te
 def map_loss(teacher: Tensor, student: Tensor, keep: Tensor) -> Tensor:
     """L_virt of one direction of attention (VIRT, Li et al. 2021): squared L2 distance of two maps, scalar.
 
-    Log-maps [L, n, X, Y] of L layers and n pairs, each row a distribution over Y; keep [n, X, Y] is true where both
-    tokens exist. Summed over a pair's X and Y, as the released code does, then averaged over pairs and layers.
+    Log-maps [L, n, X, Y] of L layers and n pairs, distributions over Y (or over X, for the other direction); keep
+    [n, X, Y] is true where both tokens exist. Summed over a pair's X and Y, as the released code does, then averaged
+    over pairs and layers.
     """
     return ((teacher.exp() - student.exp()) * keep).square().sum((-2, -1)).mean()
 

@@ -65,7 +65,7 @@ class FdStep(DistilStep):
         parts = {
             "stu": losses.hard_loss(side.score(hard).final, hard),
             "map": losses.map_loss(t.to_passage, s.to_passage, s.keep)
-            + losses.map_loss(t.to_query.transpose(-1, -2), s.to_query.transpose(-1, -2), s.keep.transpose(-1, -2)),
+            + losses.map_loss(t.to_query, s.to_query, s.keep),
         }
         return Loss(losses.weighted(parts, self.distil), parts, {}), [side, s_replays]
 
