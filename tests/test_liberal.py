@@ -13,7 +13,7 @@ from steps import TRAIN, gradients
 
 from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
 from lead.errors import LeadError
-from lead.models.encoder import positions
+from lead.models.encoder import check_encoder, load_encoder, positions
 from lead.models.pile import Pile
 from lead.train.data import TrainingData
 from lead.train.step import LeadStep
@@ -144,3 +144,42 @@ def test_lead_from_a_wordpiece_bert_into_each(
     got = gradients(step)
     for name in ("student", "teacher"):
         assert sum(float(g.abs().sum()) for k, g in got.items() if k.startswith(name)) > 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "says"),
+    [
+        ("XLM", "dropout of this architecture cannot be switched off"),
+        ("ConvBert", "depends on the padding beside it"),
+        ("SqueezeBert", "cannot be used as an encoder: TypeError"),
+        ("T5", "cannot be used as an encoder: ValueError: You must specify"),
+    ],
+)
+def test_an_architecture_that_does_not_encode_texts_as_we_need_it_is_one_line(
+    tmp_path: Path, architecture: str, says: str
+) -> None:
+    import transformers as t
+
+    ids = {"vocab_size": byte_level_tokenizer(tmp_path), "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+    bert = {"hidden_size": 24, "intermediate_size": 32, **SMALL, **ids}
+    options = {
+        "XLM": {"emb_dim": 24, "n_layers": 3, "n_heads": 2, **ids},
+        "SqueezeBert": {"embedding_size": 24, **bert},
+        "T5": {"d_model": 24, "d_kv": 12, "d_ff": 32, "num_layers": 3, "num_heads": 2, **ids},
+    }.get(architecture, bert)
+    torch.manual_seed(0)
+    t.AutoModel.from_config(getattr(t, f"{architecture}Config")(**options)).save_pretrained(tmp_path)
+    with pytest.raises(LeadError, match=says) as error:
+        Pile.pretrained(ModelRef(reference=f"path:{tmp_path}"), "de", Scoring(), Lengths(query=8, passage=24))
+    assert "\n" not in str(error.value)
+
+
+def test_looking_at_an_encoder_leaves_it_as_it_was(tmp_path: Path) -> None:
+    made: Any = load_encoder(str(make_encoder(tmp_path, "modernbert")), "it")
+    for module in made.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
+    before = made.config._attn_implementation
+    check_encoder(made, 1, "it")
+    assert {m.attention_dropout for m in made.modules() if hasattr(m, "attention_dropout")} == {0.3}
+    assert made.config._attn_implementation == before and not made.training

@@ -110,17 +110,54 @@ def hidden_states(
     return [out.hidden_states[i] for i in layers]
 
 
+@torch.no_grad()
+def check_encoder(encoder: nn.Module, pad: int, reference: str) -> None:
+    """Refuse a model that cannot encode texts as we need it: a LeadError, for a model made only just now.
+
+    It gives the output of every layer; padding changes no output; dropout is off when it is set to 0.
+    """
+    known = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    ids = torch.tensor([[i for i in range(known) if i != pad][:9]] * 2)  # any tokens do
+    mask = torch.ones_like(ids)
+    ids[1, 5:], mask[1, 5:] = pad, 0
+    rates, attention, why = list(_dropouts(encoder)), encoder.config._attn_implementation, ""  # type: ignore[union-attr]
+    try:
+        layers = tuple(range(1, depth(encoder) + 1))
+        padded = torch.stack(hidden_states(encoder.eval(), ids, mask, layers))[:, 1, :5]
+        alone = torch.stack(hidden_states(encoder, ids[1:, :5], mask[1:, :5], layers))[:, 0]
+        prepare_for_training(encoder.train(), 0.0)
+        trained = torch.stack(hidden_states(encoder, ids, mask, layers))[:, 1, :5]
+        tolerance = 1e-3 * float(alone.abs().max())
+        if not torch.allclose(padded, alone, atol=tolerance):
+            why = "what it makes of a text depends on the padding beside it"
+        elif not torch.allclose(trained, padded, atol=tolerance):
+            why = "dropout of this architecture cannot be switched off"
+    except Exception as e:  # whatever an architecture does that takes other inputs
+        why = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+    finally:
+        for module, name, rate in rates:
+            setattr(module, name, rate)
+        encoder.eval().set_attn_implementation(attention)  # type: ignore[operator]
+    if why:
+        raise LeadError(f"models: '{reference}' ({type(encoder).__name__}) cannot be used as an encoder: {why}")
+
+
 def prepare_for_training(encoder: nn.Module, dropout: float | None) -> None:
     """Set dropout (None: as the model has it) and, on the CPU, the attention whose backward pass is fastest there."""
     if dropout is not None:
-        for module in encoder.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
-            elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = dropout  # type: ignore[assignment]
+        for module, name, _ in _dropouts(encoder):
+            setattr(module, name, dropout)
     if next(encoder.parameters()).device.type == "cpu":
         # the backward pass of the CPU's fused attention is several times slower than two matrix products
         encoder.set_attn_implementation("eager")  # type: ignore[operator]
+
+
+def _dropouts(encoder: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
+    """Where an encoder drops out: module, attribute, rate."""
+    for module in encoder.modules():
+        name = "p" if isinstance(module, nn.Dropout) else "attention_dropout"
+        if isinstance(rate := getattr(module, name, None), int | float):
+            yield module, name, rate
 
 
 def positions(encoder: nn.Module) -> int | None:

@@ -17,7 +17,7 @@ from lead.atomic import atomic_folder
 from lead.config.load import validate
 from lead.config.schema import Lengths, Linear, ModelRef, Scoring
 from lead.errors import LeadError
-from lead.models.encoder import depth, hidden_states, keep_layers, load_encoder, loading, positions
+from lead.models.encoder import check_encoder, depth, hidden_states, keep_layers, load_encoder, loading, positions
 from lead.models.features import Features, Scores
 from lead.models.reference import resolve
 
@@ -156,9 +156,10 @@ class Pile(nn.Module):
         """A model that has not been trained to retrieve: a pretrained encoder by reference. Raises LeadError."""
         name = resolve(model.reference)
         encoder = load_encoder(name, model.reference)
+        tokenizer = load_tokenizer(name, model.reference)
+        check_encoder(encoder, tokenizer.pad_token_id or 0, model.reference)
         if model.layers is not None:
             keep_layers(encoder, model.layers, model.reference)
-        tokenizer = load_tokenizer(name, model.reference)
         longest = positions(encoder)
         asked = {"query": lengths.query, "passage": lengths.passage}
         if kind == "ce":  # both are cut as if each stood alone, with two special tokens of its own
