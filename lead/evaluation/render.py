@@ -8,6 +8,7 @@ import io
 import re
 
 Cells = list[list[str]]
+Mark = tuple[float, float, float]  # a mean between the ends of its interval
 
 # greys that are seen on white and on black; labels stay in place while a wide table is scrolled
 STYLE = """
@@ -26,6 +27,8 @@ small { display: block; font-size: 0.8rem; }
 small, .word, p { color: color-mix(in srgb, CanvasText 72%, Canvas); }
 p { max-width: 60rem; margin: 0.6rem 0; }
 code { background: #8882; padding: 0.1rem 0.3rem; overflow-wrap: anywhere; user-select: all; }
+svg { stroke: currentColor; fill: currentColor; stroke-width: 1.5; display: block; margin-top: 0.2rem; }
+.guide { stroke-width: 1; stroke-dasharray: 2 3; opacity: 0.6; }
 @media (max-width: 40rem) { th, td { padding: 0.3rem 0.4rem; } }
 """
 
@@ -58,17 +61,47 @@ def csv_text(cells: Cells) -> str:
     return out.getvalue()
 
 
-def html_table(title: str, cells: Cells, notes: list[str]) -> str:
-    """A section with a heading, a table and notes (`code` between backticks)."""
-    header = "".join(f"<th scope='col'>{html.escape(cell)}</th>" for cell in cells[0])
-    rows = "".join(
-        f"<tr><th scope='row'>{_label(label)}</th>{''.join(map(_cell, rest))}</tr>\n" for label, *rest in cells[1:]
-    )
+def html_table(
+    title: str, cells: Cells, notes: list[str], marks: list[Mark | None] | None = None, guide: float | None = None
+) -> str:
+    """A section with a heading, a table and notes (`code` between backticks).
+
+    `marks`: an interval for each row, drawn after its first number on one scale; `guide`: a line through all of them.
+    """
+    drawn = _drawn(marks or [], guide)
+    columns = [f"<th scope='col'>{html.escape(name)}</th>" for name in cells[0]]
+    if drawn:
+        columns.insert(2, "<th scope='col' aria-label='interval'></th>")
+    header = "".join(columns)
+    rows = ""
+    for i, (label, first, *rest) in enumerate(cells[1:]):
+        shown = [_cell(first), *([f"<td>{drawn[i]}</td>"] if drawn else []), *map(_cell, rest)]
+        rows += f"<tr><th scope='row'>{_label(label)}</th>{''.join(shown)}</tr>\n"
     text = "".join(f"<p>{_code(note)}</p>\n" for note in notes)
     return (
         f"<section><h2>{html.escape(title)}</h2>\n<div class='wide'><table>\n<thead><tr>{header}</tr></thead>\n"
         f"<tbody>\n{rows}</tbody></table></div>\n{text}</section>"
     )
+
+
+def _drawn(marks: list[Mark | None], guide: float | None, width: int = 150) -> list[str]:
+    """A line for each interval, with a dot at its mean; nothing where there is none to compare."""
+    known = [mark for mark in marks if mark is not None]
+    if len(known) < 2:
+        return []
+    ends = [x for mark in known for x in mark] + ([guide] if guide is not None else [])
+    low, span = min(ends), (max(ends) - min(ends)) or 1.0
+
+    def x(value: float) -> str:
+        return f"{4 + (width - 8) * (value - low) / span:.1f}"
+
+    line = "" if guide is None else f"<line class='guide' x1='{x(guide)}' x2='{x(guide)}' y1='0' y2='18'/>"
+    return [
+        f"<svg width='{width}' height='18' aria-hidden='true'>{line}"
+        + (f"<line x1='{x(m[0])}' x2='{x(m[2])}' y1='9' y2='9'/><circle cx='{x(m[1])}' cy='9' r='3'/>" if m else "")
+        + "</svg>"
+        for m in marks
+    ]
 
 
 def _label(text: str) -> str:

@@ -14,7 +14,7 @@ from lead.config.load import load
 from lead.config.paper import PaperRow, PaperTable
 from lead.config.schema import Evaluation
 from lead.errors import LeadError
-from lead.evaluation.render import Cells, csv_text, html_page, html_table, markdown
+from lead.evaluation.render import Cells, Mark, csv_text, html_page, html_table, markdown
 from lead.evaluation.runs import Run, Runs, together
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
 from lead.evaluation.table import difference
@@ -31,6 +31,12 @@ class Built:
     title: str
     cells: Cells
     notes: list[str]
+    marks: list[Mark | None]  # of each row's first measure
+    guide: float | None  # that of the control
+
+    def html(self) -> str:
+        """As a section of a page."""
+        return html_table(self.title, self.cells, self.notes, self.marks, self.guide)
 
 
 def tables(
@@ -58,11 +64,11 @@ def tables(
     for name, table in built.items():
         written[f"{name}.md"] = markdown(table.title, table.cells, table.notes)
         written[f"{name}.csv"] = csv_text(table.cells)
-        written[f"{name}.html"] = html_page(dataset, [html_table(table.title, table.cells, table.notes)])
+        written[f"{name}.html"] = html_page(dataset, [table.html()])
     written["all.md"] = f"# {dataset}\n\n{preamble}\n\n" + "\n".join(
         markdown(t.title, t.cells, t.notes, level=2) for t in built.values()
     )
-    written["all.html"] = html_page(dataset, [html_table(t.title, t.cells, t.notes) for t in built.values()], preamble)
+    written["all.html"] = html_page(dataset, [t.html() for t in built.values()], preamble)
     for name, text in written.items():
         with atomic_file(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -80,10 +86,11 @@ def preamble_text(plan: Plan, dataset: str, measures: list[str], runs: Runs) -> 
     confidence = plan.resolve(dataset).evaluation.confidence
     return (
         f"Measures: {', '.join(measures)}, in percent; the first with a {100 * confidence:g} % bootstrap interval over "
-        "queries. Differences are in the first measure, in points, over the seeds that both runs have, from each "
-        "query's mean over these; p: two-sided paired t-test over queries, Holm-corrected over the rows of its column; "
-        "* p < .05, ** p < .01. ±: standard deviation between seeds, which is in no interval and no p. A row without "
-        f"seeds has the first alone; {'; in some runs '.join(h for h in how if h)}."
+        f"queries (drawn in HTML; dashed: {CONTROL}). Differences are in the first measure, in points, over the seeds "
+        "that both runs have, from each query's mean over these; p: two-sided paired t-test over queries, "
+        "Holm-corrected over the rows of its column; * p < .05, ** p < .01. ±: standard deviation between seeds, which "
+        "is in no interval and no p. A row without seeds has the first alone; "
+        f"{'; in some runs '.join(h for h in how if h)}."
     )
 
 
@@ -93,7 +100,7 @@ def build(
     """One table of one dataset: a row for each of the paper's rows that we can run or that it reports here."""
     rows = [_made(row, dataset, runs, plan) for row in table.rows if row.run is not None or dataset in row.values]
     ours = any(dataset in row.values for row in rows)
-    first = measures[0]
+    first, evaluation = measures[0], plan.resolve(dataset).evaluation
     against = _tests([(row, row.against) for row in rows], runs, first)
     control = _tests([(row, CONTROL) for row in rows if row.run != CONTROL], runs, first)
     seeded = any(runs[str(row.run)].seeds != [1] for row in rows if row.run in runs)
@@ -112,7 +119,7 @@ def build(
             cells += ["quoted"] + [""] * (len(measures) + 2)
         elif row.run in runs:
             run = runs[row.run]
-            cells += [_mean(run, m, plan.resolve(dataset).evaluation if m == first else None) for m in measures]
+            cells += [_mean(run, m, evaluation if m == first else None) for m in measures]
             cells += ["shared" if run.fixed else run.named_seeds()]
             cells += [against.get(row.label, ""), control.get(row.label, "")]
         else:
@@ -129,8 +136,10 @@ def build(
     if depths := {run.name: run.depth for run in made if any(run.short(m) for m in measures)}:
         notes.append("†: of shorter lists: " + ", ".join(f"{name} {depth}" for name, depth in depths.items()))
     if table.gap:
-        notes += list(_gaps(rows, runs, first, plan.resolve(dataset).evaluation))
-    return Built(table.title, [[line[i] for i in keep] for line in [header, *lines]], notes)
+        notes += list(_gaps(rows, runs, first, evaluation))
+    kept = [[line[i] for i in keep] for line in [header, *lines]]
+    marks = [_mark(runs[str(row.run)], first, evaluation) if row.run in runs else None for row in rows]
+    return Built(table.title, kept, notes, marks, runs[CONTROL].mean(first) if CONTROL in runs else None)
 
 
 def _made(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:
@@ -155,9 +164,15 @@ def _mean(run: Run, measure: str, interval: Evaluation | None) -> str:
     text = f"{100 * run.mean(measure):.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
     text += " †" if run.short(measure) else ""
     if interval is not None:
-        low, high = bootstrap_interval(run.per_query(measure), interval.resamples, interval.confidence, seed=1)
+        low, _, high = _mark(run, measure, interval)
         text += f" [{100 * low:.1f}, {100 * high:.1f}]"
     return text
+
+
+def _mark(run: Run, measure: str, evaluation: Evaluation) -> Mark:
+    """Mean over queries and seeds, between the ends of its interval over queries."""
+    low, high = bootstrap_interval(run.per_query(measure), evaluation.resamples, evaluation.confidence, seed=1)
+    return low, run.mean(measure), high
 
 
 def _tests(pairs: Iterable[tuple[PaperRow, str | None]], runs: Runs, measure: str) -> dict[str, str]:
