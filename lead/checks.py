@@ -26,19 +26,14 @@ def check_run(plan: Plan, dataset: str, run: str) -> None:
     for name in plan.ancestors(run):
         s, row = plan.resolve(dataset, name), plan.rows[name]
         where = f"{plan.loaded.experiments_path}: run '{name}' on '{dataset}'"
+        check_models(plan, dataset, name)
         try:
-            if row.init is not None:
-                pretrained_layers(s.models[row.init])
-                check_linear(s.models[row.init], row.kind)
-                if not os.path.exists(plan.model(dataset, name)):
-                    check_hub(s.models[row.init].reference)
+            if row.init is not None and not os.path.exists(plan.model(dataset, name)):
+                check_hub(s.models[row.init].reference)
         except LeadError as e:
             raise LeadError(f"{where}: {e}") from None
         if row.method == "lead" and s.distil.joint != (split_seed(name)[0] in plan.joint()):
             raise LeadError(f"{where}: distil.joint is switched off in the row's settings, not elsewhere; move it")
-        check_layer_selection(plan, dataset, name)
-        check_maps(plan, dataset, name)
-        check_widths(plan, dataset, name)
         _check_index(plan, dataset, name, s)
     _check_lists(plan, dataset, run)
     from lead.evaluation.measures import check_measures
@@ -79,19 +74,31 @@ def check_grant(plan: Plan, dataset: str, run: str, granted: int) -> None:
             )
 
 
-def check_layer_selection(plan: Plan, dataset: str, run: str) -> None:
+def check_models(plan: Plan, dataset: str, run: str) -> None:
+    """Refuse a run that its models do not allow, as far as files here tell: layers, linear layers, widths, tokens."""
+    row = plan.rows[run]
+    try:
+        if row.init is not None:
+            model = plan.resolve(dataset, run).models[row.init]
+            pretrained_layers(model)
+            _check_linear(model, row.kind)
+        _check_layer_selection(plan, dataset, run)
+        _check_maps(plan, dataset, run)
+        _check_widths(plan, dataset, run)
+    except LeadError as e:
+        raise LeadError(f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': {e}") from None
+
+
+def _check_layer_selection(plan: Plan, dataset: str, run: str) -> None:
     """Refuse a LEAD run whose layer selection its teacher and student do not allow. Raises LeadError."""
     row = plan.rows[run]
     if row.method != "lead":
         return
     n, m = (pretrained_layers(plan.encoder(dataset, str(name))) for name in (row.teacher, row.start))
-    try:
-        check_layers(plan.resolve(dataset, run).distil.layers, n, m)
-    except LeadError as e:
-        raise LeadError(f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': {e}") from None
+    check_layers(plan.resolve(dataset, run).distil.layers, n, m)
 
 
-def check_linear(model: ModelRef, kind: str) -> None:
+def _check_linear(model: ModelRef, kind: str) -> None:
     """Refuse a linear layer that this kind of model cannot have, as far as files here tell. Raises LeadError."""
     size = None if model.linear is None else model.linear.size
     if size is None or (width := encoder_width(model.reference)) is None:
@@ -102,7 +109,7 @@ def check_linear(model: ModelRef, kind: str) -> None:
         raise LeadError(f"models: linear.size of a cross encoder must be its width, {width}: w is shared by all layers")
 
 
-def check_widths(plan: Plan, dataset: str, run: str) -> None:
+def _check_widths(plan: Plan, dataset: str, run: str) -> None:
     """Refuse to learn queries for passages' vectors of another width (ADORE). Raises LeadError."""
     row = plan.rows[run]
     if row.passages is None:
@@ -110,12 +117,12 @@ def check_widths(plan: Plan, dataset: str, run: str) -> None:
     q, p = (vector_width(plan.encoder(dataset, str(name))) for name in (row.start, row.passages))
     if q is not None and p is not None and q != p:
         raise LeadError(
-            f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': '{row.start}' has {q} outputs, the vectors "
-            f"of `passages: {row.passages}` have {p}; name a run of equal width"
+            f"'{row.start}' has {q} outputs, the vectors of `passages: {row.passages}` have {p}; name a run of equal "
+            "width"
         )
 
 
-def check_maps(plan: Plan, dataset: str, run: str) -> None:
+def _check_maps(plan: Plan, dataset: str, run: str) -> None:
     """Refuse an FD run whose two models do not read the same tokens, as far as files here tell. Raises LeadError."""
     row = plan.rows[run]
     if row.method != "fd":
@@ -123,21 +130,20 @@ def check_maps(plan: Plan, dataset: str, run: str) -> None:
     names = [str(name) for name in (row.teacher, row.start)]
     teacher, student = (plan.encoder(dataset, name) for name in names)
     lengths = [plan.resolve(dataset, plan.origin(name)).lengths for name in names]
-    where = f"{plan.loaded.experiments_path}: run '{run}' on '{dataset}': method fd"
     # words alone: the rules that cut texts are known for sure when transformers has loaded them (lead.models.maps)
     t, s = vocabulary_sum(teacher.reference), vocabulary_sum(student.reference)
     if lengths[0] != lengths[1] or (t is not None and s is not None and t != s):
         raise LeadError(
-            f"{where} compares maps over tokens, so teacher and student must have the same tokenizer and lengths; use "
+            "method fd compares maps over tokens, so teacher and student must have the same tokenizer and lengths; use "
             "rd or lead, which compare scores"
         )
     n, m = (pretrained_layers(model.model_copy(update={"linear": None})) for model in (teacher, student))
     if n is not None and m is not None and m > n:
-        raise LeadError(f"{where}: the student has {m} transformer layers, the teacher only {n}; it needs as many")
+        raise LeadError(f"method fd: the student has {m} transformer layers, the teacher only {n}; it needs as many")
     origin = plan.origin(str(row.teacher))
     scoring = plan.resolve(dataset, origin).scoring.cb
     if plan.kind(origin) == "cb" and (scoring.markers or scoring.expand):
-        raise LeadError(f"{where}: scoring.cb.markers and expand add tokens to ColBERT's texts; set both to false")
+        raise LeadError("method fd: scoring.cb.markers and expand add tokens to ColBERT's texts; set both to false")
 
 
 def _check_index(plan: Plan, dataset: str, run: str, s: Settings) -> None:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lead.checks import check_grant, check_layer_selection, check_maps, check_run, check_widths
+from lead.checks import check_grant, check_models, check_run
 from lead.config.experiments import UNTRAINED
 from lead.config.load import Loaded, merge, seen_path, source_files, source_paths, validate
 from lead.config.paper import Paper, load_paper
@@ -113,9 +113,7 @@ class Plan(Rows):
                     only = self.rows[ancestor].datasets
                     if only is not None and dataset not in only:
                         break
-                    check_layer_selection(self, dataset, ancestor)
-                    check_maps(self, dataset, ancestor)
-                    check_widths(self, dataset, ancestor)
+                    check_models(self, dataset, ancestor)
                 else:
                     found.append(name)
             except LeadError:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from conftest import COMMON, TOPICS, make_retriever, vocabulary
 from steps import TRAIN, gradients
+from torch import nn
 
 from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
 from lead.errors import LeadError
-from lead.models.encoder import check_encoder, load_encoder, positions
+from lead.models.encoder import check_encoder, hidden_states, load_encoder, positions, prepare_for_training
 from lead.models.pile import Pile
 from lead.train.data import TrainingData
 from lead.train.step import LeadStep
@@ -149,7 +150,7 @@ def test_lead_from_a_wordpiece_bert_into_each(
 @pytest.mark.parametrize(
     ("architecture", "says"),
     [
-        ("XLM", "dropout of this architecture cannot be switched off"),
+        ("Canine", "CanineModel has no embeddings of tokens"),
         ("ConvBert", "depends on the padding beside it"),
         ("SqueezeBert", "cannot be used as an encoder: TypeError"),
         ("T5", "cannot be used as an encoder: ValueError: You must specify"),
@@ -163,7 +164,6 @@ def test_an_architecture_that_does_not_encode_texts_as_we_need_it_is_one_line(
     ids = {"vocab_size": byte_level_tokenizer(tmp_path), "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
     bert = {"hidden_size": 24, "intermediate_size": 32, **SMALL, **ids}
     options = {
-        "XLM": {"emb_dim": 24, "n_layers": 3, "n_heads": 2, **ids},
         "SqueezeBert": {"embedding_size": 24, **bert},
         "T5": {"d_model": 24, "d_kv": 12, "d_ff": 32, "num_layers": 3, "num_heads": 2, **ids},
     }.get(architecture, bert)
@@ -175,11 +175,38 @@ def test_an_architecture_that_does_not_encode_texts_as_we_need_it_is_one_line(
 
 
 def test_looking_at_an_encoder_leaves_it_as_it_was(tmp_path: Path) -> None:
-    made: Any = load_encoder(str(make_encoder(tmp_path, "modernbert")), "it")
+    made: Any = load_encoder(str(make_encoder(tmp_path, "modernbert")), "model")
     for module in made.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.3
     before = made.config._attn_implementation
-    check_encoder(made, 1, "it")
+    check_encoder(made, 1, "model")
     assert {m.attention_dropout for m in made.modules() if hasattr(m, "attention_dropout")} == {0.3}
     assert made.config._attn_implementation == before and not made.training
+
+
+def test_dropout_that_is_no_layer_is_switched_off_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers as t
+
+    ids = {"n_words": byte_level_tokenizer(tmp_path), "pad_index": 1, "bos_index": 0, "eos_index": 2}
+    t.XLMModel(t.XLMConfig(emb_dim=24, n_layers=3, n_heads=2, dropout=0.5, **ids)).save_pretrained(tmp_path)
+    made: Any = load_encoder(str(tmp_path), "model")  # it calls nn.functional.dropout with a number of its own
+    check_encoder(made, 1, "model")
+    asked, mask = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.long)
+    made.train()
+    once, again = (hidden_states(made, asked, mask, (3,))[0] for _ in range(2))
+    assert not torch.equal(once, again)  # looking at it has not switched it off
+    prepare_for_training(made, 0.0)
+    once, again = (hidden_states(made, asked, mask, (3,))[0] for _ in range(2))
+    assert torch.equal(once, again)
+
+    ask = made.forward
+
+    def noisy(**inputs: Any) -> Any:
+        out = ask(**inputs)
+        out.hidden_states = tuple(nn.functional.dropout(h, 0.5, made.training) for h in out.hidden_states)
+        return out
+
+    monkeypatch.setattr(made, "forward", noisy)
+    with pytest.raises(LeadError, match="'model' .*dropout of this architecture cannot be switched off"):
+        check_encoder(made, 1, "model")

@@ -161,9 +161,14 @@ def test_what_a_model_cannot_do_is_refused_before_any_work(folder: Path, setting
     with (folder / "experiments.yaml").open("a") as f:
         f.write("  fd_cb: {method: fd, start: student, teacher: teacher_cb}\n")
         f.write("  adore: {method: contrastive, start: student, passages: teacher_de}\n")
+    runs = ("teacher_ce", "student", "fd_cb", "adore")
     with pytest.raises(LeadError, match=says):
-        for run in ("teacher_ce", "student", "fd_cb", "adore"):
-            plan(folder, **settings).check("tiny", run)
+        made = plan(folder, **settings)
+        for run in runs:
+            made.check("tiny", run)
+    if "'settings." not in says:  # what is refused is not asked for either
+        refused = next(run for run in runs if f"run '{run}" in says)
+        assert refused not in made.sensible("tiny") and "bm25" in made.sensible("tiny")
 
 
 def test_the_papers_hyper_parameters() -> None:

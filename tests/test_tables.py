@@ -66,10 +66,10 @@ def test_a_run_that_is_the_same_as_another_here_has_its_result(folder: Path) -> 
     assert built(folder, "table4")["K = 3"][0] == "missing"
     text = (folder / "tables" / "table4.md").read_text()
     assert "results/demo/lead_cb.json" in text and "lead_cb_k3" not in text
-    write(folder, "lead_cb", np.full(20, 0.5))
-    assert built(folder, "table4")["K = 3"][0].startswith("50.00 [")
     write(folder, "lead_cb_k3", np.full(20, 0.25))  # made all the same
     assert built(folder, "table4")["K = 3"][0].startswith("25.00 [")
+    write(folder, "lead_cb", np.full(20, 0.5))  # the one that is kept up to date
+    assert built(folder, "table4")["K = 3"][0].startswith("50.00 [")
 
 
 def load_values(folder: Path, run: str) -> np.ndarray:
@@ -133,6 +133,30 @@ def test_a_warm_up_that_seeds_share_is_compared_with_all_of_them(folder: Path) -
     assert rows["6DE: student"][3] == "shared" and rows["6DE: student"][-1].startswith("-20.00")
 
 
+def test_seeds_of_a_warm_up_are_those_that_a_run_was_made_from(folder: Path) -> None:
+    base = np.random.default_rng(1).random(100) * 0.4
+    noise = np.linspace(-0.01, 0.01, 100)
+    for run, more, steps in (
+        ("student", 0.0, {}), ("student-s2", 0.2, {}), ("teacher_cb", 0.5, {}), ("teacher_cb-s2", 0.6, {}),
+        ("lead_cb", 0.1, {"student.train": {}}), ("lead_cb-s2", 0.3, {"student.train": {}}),
+    ):  # fmt: skip
+        write(folder, run, base + more + (noise if "teacher" in run else 0), settings=steps)
+    tables(CONFIG / "config.yaml", "demo", folder, None)
+    closed = "lead_cb closes 40% [40%, 40%] of the gap of 50.00"  # both seeds from the first student: (.2 - 0) / .5
+    assert closed in (folder / "tables" / "table3.md").read_text()
+    for run, more in (("lead_cb", 0.1), ("lead_cb-s2", 0.3)):
+        write(folder, run, base + more, settings={f"student{run[7:]}.train": {}})
+    tables(CONFIG / "config.yaml", "demo", folder, None)
+    closed = "lead_cb closes 22% [22%, 22%] of the gap of 45.00"  # each from its own: (.2 - .1) / (.55 - .1)
+    assert closed in (folder / "tables" / "table3.md").read_text()
+
+
+def test_a_result_that_no_table_shows_stops_none(folder: Path) -> None:
+    write(folder, "student", np.random.default_rng(1).random(20))
+    write(folder, "miner", np.random.default_rng(1).random(20), per_query=False)
+    assert built(folder, "table3")["6DE: student"][0].endswith("]")
+
+
 def test_seeds_say_themselves_whether_they_share_a_warm_up(folder: Path) -> None:
     values = np.random.default_rng(1).random(20)
     stages = {"lead_cb{}.distil": {"k": 3}, "student{}.train": {"steps": 9}}
@@ -151,7 +175,7 @@ def test_seeds_say_themselves_whether_they_share_a_warm_up(folder: Path) -> None
     built(folder, "table5")
     assert "seeds share the warm-up" in (folder / "tables" / "all.md").read_text()
     made("-s2", "", steps=8)
-    with pytest.raises(LeadError, match=r"lead_cb-s2.json and .*were made with different settings of student.train"):
+    with pytest.raises(LeadError, match="lead_cb-s2.json and .* different settings of student.train .steps"):
         built(folder, "table5")
 
 

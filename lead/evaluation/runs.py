@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lead.config.experiments import UNTRAINED
 from lead.errors import LeadError
 from lead.evaluation.table import Result, read_result
 from lead.rows import SeededRows, split_seed
@@ -23,7 +24,7 @@ class Run:
 
     name: str
     seeds: list[int]
-    fixed: bool  # further seeds of other runs are made from this one too, as from a shared warm-up
+    warm_up: bool  # or not trained at all: other runs' further seeds are made from its first, or from its own
     qids: list[str]
     values: dict[str, Values]
     depth: int
@@ -64,6 +65,11 @@ class Run:
                 parts.append([seed])
         return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
 
+    @property
+    def shared(self) -> bool:
+        """Whether there is one for all seeds of other runs."""
+        return self.warm_up and self.seeds == [1]
+
     def of(self, seeds: list[int]) -> Run:
         """The run with only these of its seeds."""
         rows = [self.seeds.index(seed) for seed in seeds]
@@ -73,13 +79,16 @@ class Run:
 def together(*runs: Run) -> list[Run] | None:
     """Runs with the seeds that all of them have: seeds share batches. None where there are none.
 
-    A run that further seeds share, such as a warm-up, is compared with any of them.
+    Warm-ups are taken with the first seed, which all seeds of other runs are made from, unless one of these says that
+    its further seeds have warm-ups of their own.
     """
-    sets = [set(run.seeds) for run in runs if not run.fixed]
+    chain = any(run.own_warm_up for run in runs)
+    kept = [run.of([1]) if run.warm_up and not chain and 1 in run.seeds else run for run in runs]
+    sets = [set(run.seeds) for run in kept if not run.shared]
     if not sets:
-        return list(runs)
-    shared = sorted(set.intersection(*sets))
-    return [run if run.fixed else run.of(shared) for run in runs] if shared else None
+        return kept
+    seeds = sorted(set.intersection(*sets))
+    return [run if run.shared else run.of(seeds) for run in kept] if seeds else None
 
 
 class Runs:
@@ -96,22 +105,29 @@ class Runs:
     def __contains__(self, name: object) -> bool:
         return name in self.files
 
+    def used(self) -> list[Run]:
+        """Those that have been asked for."""
+        return list(self._read.values())
+
     def __getitem__(self, name: str) -> Run:
         """All seeds of a run. Raises LeadError when their queries differ, or their settings in more than the seed."""
         if name not in self._read:
             results = [read_result(path) for path in self.files[name]]
             columns: dict[str, list[Values]] = {m: [] for m in results[0].measures}
             qids: list[str] = []
+            told = [result for result in results if result.settings]
             for result in results:
-                _check_recipe(results[0], result)
+                _check_recipe([*told, result][0], result)
                 for measure, column in columns.items():
+                    if measure not in result.measures:
+                        raise LeadError(f"{result.path} was evaluated without {measure}; evaluate it again")
                     qids = self._column(result, measure, column, qids)
             seeds = [split_seed(result.run)[1] for result in results]
             further = [_own_warm_up(r) for r, seed in zip(results, seeds, strict=True) if seed > 1]
             self._read[name] = Run(
                 name,
                 seeds,
-                seeds == [1] and self.rows.reference(name, 2) == name,
+                name in self.rows and (self.rows[name].method in UNTRAINED or self.rows[name].phase != "distil"),
                 qids,
                 {m: np.stack(c) for m, c in columns.items()},
                 min(r.depth for r in results),
@@ -139,8 +155,10 @@ def _check_recipe(first: Result, other: Result) -> None:
     a, b = _recipe(first.settings), _recipe(other.settings)
     for name in sorted(a.keys() & b.keys()):
         if a[name] != b[name]:
+            keys = [k for k in sorted({*a[name], *b[name]}) if a[name].get(k) != b[name].get(k)]
             raise LeadError(
-                f"{other.path} and {first.path} were made with different settings of {name}; make both again"
+                f"{other.path} and {first.path} were made with different settings of {name} ({', '.join(keys)}); make "
+                "both again"
             )
 
 
@@ -149,7 +167,7 @@ def _recipe(settings: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for key, values in settings.items():
         run, stage = _parts(key)
-        kept = {k: v for k, v in values.items() if k != "seed"} if isinstance(values, dict) else values
+        kept = {k: v for k, v in dict(values).items() if k != "seed"}
         found[f"{split_seed(run)[0]}.{stage}" if stage else key] = kept
     return found
 

@@ -77,8 +77,7 @@ def tables(
 
 def preamble_text(plan: Plan, dataset: str, measures: list[str], runs: Runs) -> str:
     """What holds for all tables of a dataset."""
-    known = [runs[name].own_warm_up for name in runs.files if name in plan.rows]
-    own = {o for o in known if o is not None} or {plan.loaded.config.seeds == "chain"}
+    own = {run.own_warm_up for run in runs.used()} - {None} or {plan.loaded.config.seeds == "chain"}
     how = [
         "seeds share the warm-up; each has its own distillation" if False in own else "",
         "every seed has its own chain, warm-up included" if True in own else "",
@@ -113,14 +112,15 @@ def build(
     ]
     header += [f"paper: {m}" for m in measures] if ours else []
     lines, missing, sensible = [], [], plan.sensible(dataset) if any(r.run not in runs for r in rows) else []
-    for row in rows:
+    marks = [_mark(runs[str(row.run)], first, evaluation) if row.run in runs else None for row in rows]
+    for row, mark in zip(rows, marks, strict=True):
         cells = [row.label]
         if row.run is None:
             cells += ["quoted"] + [""] * (len(measures) + 2)
         elif row.run in runs:
             run = runs[row.run]
-            cells += [_mean(run, m, evaluation if m == first else None) for m in measures]
-            cells += ["shared" if run.fixed else run.named_seeds()]
+            cells += [_mean(run, m, mark if m == first else None) for m in measures]
+            cells += ["shared" if run.shared else run.named_seeds()]
             cells += [against.get(row.label, ""), control.get(row.label, "")]
         else:
             possible = row.run in sensible
@@ -138,15 +138,15 @@ def build(
     if table.gap:
         notes += list(_gaps(rows, runs, first, evaluation))
     kept = [[line[i] for i in keep] for line in [header, *lines]]
-    marks = [_mark(runs[str(row.run)], first, evaluation) if row.run in runs else None for row in rows]
     return Built(table.title, kept, notes, marks, runs[CONTROL].mean(first) if CONTROL in runs else None)
 
 
 def _made(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:
     """The row with the run that has its result, or whose result is asked for: its own, or one that is the same here."""
-    if row.run is None or row.run in runs:
+    if row.run is None or row.run in (plan.loaded.datasets[dataset][0].runs or []):
         return row
-    return row.model_copy(update={"run": plan.twin(dataset, row.run)})
+    twin = plan.twin(dataset, row.run)  # first: nothing makes a row's own anew where it is not wanted
+    return row if twin not in runs and row.run in runs else row.model_copy(update={"run": twin})
 
 
 def _command(plan: Plan, dataset: str, missing: list[str]) -> str:
@@ -157,16 +157,13 @@ def _command(plan: Plan, dataset: str, missing: list[str]) -> str:
     )
 
 
-def _mean(run: Run, measure: str, interval: Evaluation | None) -> str:
+def _mean(run: Run, measure: str, mark: Mark | None) -> str:
     if measure not in run.values:
         return "-"
     spread = run.spread(measure)
     text = f"{100 * run.mean(measure):.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
     text += " †" if run.short(measure) else ""
-    if interval is not None:
-        low, _, high = _mark(run, measure, interval)
-        text += f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return text
+    return text if mark is None else text + f" [{100 * mark[0]:.1f}, {100 * mark[2]:.1f}]"
 
 
 def _mark(run: Run, measure: str, evaluation: Evaluation) -> Mark:

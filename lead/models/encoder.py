@@ -116,30 +116,34 @@ def check_encoder(encoder: nn.Module, pad: int, reference: str) -> None:
 
     It gives the output of every layer; padding changes no output; dropout is off when it is set to 0.
     """
-    known = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-    ids = torch.tensor([[i for i in range(known) if i != pad][:9]] * 2)  # any tokens do
-    mask = torch.ones_like(ids)
-    ids[1, 5:], mask[1, 5:] = pad, 0
-    rates, attention, why = list(_dropouts(encoder)), encoder.config._attn_implementation, ""  # type: ignore[union-attr]
+    rates, why = list(_dropouts(encoder)), ""
+    attention = encoder.config._attn_implementation  # type: ignore[union-attr]
     try:
+        known = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        ids = torch.tensor([[i for i in range(known) if i != pad][:9]] * 2, dtype=torch.long)  # any tokens do
+        mask = torch.ones_like(ids)
+        ids[1, 5:], mask[1, 5:] = pad, 0
         layers = tuple(range(1, depth(encoder) + 1))
         padded = torch.stack(hidden_states(encoder.eval(), ids, mask, layers))[:, 1, :5]
         alone = torch.stack(hidden_states(encoder, ids[1:, :5], mask[1:, :5], layers))[:, 0]
         prepare_for_training(encoder.train(), 0.0)
         trained = torch.stack(hidden_states(encoder, ids, mask, layers))[:, 1, :5]
-        tolerance = 1e-3 * float(alone.abs().max())
-        if not torch.allclose(padded, alone, atol=tolerance):
+        if _differ(padded, alone):
             why = "what it makes of a text depends on the padding beside it"
-        elif not torch.allclose(trained, padded, atol=tolerance):
+        elif _differ(trained, padded):
             why = "dropout of this architecture cannot be switched off"
     except Exception as e:  # whatever an architecture does that takes other inputs
         why = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-    finally:
-        for module, name, rate in rates:
-            setattr(module, name, rate)
-        encoder.eval().set_attn_implementation(attention)  # type: ignore[operator]
     if why:
         raise LeadError(f"models: '{reference}' ({type(encoder).__name__}) cannot be used as an encoder: {why}")
+    for module, name, rate in rates:
+        setattr(module, name, rate)
+    encoder.eval().set_attn_implementation(attention)  # type: ignore[operator]
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether outputs [.., d] differ by a thousandth: medians, for a few dimensions of some models are huge."""
+    return bool(((a - b).abs().median(-1).values > 1e-3 * b.abs().median(-1).values + 1e-6).any())
 
 
 def prepare_for_training(encoder: nn.Module, dropout: float | None) -> None:
@@ -155,9 +159,10 @@ def prepare_for_training(encoder: nn.Module, dropout: float | None) -> None:
 def _dropouts(encoder: nn.Module) -> Iterator[tuple[nn.Module, str, float]]:
     """Where an encoder drops out: module, attribute, rate."""
     for module in encoder.modules():
-        name = "p" if isinstance(module, nn.Dropout) else "attention_dropout"
-        if isinstance(rate := getattr(module, name, None), int | float):
-            yield module, name, rate
+        for name, rate in vars(module).items():
+            named = "dropout" in name or (name == "p" and isinstance(module, nn.Dropout))
+            if named and isinstance(rate, int | float) and not isinstance(rate, bool):
+                yield module, name, rate
 
 
 def positions(encoder: nn.Module) -> int | None:

@@ -51,11 +51,7 @@ class Pile(nn.Module):
         self.encoder, self.tokenizer, self.kind = encoder, tokenizer, kind
         self.scoring, self.lengths = scoring, lengths
         self.width = self.size = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
-        known = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-        if (highest := max(tokenizer.get_vocab().values())) >= known:
-            raise LeadError(
-                f"models: the tokenizer has an id {highest}, the encoder embeddings of 0 to {known - 1} only"
-            )
+        check_vocabulary(encoder, tokenizer)
         self.linear = None
         if linear is not None:
             self.size = linear.size or self.width
@@ -157,6 +153,7 @@ class Pile(nn.Module):
         name = resolve(model.reference)
         encoder = load_encoder(name, model.reference)
         tokenizer = load_tokenizer(name, model.reference)
+        check_vocabulary(encoder, tokenizer)
         check_encoder(encoder, tokenizer.pad_token_id or 0, model.reference)
         if model.layers is not None:
             keep_layers(encoder, model.layers, model.reference)
@@ -171,6 +168,16 @@ class Pile(nn.Module):
         made = Pile.classes[kind](encoder, tokenizer, kind, scoring, lengths, model.linear)
         assert isinstance(made, cls)
         return made
+
+
+def check_vocabulary(encoder: nn.Module, tokenizer: Any) -> None:
+    """Refuse a tokenizer with ids that the encoder has no embeddings of. Raises LeadError."""
+    try:
+        known = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        raise LeadError(f"models: {type(encoder).__name__} has no embeddings of tokens: no encoder of texts") from None
+    if (highest := max(tokenizer.get_vocab().values())) >= known:
+        raise LeadError(f"models: the tokenizer has an id {highest}, the encoder embeddings of 0 to {known - 1} only")
 
 
 def load_tokenizer(name: str, reference: str) -> Any:

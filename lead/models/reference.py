@@ -21,7 +21,7 @@ NEEDED = (  # of a model on the hub: one of each
     ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
     ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
 )
-LAYERS = ("num_hidden_layers", "n_layers", "n_layer")  # keys of config.json, by architecture
+LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # keys of config.json, by architecture
 
 
 def resolve(reference: str) -> str:
@@ -112,7 +112,7 @@ def vector_width(model: ModelRef) -> int | None:
 
 def encoder_width(reference: str) -> int | None:
     """Width of a pretrained encoder's own outputs; None where only the hub can tell."""
-    return _of_config(reference, ("hidden_size", "dim"), "width")
+    return _of_config(reference, ("hidden_size", "dim", "d_model", "n_embd", "emb_dim"), "width")
 
 
 def _file_of(reference: str, name: str) -> Path | None:
@@ -132,7 +132,14 @@ def _file_of(reference: str, name: str) -> Path | None:
 def _of_config(reference: str, keys: tuple[str, ...], what: str) -> int | None:
     """The first of these keys that the config.json of a model has; None for a model that is on the hub only."""
     file = _file_of(reference, "config.json")
-    return None if file is None else _number(file, keys, what)
+    if file is None:
+        return None
+    try:
+        return _number(file, keys, what)
+    except LeadError:
+        if reference.startswith("hub:"):  # it was accepted before it was downloaded: the stage that loads it says more
+            return None
+        raise
 
 
 @cache
