@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lead.config.load import load
-from lead.plan import Plan
-from lead.rows import TRAINING
+from lead.plan.plan import Plan
+from lead.plan.runs import TRAINING
 
 WIDTH = 768
 TEACHER, STUDENT = 12, 6

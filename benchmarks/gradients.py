@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lead import losses
-from lead.artifacts import read_table
 from lead.config.load import load, merge
 from lead.config.stages import DistilSettings
-from lead.models.pile import Pile
+from lead.methods import losses
+from lead.models.base import LayeredModel
 from lead.models.retriever import Retriever
-from lead.plan import Plan
+from lead.plan.plan import Plan
+from lead.store.tables import read_table
 from lead.train.data import Queries, TrainingData
 from lead.train.stages import make_step
 
@@ -50,7 +50,7 @@ class Mean:
         return float(self.mean.norm()) * self.n / self.square**0.5
 
 
-def gradient(loss: Tensor, model: Pile) -> Tensor:
+def gradient(loss: Tensor, model: LayeredModel) -> Tensor:
     """Gradient of a scalar in all parameters of the model, flat; the graph is kept."""
     parameters = list(model.parameters())
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -84,7 +84,7 @@ def main() -> None:
         for s in ("train", "dev")
     )
     student = Retriever.load(plan.start(args.dataset, args.run)[0])
-    step = make_step(settings, student, Pile.load(plan.teacher(args.dataset, args.run)))
+    step = make_step(settings, student, LayeredModel.load(plan.teacher(args.dataset, args.run)))
     parts: dict[str, Mean] = {}
     for i in range(args.batches):
         loss, _ = step.loss(train.batch(i), i)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from lead import losses
-from lead.artifacts import read_table
+from lead.methods import losses
 from lead.models.features import mask_columns
-from lead.models.micro import MicroEncoder
+from lead.models.microbatch import MicroBatchEncoder
 from lead.models.retriever import Retriever
+from lead.store.tables import read_table
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
 
@@ -42,7 +42,7 @@ def main() -> None:
         DevPool(corpus, splits["dev"], args.queries, 5),
         TrainingData(corpus, splits["train"], 16, 3, seed=99),
     )
-    encode, batch = MicroEncoder(16384), stream.batch(0)
+    encode, batch = MicroBatchEncoder(16384), stream.batch(0)
     everything = torch.arange(len(pool.passages)).expand(len(pool.queries), -1)
     candidates = mask_columns(everything, torch.zeros_like(pool.relevant), torch.zeros(len(pool.queries)).long())
     for run in args.runs:

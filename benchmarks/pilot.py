@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from lead.artifacts import read_table
 from lead.config.load import load, merge
 from lead.config.stages import DistilSettings
-from lead.models.micro import MicroEncoder
-from lead.models.pile import Pile
+from lead.models.base import LayeredModel
+from lead.models.microbatch import MicroBatchEncoder
 from lead.models.retriever import Retriever
-from lead.plan import Plan
+from lead.plan.plan import Plan
+from lead.store.tables import read_table
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
 from lead.train.loop import Loop
@@ -41,7 +41,7 @@ def main() -> None:
     plan = Plan(load("config/config.yaml"))
     data = Path(plan.results) / args.dataset / "data"
     corpus = read_table(data / "corpus.parquet", "corpus")
-    encode = MicroEncoder(16384)
+    encode = MicroBatchEncoder(16384)
     first: torch.Tensor | None = None
     for variant in args.variants:
         run, _, text = variant.partition(":")
@@ -56,7 +56,7 @@ def main() -> None:
         ]
         pool = DevPool(corpus, splits[1], args.queries, None)
         student = Retriever.load(plan.start(args.dataset, run)[0])
-        teacher = Pile.load(plan.teacher(args.dataset, run))
+        teacher = LayeredModel.load(plan.teacher(args.dataset, run))
         before = pool.mrr(student, encode)
         step = make_step(settings, student, teacher)
         sizes = settings.train.batch_size, settings.train.negatives

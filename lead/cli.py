@@ -94,7 +94,7 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
         keywords["gpu"] = args.gpu
     module, function = stage.function.split(":")
     started = time.monotonic()
-    from lead.provenance import made_by, make_record
+    from lead.store.provenance import made_by, make_record
 
     with made_by(make_record(args.command, settings, _paths(stage.inputs, keywords))):
         getattr(importlib.import_module(module), function)(**keywords)
@@ -103,7 +103,7 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     from lead.config import load
-    from lead.plan import Plan
+    from lead.plan.plan import Plan
 
     plan = Plan(load.load(args.config))
     if args.target is None:
@@ -128,14 +128,14 @@ def _schema(args: argparse.Namespace) -> None:
 
 
 def _table(args: argparse.Namespace) -> None:
-    from lead.evaluation.table import table
+    from lead.report.table import table
 
     print(table(args.results, args.baseline or ["rd_cb", "student_more"]))
 
 
 def _tables(args: argparse.Namespace) -> None:
     from lead.config.parse import parse_yaml
-    from lead.evaluation.tables import tables
+    from lead.report.paper_tables import tables
 
     overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
     written = tables(args.config, args.dataset, args.results, args.out, overrides)
@@ -144,8 +144,8 @@ def _tables(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> None:
     from lead.config.load import load
-    from lead.plan import Plan
-    from lead.verify import verify
+    from lead.plan.plan import Plan
+    from lead.plan.verify import verify
 
     plan = Plan(load(args.config))
     folder = Path(args.dataset)

@@ -61,7 +61,7 @@ STAGES: dict[str, Stage] = {
     ),
     "given": Stage(
         "Bring ranked lists that come with a collection (MS MARCO's top1000, a TREC run) into Parquet.",
-        "lead.data.given:given",
+        "lead.data.external_run:given",
         "GivenSettings",
         inputs={"corpus": CORPUS, "queries": QUERIES + ": those whose lists are kept"},
         outputs={"out": RANKED},

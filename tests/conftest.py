@@ -21,7 +21,7 @@ import pyarrow as pa  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from lead.artifacts import read_table, write_table  # noqa: E402
+from lead.store.tables import read_table, write_table  # noqa: E402
 from lead.train.data import Queries, TrainingData  # noqa: E402
 
 # a busy machine is no failure
@@ -151,12 +151,14 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_retriever(folder: Path, kind: Any = "de", **scoring: Any) -> Any:
     """An untrained retriever over the model in `folder`, queries of 8 and passages of 24 tokens."""
-    import lead.models.cross  # noqa: F401 (each registers its kinds)
+    import lead.models.cross_encoder  # noqa: F401 (each registers its kinds)
     import lead.models.retriever  # noqa: F401
     from lead.config.schema import Lengths, ModelRef, Scoring
-    from lead.models.pile import Pile
+    from lead.models.base import LayeredModel
 
-    return Pile.pretrained(ModelRef(reference=f"path:{folder}"), kind, Scoring(**scoring), Lengths(query=8, passage=24))
+    return LayeredModel.pretrained(
+        ModelRef(reference=f"path:{folder}"), kind, Scoring(**scoring), Lengths(query=8, passage=24)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lead.retrieval.search import alphabetical, search
+from lead.lists import alphabetical
+from lead.retrieval.search import search
 
 
 def top_k(queries: Any, passages: Any, k: int, ids: Any = None) -> tuple[Any, Any]:

@@ -19,13 +19,13 @@ from torch import Tensor
 from lead.config.schema import Train
 from lead.config.stages import EncodeSettings, TrainSettings
 from lead.errors import LeadError
-from lead.losses import lambda_rank
+from lead.methods.losses import lambda_rank
 from lead.models.features import Candidates, Scores
 from lead.models.retriever import Retriever
 from lead.retrieval.encode import encode
-from lead.retrieval.search import read_vectors, write_vectors
+from lead.store.vectors import read_vectors, write_vectors
 from lead.train import stages
-from lead.train.adore import AdoreStep, Index
+from lead.train.adore import AdoreStep, FixedPassages
 from lead.train.data import TrainingData
 
 
@@ -87,7 +87,7 @@ def vectors_of(star: dict[str, Any]) -> Tensor:
 
 def make_step(star: dict[str, Any], collection: Path, **train: Any) -> AdoreStep:
     model = Retriever.load(star["start"]).train()
-    index = Index(star["passages"], collection / "corpus.parquet", model)
+    index = FixedPassages(star["passages"], collection / "corpus.parquet", model)
     return AdoreStep(model, Train(**{**TRAIN, "negatives_depth": 6, "dropout": 0.0, **train}), 3, index)
 
 
@@ -119,12 +119,12 @@ def test_vectors_that_do_not_fit_the_corpus_or_the_model_are_refused(
         ([first, second, second], "not of the passages"),
     ):
         with pytest.raises(LeadError, match=says):
-            Index(files, corpus, model)
+            FixedPassages(files, corpus, model)
     write_vectors([f"p{i}" for i in range(160)], np.ones((160, 3)), tmp_path / "narrow.parquet")
     with pytest.raises(LeadError, match="holds vectors of width 3, the model's have 32; encode"):
-        Index([tmp_path / "narrow.parquet"], corpus, model)
+        FixedPassages([tmp_path / "narrow.parquet"], corpus, model)
     with pytest.raises(LeadError, match="the model is a ColBERT"):
-        Index([first, second], corpus, make_retriever(tiny_model, "cb"))
+        FixedPassages([first, second], corpus, make_retriever(tiny_model, "cb"))
 
 
 # --- the step --------------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lead.artifacts import MANIFEST, SCHEMAS, check_folder, read_json, read_table, sha256, write_json, write_table
-from lead.atomic import atomic_file, atomic_folder
 from lead.errors import LeadError
+from lead.store.atomic import atomic_file, atomic_folder
+from lead.store.tables import MANIFEST, SCHEMAS, check_folder, read_json, read_table, sha256, write_json, write_table
 
 
 def corpus(n: int = 2000) -> pa.Table:
@@ -130,8 +130,8 @@ def test_what_another_process_removes_before_it_is_locked_is_made_again(
 WRITER = """
 import sys
 from pathlib import Path
-from lead.artifacts import check_folder
-from lead.atomic import atomic_file, atomic_folder
+from lead.store.tables import check_folder
+from lead.store.atomic import atomic_file, atomic_folder
 from lead.errors import LeadError
 folder, letter, refused = Path(sys.argv[1]), sys.argv[2], 0
 for i in range(200):
@@ -168,7 +168,7 @@ def test_a_kill_while_a_folder_is_replaced_leaves_the_old_the_new_or_none(tmp_pa
     code = f"""
 import os, shutil, sys
 from pathlib import Path
-from lead.atomic import atomic_folder
+from lead.store.atomic import atomic_folder
 def write(text):
     with atomic_folder(Path({str(tmp_path / "m")!r})) as f:
         for name in "abc":

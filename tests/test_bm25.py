@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lead.artifacts import SCHEMAS, read_table, write_table
 from lead.config.schema import Bm25
 from lead.config.stages import Bm25Settings
 from lead.errors import LeadError
 from lead.retrieval import bm25 as module
-from lead.retrieval.bm25 import Index, bm25
+from lead.retrieval.bm25 import Bm25Index, bm25
 from lead.retrieval.words import Words
+from lead.store.tables import SCHEMAS, read_table, write_table
 
 PASSAGES = {
     "p3": "cats chase mice",
@@ -33,17 +33,17 @@ def texts(kind: str, rows: dict[str, str]) -> pa.Table:
 
 
 @pytest.fixture
-def index_of(tmp_path: Path) -> Callable[..., Index]:
+def index_of(tmp_path: Path) -> Callable[..., Bm25Index]:
     """Index a corpus given as {pid: text}, with settings of `Bm25`."""
 
-    def make(passages: dict[str, str], **settings: Any) -> Index:
+    def make(passages: dict[str, str], **settings: Any) -> Bm25Index:
         write_table(texts("corpus", passages), tmp_path / "corpus.parquet", "corpus")
-        return Index(tmp_path / "corpus.parquet", Bm25(**settings))
+        return Bm25Index(tmp_path / "corpus.parquet", Bm25(**settings))
 
     return make
 
 
-def rank(index: Index, queries: dict[str, str], depth: int = 10) -> dict[str, list[tuple[str, float]]]:
+def rank(index: Bm25Index, queries: dict[str, str], depth: int = 10) -> dict[str, list[tuple[str, float]]]:
     lists: dict[str, list[tuple[str, float]]] = {}
     for part in index.rank(texts("queries", queries), depth):
         for row in part.to_pylist():
@@ -52,7 +52,7 @@ def rank(index: Index, queries: dict[str, str], depth: int = 10) -> dict[str, li
     return lists
 
 
-def test_scores_by_hand(index_of: Callable[..., Index]) -> None:
+def test_scores_by_hand(index_of: Callable[..., Bm25Index]) -> None:
     """Lucene's BM25: idf = ln(1 + (N - df + .5) / (df + .5)), tf / (tf + k1 (1 - b + b length / average))."""
     k1, b = 0.9, 0.4
     index = index_of(PASSAGES, k1=k1, b=b)
@@ -71,7 +71,7 @@ def test_scores_by_hand(index_of: Callable[..., Index]) -> None:
 
 
 def naive(passages: dict[str, str], query: str, k1: float, b: float) -> dict[str, float]:
-    """BM25 word by word, as the formula of `Index` says it, in double precision."""
+    """BM25 word by word, as the formula of `Bm25Index` says it, in double precision."""
     words = Words(Bm25())
     bags = {pid: Counter(words.read([text])[0].tolist()) for pid, text in passages.items()}
     n = sum(1 for bag in bags.values() if bag)
@@ -95,7 +95,7 @@ def collection(rng: np.random.Generator) -> tuple[dict[str, str], dict[str, str]
 
 
 @pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (0.82, 0.68), (1.2, 1.0)])
-def test_scores_and_order_equal_a_naive_bm25(index_of: Callable[..., Index], k1: float, b: float) -> None:
+def test_scores_and_order_equal_a_naive_bm25(index_of: Callable[..., Bm25Index], k1: float, b: float) -> None:
     """With many ties: the lower id wins, as a string, also at the cut-off."""
     passages, queries = collection(np.random.default_rng(0))
     index = index_of(passages, k1=k1, b=b)
@@ -110,7 +110,7 @@ def test_scores_and_order_equal_a_naive_bm25(index_of: Callable[..., Index], k1:
 
 
 def test_lists_depend_neither_on_order_nor_shards_nor_batches(
-    index_of: Callable[..., Index], monkeypatch: pytest.MonkeyPatch
+    index_of: Callable[..., Bm25Index], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(1)
     passages, queries = collection(rng)
@@ -128,21 +128,21 @@ def test_lists_depend_neither_on_order_nor_shards_nor_batches(
     assert len(index.shards) > 9 and rank(index, queries, depth=12) == expected
 
 
-def test_stemmer_and_stop_words_are_choices(index_of: Callable[..., Index]) -> None:
+def test_stemmer_and_stop_words_are_choices(index_of: Callable[..., Bm25Index]) -> None:
     assert [pid for pid, _ in rank(index_of(PASSAGES), {"q": "the cat"})["q"]] == ["p1", "p3"]
     assert [pid for pid, _ in rank(index_of(PASSAGES, stop_words=False), {"q": "the"})["q"]] == ["p2"]
     assert rank(index_of(PASSAGES, stemmer="none"), {"q": "cat"}) == {}
     assert len(rank(index_of(PASSAGES, stemmer="english"), {"q": "cat"})["q"]) == 2
 
 
-def test_queries_without_a_known_word_have_no_list(index_of: Callable[..., Index]) -> None:
+def test_queries_without_a_known_word_have_no_list(index_of: Callable[..., Bm25Index]) -> None:
     lists = rank(index_of(PASSAGES), {"a": "zebra", "b": "", "c": "the", "d": "mouse dogs"})
     assert list(lists) == ["d"]
     assert rank(index_of(PASSAGES), {}) == {}
 
 
 @pytest.mark.parametrize("passages", [{"p": "", "q": "the"}, {}])
-def test_a_corpus_without_words(index_of: Callable[..., Index], passages: dict[str, str]) -> None:
+def test_a_corpus_without_words(index_of: Callable[..., Bm25Index], passages: dict[str, str]) -> None:
     with pytest.raises(LeadError, match="no passage of the corpus has a word"):
         index_of(passages)
 

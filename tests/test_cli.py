@@ -15,9 +15,9 @@ import pyarrow as pa
 import pytest
 
 from lead import __version__, cli
-from lead.artifacts import write_table
 from lead.config import experiments, schema, stages
 from lead.errors import LeadError
+from lead.store.tables import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "tests" / "dag" / "config" / "config.yaml")

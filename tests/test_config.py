@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from lead.config import schema, sources, stages, types
 from lead.config.load import Loaded, load, merge, source_paths, validate
 from lead.config.parse import parse_yaml
-from lead.plan import Plan
+from lead.plan.plan import Plan
 
 CONFIG, PRESET, EXPERIMENTS = "config.yaml", "presets/tiny.yaml", "experiments.yaml"
 TINY, DOCS = "datasets/tiny.yaml", "datasets/docs.yaml"

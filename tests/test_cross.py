@@ -13,17 +13,17 @@ from naive import naive_hard, naive_lead
 from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores, pick
 from transformers import AutoModel, AutoTokenizer
 
-from lead.artifacts import read_table, write_table
 from lead.config.schema import Distil, Layers, Train
 from lead.config.stages import RerankSettings
 from lead.errors import LeadError
-from lead.layers import select
-from lead.losses import hard_loss
-from lead.models.cross import CrossEncoder
-from lead.models.micro import MicroEncoder
-from lead.models.pile import Pile
+from lead.methods.layers import select
+from lead.methods.losses import hard_loss
+from lead.models.base import LayeredModel
+from lead.models.cross_encoder import CrossEncoder
+from lead.models.microbatch import MicroBatchEncoder
 from lead.models.retriever import Retriever
 from lead.retrieval.rerank import rerank
+from lead.store.tables import read_table, write_table
 from lead.train.data import TrainingData
 from lead.train.dev import DevPool
 from lead.train.step import DistilStep, LeadStep, Step
@@ -71,7 +71,7 @@ def test_a_length_that_the_positions_do_not_allow_is_refused(tiny_model: Path) -
 @torch.no_grad()
 def test_each_layer_is_the_shared_projection_of_the_first_token(cross: CrossEncoder, tiny_model: Path) -> None:
     pairs = cross.tokenize(QUERIES, PASSAGES)
-    x = MicroEncoder(40, "fp32")(cross, pairs, ALL, "p").x
+    x = MicroBatchEncoder(40, "fp32")(cross, pairs, ALL, "p").x
     stock = AutoModel.from_pretrained(tiny_model).eval()
     for n, pair in enumerate(pairs):
         ids, types = torch.tensor([pair.ids]), torch.tensor([pair.types])
@@ -83,11 +83,11 @@ def test_each_layer_is_the_shared_projection_of_the_first_token(cross: CrossEnco
 def test_saved_and_loaded_it_scores_the_same_and_a_lost_projection_is_noticed(
     cross: CrossEncoder, tmp_path: Path
 ) -> None:
-    from lead.atomic import atomic_folder
+    from lead.store.atomic import atomic_folder
 
     pairs = cross.tokenize(QUERIES, PASSAGES)
     cross.save(tmp_path / "m")
-    again = Pile.load(tmp_path / "m").eval()
+    again = LayeredModel.load(tmp_path / "m").eval()
     assert isinstance(again, CrossEncoder)
     assert torch.equal(again.encode(pairs, ALL).x, cross.encode(pairs, ALL).x)
     with pytest.raises(LeadError, match="is a cross encoder, which cannot be used here"):
@@ -97,7 +97,7 @@ def test_saved_and_loaded_it_scores_the_same_and_a_lost_projection_is_noticed(
             if file.name not in ("head.safetensors", "manifest.json") and file.suffix in (".json", ".safetensors"):
                 (lost / file.name).write_bytes(file.read_bytes())
     with pytest.raises(LeadError, match=r"does not hold \['w.weight'\]"):
-        Pile.load(tmp_path / "lost")
+        LayeredModel.load(tmp_path / "lost")
 
 
 @pytest.mark.parametrize("options", [{"normalise": "unit"}, {"layer_normalise": "unit"}])
@@ -194,7 +194,7 @@ def test_response_losses_from_a_frozen_cross_encoder(
 
 
 def test_margin_mse_by_hand() -> None:
-    from lead.losses import margin_mse
+    from lead.methods.losses import margin_mse
     from lead.models.features import Candidates, Scores
 
     # margins: teacher 3 - 1 = 2, 3 - 0 = 3 (masked); student 1 - 2 = -1: (2 - -1)^2 = 9. Second query: 0 and 0.
@@ -217,7 +217,7 @@ def test_dev_ranks_each_querys_own_passages(cross: CrossEncoder, tiny_collection
     files = [tiny_collection / f"{n}.parquet" for n in ("queries.dev", "qrels.dev", "negatives")]
     queries = Queries(corpus["pid"], *files, 1, 10)
     pool = DevPool(corpus, queries, 10, 4)
-    got = pool.mrr(cross, MicroEncoder(64, "fp32"))
+    got = pool.mrr(cross, MicroBatchEncoder(64, "fp32"))
     values = []
     for row, text in enumerate(queries.texts.to_pylist()):
         own = [*queries.positives[row], *queries.negatives[row][:4]]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from dag.project import RESULTS, ROOT, jobs, last_words, make_project, replace, succeed
 
-from lead.artifacts import read_json, write_json
+from lead.store.tables import read_json, write_json
 
 pytestmark = pytest.mark.dag
 REPOSITORY = ["--configfile", str(ROOT / "config" / "config.yaml")]
@@ -149,8 +149,8 @@ def test_the_tables_hold_every_run(made: Path) -> None:
 def verified(project: Path, dataset: str = "tiny", **settings: Any) -> dict[str, list[str]]:
     """What `lead verify` says that is not ok, by state."""
     from lead.config.load import load
-    from lead.plan import Plan
-    from lead.verify import verify
+    from lead.plan.plan import Plan
+    from lead.plan.verify import verify
 
     found: dict[str, list[str]] = {}
     for state, what in verify(
@@ -265,7 +265,7 @@ def test_verify_names_what_is_missing(inside: Path) -> None:
 
 
 def test_verify_mentions_other_code(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lead.verify.code", lambda: "0+another")
+    monkeypatch.setattr("lead.plan.verify.code", lambda: "0+another")
     found = verified(inside)
     assert found.keys() == {"note"} and "made by another version of the code than 0+another" in found["note"][0]
 
@@ -308,7 +308,7 @@ def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_pat
     counts = jobs(tmp_path, *REPOSITORY, "--resources", "gpu=8", "--", *(f"results/{s}/tables/all.md" for s in sets))
     assert os.times().children_user - before.children_user < 10  # processor time: the machine may be busy
     from lead.config.load import load
-    from lead.plan import Plan
+    from lead.plan.plan import Plan
 
     plan = Plan(load(ROOT / "config/config.yaml"))
     runs = [Path(target).stem for target in plan.targets("mspas")]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from lead.artifacts import read_json, read_table
 from lead.config.stages import PrepareSettings
 from lead.data.prepare import prepare
 from lead.errors import LeadError
+from lead.store.tables import read_json, read_table
 
 DOCS = [(f"d{i}", f"http://x/{i}", f"title {i}" if i % 3 else "", f'"body of {i}') for i in range(30)]
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from lead.artifacts import SCHEMAS, read_json, read_table, write_table
 from lead.config.load import load
 from lead.config.stages import PrepareSettings
 from lead.data.files import read_qrels
 from lead.data.prepare import prepare
 from lead.errors import LeadError
-from lead.plan import Plan
+from lead.plan.plan import Plan
+from lead.store.tables import SCHEMAS, read_json, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHIVE = ROOT.parent / "shared" / "collections" / "msmarco-topics.tar.xz"

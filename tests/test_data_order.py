@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lead.artifacts import SCHEMAS, read_table, write_table
 from lead.errors import LeadError
+from lead.store.tables import SCHEMAS, read_table, write_table
 from lead.train.data import Batch, Queries, TrainingData
 
 Pair = tuple[str, str]

@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from lead.artifacts import read_json, read_table
 from lead.config.sources import Checks, FilesSource, SplitFiles
 from lead.config.stages import PrepareSettings
 from lead.data.prepare import prepare
 from lead.errors import LeadError
+from lead.store.tables import read_json, read_table
 
 Rows = list[tuple[Any, ...]]
 CORPUS: Rows = [(f"p{i}", f"passage {i}") for i in range(40)]

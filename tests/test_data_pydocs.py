@@ -10,9 +10,9 @@ import pytest
 
 from lead.config.sources import PydocsSource
 from lead.config.stages import PrepareSettings
+from lead.data import pydocs
 from lead.data.collection import Collection
 from lead.data.prepare import prepare
-from lead.data.pydocs import mine
 from lead.errors import LeadError
 
 REST = "This passage explains at some length, in fifteen words or a few more, what {} is for."
@@ -59,7 +59,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def collect(package: str, **options: int) -> tuple[Collection, dict[str, str]]:
     """The mined collection, and its passages by id."""
-    collection = mine(PydocsSource(kind="pydocs", packages=[package], **options))
+    collection = pydocs.collect(PydocsSource(kind="pydocs", packages=[package], **options))
     passages = {row["pid"]: row["text"] for batch in collection.passages for row in batch.to_pylist()}
     return collection, passages
 
@@ -131,7 +131,7 @@ def test_equal_sources_give_equal_bytes(package: str, tmp_path: Path) -> None:
 def test_package_that_is_not_installed(name: str) -> None:
     """One line that names key, package and remedy."""
     with pytest.raises(LeadError, match=f"source.packages: '{name}' .*install it"):
-        mine(PydocsSource(kind="pydocs", packages=[name]))
+        pydocs.collect(PydocsSource(kind="pydocs", packages=[name]))
 
 
 def test_numpy() -> None:

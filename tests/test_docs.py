@@ -14,7 +14,7 @@ import yaml
 from lead.cli import STAGES, main
 from lead.config.load import load, validate
 from lead.config.schema import Dataset
-from lead.plan import Plan
+from lead.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

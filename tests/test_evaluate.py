@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lead.artifacts import SCHEMAS, read_table, write_table
 from lead.config.stages import EvaluateSettings
 from lead.errors import LeadError
 from lead.evaluation import evaluate as module
 from lead.evaluation.evaluate import evaluate, query_values
 from lead.evaluation.measures import check_measures, parse_measures
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
+from lead.store.tables import SCHEMAS, read_table, write_table
 
 NAMES = ["RR@10", "AP@1000", "R@3", "nDCG@10", "P@2", "Success@1"]
 QRELS = {

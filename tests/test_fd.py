@@ -16,11 +16,11 @@ from transformers import AutoModel
 
 from lead.config.schema import Distil, LossWeights, Train
 from lead.errors import LeadError
-from lead.losses import map_loss
-from lead.models.cross import CrossEncoder
+from lead.methods.losses import map_loss
+from lead.models.base import LayeredModel
+from lead.models.cross_encoder import CrossEncoder
 from lead.models.maps import AttentionView, TokenView, join_maps, virtual_maps
-from lead.models.micro import MicroEncoder
-from lead.models.pile import Pile
+from lead.models.microbatch import MicroBatchEncoder
 from lead.train.data import TrainingData
 from lead.train.fd import FdStep, map_layers
 
@@ -37,7 +37,7 @@ def softmax(row: list[float]) -> list[float]:
 @torch.no_grad()
 def test_virtual_maps_are_the_loops_over_content_tokens(tiny_model: Path) -> None:
     model = make_retriever(tiny_model).eval()
-    encode, view = MicroEncoder(12, "fp32"), TokenView(model)
+    encode, view = MicroBatchEncoder(12, "fp32"), TokenView(model)
     q = encode(view, model.tokenize("query", QUERIES), (2, 4), "q")
     p = encode(view, model.tokenize("passage", PASSAGES), (2, 4), "p")
     maps = virtual_maps(q, p, INDEX)
@@ -89,7 +89,7 @@ def test_a_cross_encoders_maps_are_its_attention_between_the_segments_normalised
 @torch.no_grad()
 def test_teacher_and_student_see_the_same_tokens_of_every_pair(tiny_model: Path) -> None:
     dual, cross = make_retriever(tiny_model).eval(), make_retriever(tiny_model, "ce").eval()
-    encode, view = MicroEncoder(99, "fp32"), TokenView(dual)
+    encode, view = MicroBatchEncoder(99, "fp32"), TokenView(dual)
     long = ["the array shape " * 30, "", "path", "unheardof words here"]
     q = encode(view, dual.tokenize("query", ["a long " * 9, "graph"]), (4,), "q")
     p = encode(view, dual.tokenize("passage", long), (4,), "p")
@@ -114,7 +114,7 @@ def test_layers_are_spread_evenly_or_the_last() -> None:
     assert map_layers("last", 4, 3) == [(2, 1), (3, 2), (4, 3)]
 
 
-def token_states(model: Pile, text: str, side: str) -> list[torch.Tensor]:
+def token_states(model: LayeredModel, text: str, side: str) -> list[torch.Tensor]:
     """Outputs of every layer for a text's tokens, without the special ones at both ends."""
     limit = getattr(model.lengths, side)
     tokens = model.tokenizer([text], truncation=True, max_length=limit, return_tensors="pt")
@@ -124,7 +124,7 @@ def token_states(model: Pile, text: str, side: str) -> list[torch.Tensor]:
     return [h[0, 1:-1] for h in out.hidden_states]
 
 
-def naive_maps(model: Pile, query: str, passage: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+def naive_maps(model: LayeredModel, query: str, passage: str, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The maps of one pair at one layer: [x, y], each row a distribution; and [y, x]."""
     if not isinstance(model, CrossEncoder):
         x, y = token_states(model, query, "query")[layer], token_states(model, passage, "passage")[layer]
@@ -207,7 +207,7 @@ def test_another_tokenizer_is_refused_in_one_line(tiny_model: Path, tmp_path: Pa
 def test_a_literal_separator_in_a_text_is_a_token_like_any_other(tiny_model: Path) -> None:
     dual, cross = make_retriever(tiny_model).eval(), make_retriever(tiny_model, "ce").eval()
     texts = ["the [SEP] array [CLS]", "tree node", "[SEP]", "path"]
-    encode, view = MicroEncoder(99, "fp32"), TokenView(dual)
+    encode, view = MicroBatchEncoder(99, "fp32"), TokenView(dual)
     q = encode(view, dual.tokenize("query", ["a [SEP] token", "graph"]), (4,), "q")
     p = encode(view, dual.tokenize("passage", texts), (4,), "p")
     pairs = cross.tokenize(["a [SEP] token"] * 2 + ["graph"] * 2, texts)
@@ -226,10 +226,10 @@ def test_models_that_fd_cannot_align_are_refused(
     tiny_model: Path, tmp_path: Path, student_layers: list[int], options: dict[str, bool], says: str
 ) -> None:
     from lead.config.schema import Lengths, ModelRef, Scoring
-    from lead.models.pile import Pile
+    from lead.models.base import LayeredModel
 
     ref = ModelRef(reference=f"path:{tiny_model}", layers=student_layers)
-    student = Pile.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
+    student = LayeredModel.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
     teacher = make_retriever(make_bert(tmp_path / "t", 2), "cb", **options)
     with pytest.raises(LeadError, match=says):
         FdStep(student, teacher, Train(**TRAIN), Distil(), 3)

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lead.artifacts import SCHEMAS, read_json, read_table
 from lead.config import stages
 from lead.config.experiments import Config, Experiments
 from lead.config.load import validate
@@ -31,8 +30,9 @@ from lead.config.schema import Dataset, Settings
 from lead.data.files import read_corpus, read_qrels, read_queries
 from lead.errors import LeadError
 from lead.evaluation.measures import check_measures
-from lead.evaluation.table import read_result
-from lead.rows import Rows, split_seed
+from lead.plan.runs import Rows, split_seed
+from lead.report.table import read_result
+from lead.store.tables import SCHEMAS, read_json, read_table
 
 QUICK = 40
 fuzz = settings(

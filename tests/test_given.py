@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from lead.artifacts import SCHEMAS, read_table, write_table
 from lead.config.load import load
 from lead.config.stages import GivenSettings
-from lead.data.given import given
+from lead.data.external_run import given
 from lead.errors import LeadError
-from lead.plan import Plan
+from lead.plan.plan import Plan
+from lead.store.tables import SCHEMAS, read_table, write_table
 
 PIDS = ["10", "9", "a b", "d", "07"]
 QIDS = ["q2", "q1", "q3"]

@@ -9,7 +9,7 @@ import pytest
 from dag.project import empty_project, refusal
 
 from lead.config.load import load
-from lead.plan import Plan
+from lead.plan.plan import Plan
 
 
 def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refused(

@@ -14,17 +14,18 @@ import pytest
 from dag.project import empty_project, refusal
 from searching import top_k
 
-from lead.artifacts import read_json, read_table, write_table
 from lead.config.load import load
 from lead.config.stages import EvaluateSettings, IndexSettings, MineSettings, RetrieveSettings
 from lead.evaluation.evaluate import evaluate
-from lead.plan import Plan
+from lead.plan.plan import Plan
 from lead.retrieval import engine
 from lead.retrieval.engine import check_index, exact_engine, load_faiss, search_gpu
 from lead.retrieval.index import index
 from lead.retrieval.mine import mine
 from lead.retrieval.retrieve import retrieve
-from lead.retrieval.search import recall, search, search_file, write_vectors
+from lead.retrieval.search import recall, search, search_file
+from lead.store.tables import read_json, read_table, write_table
+from lead.store.vectors import write_vectors
 
 N, DEPTH = 2000, 20
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lead.config.schema import Layers
 from lead.errors import LeadError
-from lead.layers import check_layers, informative, select
+from lead.methods.layers import check_layers, informative, select
 
 
 def split(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -30,14 +30,14 @@ def test_given_pairs_are_taken_as_they_are() -> None:
 
 
 @given(st.lists(st.floats(-9, 0), min_size=1, max_size=9), st.data())
-def test_informative_layers_are_those_with_the_highest_belief(belief: list[float], data: st.DataObject) -> None:
-    n = len(belief)
+def test_informative_layers_have_the_highest_log_probability(log_probability: list[float], data: st.DataObject) -> None:
+    n = len(log_probability)
     m = data.draw(st.integers(1, n))
     k = data.draw(st.integers(1, m))
-    a, b = split(informative(belief, k, m))
+    a, b = split(informative(log_probability, k, m))
     assert b == list(range(m - k + 1, m + 1)) and a == sorted(set(a)) and len(a) == k
-    left = [belief[i - 1] for i in range(1, n + 1) if i not in a]
-    assert not left or max(left) <= min(belief[i - 1] for i in a)
+    left = [log_probability[i - 1] for i in range(1, n + 1) if i not in a]
+    assert not left or max(left) <= min(log_probability[i - 1] for i in a)
 
 
 def test_of_layers_that_believe_as_much_the_last_are_chosen() -> None:

@@ -14,8 +14,8 @@ from torch import nn
 
 from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
 from lead.errors import LeadError
+from lead.models.base import LayeredModel
 from lead.models.encoder import check_encoder, hidden_states, load_encoder, positions, prepare_for_training
-from lead.models.pile import Pile
 from lead.train.data import TrainingData
 from lead.train.step import LeadStep
 
@@ -90,7 +90,7 @@ def test_layers_are_the_stock_models_and_survive_saving(tmp_path: Path, architec
         for i in (1, 2, 3):
             assert torch.allclose(x[i - 1, n], states[i][0, 0], atol=1e-4)
     model.save(tmp_path / "saved")
-    assert torch.allclose(Pile.load(tmp_path / "saved").eval().encode(ids, (1, 2, 3)).x, x, atol=1e-6)
+    assert torch.allclose(LayeredModel.load(tmp_path / "saved").eval().encode(ids, (1, 2, 3)).x, x, atol=1e-6)
 
 
 @torch.no_grad()
@@ -98,11 +98,11 @@ def test_layers_are_the_stock_models_and_survive_saving(tmp_path: Path, architec
 def test_layers_can_be_kept_and_a_cross_encoder_built(tmp_path: Path, architecture: str) -> None:
     folder = make_encoder(tmp_path / "m", architecture)
     ref = ModelRef(reference=f"path:{folder}", layers=[1, 3])
-    kept = Pile.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24)).eval()
+    kept = LayeredModel.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24)).eval()
     assert kept.n_layers == 2
     kept.save(tmp_path / "kept")
     ids = kept.tokenize("passage", ["the array shape", "token graph"])
-    assert torch.equal(Pile.load(tmp_path / "kept").eval().encode(ids, (1, 2)).x, kept.encode(ids, (1, 2)).x)
+    assert torch.equal(LayeredModel.load(tmp_path / "kept").eval().encode(ids, (1, 2)).x, kept.encode(ids, (1, 2)).x)
     cross = make_retriever(folder, "ce").eval()
     pairs = cross.tokenize(["the array", ""], ["token " * 40, "graph"])
     together, alone = cross.encode(pairs, (1, 2, 3)).x, cross.encode(pairs[1:], (1, 2, 3)).x
@@ -114,17 +114,17 @@ def test_layers_that_would_be_loaded_as_another_model_are_refused(tmp_path: Path
     """ModernBERT's first layer has one norm less than the others."""
     ref = ModelRef(reference=f"path:{make_encoder(tmp_path / 'm', 'modernbert')}", layers=[2, 3])
     with pytest.raises(LeadError, match=r"layers \[2, 3\].*attn_norm.*keep layer 1 first"):
-        Pile.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
+        LayeredModel.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
 
 
 def test_a_cross_encoders_longest_pair_fits_its_positions(tmp_path: Path) -> None:
     """RoBERTa puts four special tokens into a pair, BERT three."""
     ref = ModelRef(reference=f"path:{make_encoder(tmp_path / 'm', 'roberta')}")
-    room = positions(Pile.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=24)).encoder)
+    room = positions(LayeredModel.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=24)).encoder)
     assert room is not None
     with pytest.raises(LeadError, match=f"{room + 1} is more than the {room} positions"):
-        Pile.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=room - 7))
-    model = Pile.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=room - 8)).eval()
+        LayeredModel.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=room - 7))
+    model = LayeredModel.pretrained(ref, "ce", Scoring(), Lengths(query=8, passage=room - 8)).eval()
     pairs = model.tokenize(["array " * 99], ["token " * 99])  # type: ignore[arg-type]
     assert len(pairs[0]) == room
     with torch.no_grad():
@@ -170,7 +170,7 @@ def test_an_architecture_that_does_not_encode_texts_as_we_need_it_is_one_line(
     torch.manual_seed(0)
     t.AutoModel.from_config(getattr(t, f"{architecture}Config")(**options)).save_pretrained(tmp_path)
     with pytest.raises(LeadError, match=says) as error:
-        Pile.pretrained(ModelRef(reference=f"path:{tmp_path}"), "de", Scoring(), Lengths(query=8, passage=24))
+        LayeredModel.pretrained(ModelRef(reference=f"path:{tmp_path}"), "de", Scoring(), Lengths(query=8, passage=24))
     assert "\n" not in str(error.value)
 
 

@@ -12,7 +12,7 @@ from steps import TRAIN, gradients
 
 from lead.config.schema import Distil, Layers, Lengths, Linear, ModelRef, Scoring, Train
 from lead.errors import LeadError
-from lead.models.pile import Pile
+from lead.models.base import LayeredModel
 from lead.train.data import TrainingData
 from lead.train.step import LeadStep
 
@@ -22,7 +22,7 @@ PASSAGES = ["the array shape " * 20, "tree node leaf", "token", ""]
 
 def linear_model(folder: Path, kind: str, **linear: Any) -> Any:
     ref = ModelRef(reference=f"path:{folder}", linear=Linear(**linear))
-    return Pile.pretrained(ref, kind, Scoring(), Lengths(query=8, passage=24)).eval()
+    return LayeredModel.pretrained(ref, kind, Scoring(), Lengths(query=8, passage=24)).eval()
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def test_a_smaller_linear_layer_makes_smaller_vectors(tiny_model: Path, tmp_path
     assert f.x.shape[-1] == 32 and not f.x[1, :, 8:].any() and f.x[0, :, 8:].any()
     assert model.vectors(f).shape == (4, 8) and torch.equal(model.vectors(f), f.x[1, :, :8])
     model.save(tmp_path / "m")
-    again = Pile.load(tmp_path / "m").eval()
+    again = LayeredModel.load(tmp_path / "m").eval()
     assert again.size == 8 and torch.equal(again.encode(model.tokenize("passage", PASSAGES), (2, 5)).x, f.x)
     with pytest.raises(LeadError, match=r"linear.size 33 is more than the encoder's 32"):
         linear_model(tiny_model, "de", size=33)

@@ -13,10 +13,10 @@ import torch
 from conftest import make_retriever
 from steps import TRAIN, build, lead_step
 
-from lead.artifacts import read_table
 from lead.config.schema import Distil, Layers, Train
 from lead.errors import LeadError, Preempted
-from lead.models.micro import MicroEncoder
+from lead.models.microbatch import MicroBatchEncoder
+from lead.store.tables import read_table
 from lead.train.data import Batch, Queries, TrainingData
 from lead.train.dev import DevPool
 from lead.train.loop import Loop, make_optimizer, schedule
@@ -187,7 +187,7 @@ def test_dev_mrr_equals_a_ranking_by_hand_with_ties_against_the_model(tiny_model
     queries = Queries(corpus["pid"], files[0], files[1], files[2], 1, 10)
     dev = DevPool(corpus, queries, 10, 5)
     model = make_retriever(tiny_model, "cb").train()
-    got = dev.mrr(model, MicroEncoder(60, "fp32"))
+    got = dev.mrr(model, MicroBatchEncoder(60, "fp32"))
     assert model.training
     qrels = {(r["qid"], r["pid"]) for r in read_table(files[1]).to_pylist()}
     qids, pids = read_table(files[0])["qid"].to_pylist(), corpus["pid"].to_pylist()

@@ -12,7 +12,7 @@ from naive import naive_distribution, naive_hard, naive_kl, naive_lead, naive_we
 from torch import Tensor
 
 from lead.config.schema import Distil, LossWeights
-from lead.losses import (
+from lead.methods.losses import (
     contrastive,
     entropy,
     hard_loss,

@@ -10,7 +10,7 @@ from conftest import make_retriever
 from encoders import ALL, TEXTS, features
 
 from lead.models.features import Features
-from lead.models.micro import MicroEncoder, join, micro_batches, padded_tokens
+from lead.models.microbatch import MicroBatchEncoder, join, micro_batches, padded_tokens
 
 
 def test_micro_batches_hold_every_text_once_and_stay_within_the_limit() -> None:
@@ -29,7 +29,7 @@ def test_micro_batches_are_joined_in_the_order_of_the_texts(tiny_model: Path, ki
     ids = model.tokenize("passage", TEXTS)
     whole = features(model, TEXTS, ALL)
     with torch.no_grad():
-        f = MicroEncoder(10, "fp32")(model, ids, ALL, "passages")
+        f = MicroBatchEncoder(10, "fp32")(model, ids, ALL, "passages")
     assert len(micro_batches([len(i) for i in ids], 10)) > 2
     if kind == "de":
         assert torch.allclose(f.x, whole.x, atol=1e-5)
@@ -51,5 +51,5 @@ def test_bf16_features_are_stored_in_fp32_and_near_fp32(tiny_model: Path) -> Non
     model = make_retriever(tiny_model).eval()
     ids = model.tokenize("passage", TEXTS)
     with torch.no_grad():
-        a, b = (MicroEncoder(4096, precision)(model, ids, ALL, "p").x for precision in ("bf16", "fp32"))
+        a, b = (MicroBatchEncoder(4096, precision)(model, ids, ALL, "p").x for precision in ("bf16", "fp32"))
     assert a.dtype == torch.float32 and not torch.equal(a, b) and torch.allclose(a, b, atol=0.2)

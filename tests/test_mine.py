@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from searching import top_k
 
-from lead.artifacts import SCHEMAS, read_table, write_table
 from lead.config.stages import MineSettings
 from lead.errors import LeadError
+from lead.lists import ranked_table
 from lead.retrieval.mine import drop_positives, known_positives, mine, most_positives
-from lead.retrieval.search import ranked_table, write_vectors
+from lead.store.tables import SCHEMAS, read_table, write_table
+from lead.store.vectors import write_vectors
 
 
 def make_qrels(rows: list[tuple[str, str, int]]) -> pa.Table:

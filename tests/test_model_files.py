@@ -13,12 +13,12 @@ from conftest import make_retriever
 from encoders import ALL, TEXTS, features
 from safetensors.torch import load_file, save_file
 
-from lead.artifacts import MANIFEST, sha256
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
 from lead.models.encoder import prepare_for_training
-from lead.models.reference import local_weights, resolve
 from lead.models.retriever import Retriever
+from lead.pretrained import local_weights, resolve
+from lead.store.tables import MANIFEST, sha256
 
 
 @pytest.mark.parametrize("kind", ["de", "cb"])

@@ -14,7 +14,7 @@ from lead.cli import STAGES
 from lead.config import stages
 from lead.config.load import load, validate
 from lead.errors import LeadError
-from lead.plan import Plan
+from lead.plan.plan import Plan
 
 SHARED = ["prepare", "bm25"]  # stages of a dataset, not of a run
 RUNS = ["student", "student_more", "teacher_cb", "rd_cb", "lead_cb"]

@@ -20,10 +20,10 @@ import torch.multiprocessing as mp
 from conftest import make_retriever
 from steps import SCORING, TRAIN, gradients
 
-from lead.artifacts import read_table
 from lead.config.schema import Distil, Layers, Train
-from lead.retrieval.search import write_vectors
-from lead.train.adore import AdoreStep, Index
+from lead.store.tables import read_table
+from lead.store.vectors import write_vectors
+from lead.train.adore import AdoreStep, FixedPassages
 from lead.train.data import Queries, TrainingData
 from lead.train.exchange import Exchange
 from lead.train.fd import FdStep
@@ -67,7 +67,7 @@ def make_adore(tiny_model: Path, collection: Path, cache_above: int) -> Step:
         shards = [Path(folder, f"{i}.parquet") for i in (1, 2)]
         for path, rows in zip(shards, (slice(0, 77), slice(77, 160)), strict=True):
             write_vectors(pids[rows], vectors[rows], path)
-        return AdoreStep(model, train, 3, Index(shards, collection / "corpus.parquet", model))
+        return AdoreStep(model, train, 3, FixedPassages(shards, collection / "corpus.parquet", model))
 
 
 def run_case(files: Any, collection: Path, case: Any, cache_above: int) -> tuple[dict[str, float], Any, int]:

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from conftest import make_retriever
 
-from lead.artifacts import read_table, write_table
 from lead.config.stages import RerankSettings
 from lead.retrieval import rerank as module
+from lead.store.tables import read_table, write_table
 
 
 @pytest.mark.parametrize("kind", ["cb", "ce"])

@@ -154,14 +154,14 @@ def test_a_killed_joint_run_ends_in_the_same_student_and_the_same_teacher(
 # --- when a state may be resumed -------------------------------------------------------------------------------------
 def test_a_state_is_only_resumed_with_the_same_settings_and_inputs(tiny_collection: Path, tmp_path: Path) -> None:
     files: list[Path | None] = [*inputs(tiny_collection).values(), None]
-    key = stages.fingerprint(TrainSettings().model_dump(), files)
-    assert stages.fingerprint(TrainSettings().model_dump(), list(files)) == key
-    assert stages.fingerprint(TrainSettings(seed=2).model_dump(), files) != key
+    key = stages.state_key(TrainSettings().model_dump(), files)
+    assert stages.state_key(TrainSettings().model_dump(), list(files)) == key
+    assert stages.state_key(TrainSettings(seed=2).model_dump(), files) != key
     copy = tmp_path / "elsewhere.parquet"
     copy.write_bytes((tiny_collection / "negatives.parquet").read_bytes())
-    assert stages.fingerprint(TrainSettings().model_dump(), [*files[:5], copy, None]) == key  # contents, not names
+    assert stages.state_key(TrainSettings().model_dump(), [*files[:5], copy, None]) == key  # contents, not names
     copy.write_bytes((tiny_collection / "corpus.parquet").read_bytes())
-    assert stages.fingerprint(TrainSettings().model_dump(), [*files[:5], copy, None]) != key
+    assert stages.state_key(TrainSettings().model_dump(), [*files[:5], copy, None]) != key
 
 
 def test_a_pretrained_model_that_changed_in_its_folder_is_another_state(tiny_collection: Path, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from dag.project import refusal
 
-from lead.artifacts import SCHEMAS, open_table, read_table, write_lists, write_table
 from lead.cli import main
 from lead.config.stages import MineSettings, RetrieveSettings
-from lead.provenance import made_by, record_of
 from lead.retrieval import search
 from lead.retrieval.mine import mine
 from lead.retrieval.retrieve import lists, merged, retrieve
-from lead.retrieval.search import write_vectors
+from lead.store.provenance import made_by, record_of
+from lead.store.tables import SCHEMAS, open_table, read_table, write_lists, write_table
+from lead.store.vectors import write_vectors
 
 COMMON: dict[str, Any] = {"gpu": 0, "index": None}
 

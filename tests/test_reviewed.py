@@ -9,15 +9,15 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from lead.artifacts import MANIFEST, write_table
-from lead.atomic import atomic_folder
 from lead.cli import main
 from lead.config.load import load
 from lead.config.parse import parse_yaml
 from lead.config.schema import Layers, Train
 from lead.errors import LeadError
-from lead.layers import check_layers
-from lead.plan import Plan
+from lead.methods.layers import check_layers
+from lead.plan.plan import Plan
+from lead.store.atomic import atomic_folder
+from lead.store.tables import MANIFEST, write_table
 from lead.train.stages import _clear
 
 ROOT = Path(__file__).parents[1]

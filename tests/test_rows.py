@@ -11,10 +11,10 @@ from dag.project import empty_project, refusal, replace
 
 from lead.config.load import load
 from lead.errors import LeadError
-from lead.models.reference import vocabulary_sum
-from lead.plan import Plan
-from lead.rows import split_seed
-from lead.workflow import one_of
+from lead.plan.plan import Plan
+from lead.plan.runs import split_seed
+from lead.plan.snakemake import one_of
+from lead.pretrained import vocabulary_sum
 
 
 @pytest.fixture

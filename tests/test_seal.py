@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lead.artifacts import open_table, read_table, write_table
 from lead.errors import LeadError
-from lead.provenance import made_by, record_of
-from lead.retrieval.search import write_vectors
-from lead.seal import MAGIC, SIZE, check_pages, identity, read_seal
+from lead.store.checksums import MAGIC, SIZE, check_pages, identity, read_checksum
+from lead.store.provenance import made_by, record_of
+from lead.store.tables import open_table, read_table, write_table
+from lead.store.vectors import write_vectors
 
 KINDS = ["corpus", "ranked", "vectors"]
 
@@ -76,7 +76,7 @@ def test_other_readers_see_an_ordinary_file_and_files_of_others_are_read(tmp_pat
     table = pq.read_table(path)
     assert pq.ParquetFile(path).metadata.num_rows == table.num_rows == 40
     pq.write_table(table, tmp_path / "theirs.parquet")
-    assert read_seal(tmp_path / "theirs.parquet") is None
+    assert read_checksum(tmp_path / "theirs.parquet") is None
     assert read_table(tmp_path / "theirs.parquet", "corpus").equals(table)
     with pytest.raises(LeadError, match="theirs.parquet has no seal"):
         check_pages(tmp_path / "theirs.parquet")
@@ -85,7 +85,7 @@ def test_other_readers_see_an_ordinary_file_and_files_of_others_are_read(tmp_pat
 def test_the_seal_is_the_name_of_the_content(tmp_path: Path) -> None:
     a, b, c = (make(tmp_path / name, "corpus", n) for name, n in (("a", 40), ("b", 40), ("c", 41)))
     assert identity(a) == identity(b) != identity(c)
-    assert read_seal(a) == identity(a) and len(identity(a)) == 64
+    assert read_checksum(a) == identity(a) and len(identity(a)) == 64
 
 
 def test_a_table_carries_how_it_was_made_and_hands_it_to_nobody(tmp_path: Path) -> None:

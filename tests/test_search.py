@@ -11,16 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from searching import top_k
 
-from lead.artifacts import read_table, write_table
 from lead.errors import LeadError
+from lead.lists import best, ranks
 from lead.retrieval import engine, search
 from lead.retrieval.engine import load_faiss, openblas_coretype
-from lead.retrieval.search import (
-    best,
-    ranks,
-    read_vectors,
-    write_vectors,
-)
+from lead.store.tables import read_table, write_table
+from lead.store.vectors import read_vectors, write_vectors
 
 
 def brute_force(queries: np.ndarray, passages: np.ndarray, k: int, ids: list[str]) -> list[list[str]]:
@@ -171,7 +167,7 @@ def test_a_table_of_another_kind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row_group", [1, 7, 1000])
 def test_rows_are_read_as_asked_for_whatever_the_row_groups(tmp_path: Path, row_group: int) -> None:
-    from lead.artifacts import open_table, read_rows
+    from lead.store.tables import open_table, read_rows
 
     table = pa.table({"pid": [str(i) for i in range(50)], "text": ["x"] * 50})
     write_table(table, tmp_path / "t.parquet", "corpus", row_group_size=row_group)

@@ -12,7 +12,7 @@ from steps import build, compare, gradients, lead_step, naive_candidates, naive_
 from torch import Tensor
 
 from lead.config.schema import Distil, Layers, LossWeights
-from lead.layers import select
+from lead.methods.layers import select
 from lead.models.retriever import Retriever
 from lead.train.data import TrainingData
 from lead.train.exchange import Exchange

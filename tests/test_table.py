@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lead.artifacts import SCHEMAS, write_json, write_table
 from lead.errors import LeadError
 from lead.evaluation.stats import holm, paired_test
-from lead.evaluation.table import table
+from lead.report.table import table
+from lead.store.tables import SCHEMAS, write_json, write_table
 
 MEASURES = ["RR@10", "AP@1000"]
 

@@ -17,11 +17,11 @@ from lead.cli import main
 from lead.config.load import load
 from lead.config.paper import load_paper
 from lead.errors import LeadError
-from lead.evaluation.render import csv_text, html_page, html_table, markdown
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
-from lead.evaluation.table import difference
-from lead.evaluation.tables import tables
-from lead.plan import Plan
+from lead.plan.plan import Plan
+from lead.report.paper_tables import tables
+from lead.report.render import csv_text, html_page, html_table, markdown
+from lead.report.table import difference
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 MEASURES = ["RR@10", "AP@100", "R@100"]  # demo's
@@ -73,7 +73,7 @@ def test_a_run_that_is_the_same_as_another_here_has_its_result(folder: Path) -> 
 
 
 def load_values(folder: Path, run: str) -> np.ndarray:
-    from lead.artifacts import read_table
+    from lead.store.tables import read_table
 
     table = read_table(folder / "per_query" / f"{run}.parquet", "per_query").to_pandas()
     values: np.ndarray = table[table.measure == "RR@10"]["value"].to_numpy()

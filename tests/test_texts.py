@@ -12,8 +12,8 @@ import pyarrow as pa
 import pytest
 from dag.project import refusal
 
-from lead.artifacts import read_table, write_table
 from lead.data.texts import mapped, take_texts
+from lead.store.tables import read_table, write_table
 
 
 def corpus(path: Path, n: int = 3000) -> Path:

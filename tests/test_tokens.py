@@ -10,14 +10,15 @@ from conftest import make_retriever
 from dag.project import empty_project, refusal, replace
 from test_liberal import make_encoder
 
-from lead.artifacts import open_table, read_table, shard_rows, write_table
 from lead.config.load import load
 from lead.config.stages import EncodeSettings, TokenizeSettings
 from lead.data import tokens as module
-from lead.data.tokens import Tokens, fingerprint, tokenize
-from lead.models.pile import Pile, load_tokenizer
-from lead.plan import Plan, tokens_name
+from lead.data.tokens import Tokens, tokenize, tokenizer_sum
+from lead.models.base import LayeredModel
+from lead.plan.plan import Plan, tokens_name
 from lead.retrieval import encode
+from lead.store.tables import open_table, read_table, shard_rows, write_table
+from lead.tokenizer import load_tokenizer
 
 
 def store(model: Path, texts: Path, out: Path, length: int = 24, shard: str | None = None) -> Path:
@@ -70,10 +71,12 @@ def test_a_corpus_that_is_smaller_than_its_shards(tmp_path: Path, tiny_model: Pa
 
 def test_training_does_not_change_the_fingerprint(tmp_path: Path, model: Path) -> None:
     retriever = make_retriever(model)
-    before = fingerprint(load_tokenizer(str(model), ""))
+    before = tokenizer_sum(load_tokenizer(str(model), ""))
     retriever.tokenize("passage", ["cutting leaves a state in the tokenizer " * 9])
     retriever.save(tmp_path / "saved")
-    assert fingerprint(Pile.load(tmp_path / "saved").tokenizer) == fingerprint(retriever.tokenizer) == before
+    assert (
+        tokenizer_sum(LayeredModel.load(tmp_path / "saved").tokenizer) == tokenizer_sum(retriever.tokenizer) == before
+    )
 
 
 def test_a_store_of_something_else_is_refused(tmp_path: Path, tiny_model: Path, tiny_collection: Path) -> None:
@@ -92,7 +95,7 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path, tiny_model: Path, 
 
 
 def test_only_the_row_groups_and_columns_asked_for_are_read(tiny_collection: Path) -> None:
-    from lead.artifacts import read_rows
+    from lead.store.tables import read_rows
 
     (table,) = read_rows(open_table(tiny_collection / "corpus.parquet"), 3, 5, 10, ["pid"])
     assert table.column_names == ["pid"] and table["pid"].to_pylist() == ["p3", "p4"]

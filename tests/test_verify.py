@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from lead.artifacts import SCHEMAS, write_json, write_table
 from lead.config.load import load
 from lead.config.stages import Bm25Settings, DenoiseSettings
-from lead.plan import Plan
-from lead.provenance import made_by, make_record
-from lead.verify import Verifier, verify
+from lead.plan.plan import Plan
+from lead.plan.verify import Verifier, verify
+from lead.store.provenance import made_by, make_record
+from lead.store.tables import SCHEMAS, write_json, write_table
 
 CORPUS = pa.table({"pid": ["1", "2"], "text": ["a", "b"]}, schema=SCHEMAS["corpus"])
 

@@ -15,8 +15,8 @@ from dag.project import ROOT, empty_project, replace
 
 from lead.commands import STAGES
 from lead.config.load import load
-from lead.plan import Plan
-from lead.workflow import MEMORY, memories, option
+from lead.plan.plan import Plan
+from lead.plan.snakemake import MEMORY, memories, option
 
 RULES = "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "workflow/rules").glob("*.smk")))
 

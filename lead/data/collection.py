@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lead.artifacts import SCHEMAS
+from lead.store.tables import SCHEMAS
 
 BATCH_ROWS = 50_000
 BATCH_CHARACTERS = 16 << 20
@@ -33,7 +33,7 @@ class Collection:
     facts: dict[str, Any] = field(default_factory=dict)  # for the report: equal inputs must give equal facts
 
 
-def batches(passages: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
+def passage_batches(passages: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
     """(pid, text) of passages in batches of at most 50,000, and of 16 Mi characters and one passage more."""
     pids: list[str] = []
     texts: list[str] = []

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lead.artifacts import SCHEMAS
 from lead.config.sources import FilesSource, SplitFiles
-from lead.data.collection import Collection, Split, batches, hash64
+from lead.data.collection import Collection, Split, hash64, passage_batches
 from lead.data.records import bad, format_of, identifier, lines, records, string, tsv, wrong_width
 from lead.errors import LeadError
+from lead.store.tables import SCHEMAS
 
 EXPECTED_NAMES = "expected .tsv, .txt, .jsonl or .parquet, or one of these with .gz"
 EXPECTED_COLUMNS = "expected qid, any, pid, rel or qid, pid, rel"
@@ -67,7 +67,7 @@ def read_corpus(path: Path, fields: Sequence[str]) -> Iterator[pa.RecordBatch]:
             hashes.append(hash64(pid))
             yield pid, " ".join(part for field in fields if (part := parts[field]))
 
-    yield from batches(texts())
+    yield from passage_batches(texts())
     values, counts = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_counts=True)
     if (counts > 1).any():
         _raise_duplicate(path, set(values[counts > 1].tolist()))

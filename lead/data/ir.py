@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from lead.artifacts import SCHEMAS
 from lead.config.sources import IrDatasetsSource
-from lead.data.collection import Collection, Split, batches
+from lead.data.collection import Collection, Split, passage_batches
 from lead.errors import LeadError
+from lead.store.tables import SCHEMAS
 
 
 def collect(source: IrDatasetsSource) -> Collection:
@@ -79,7 +79,7 @@ def _passages(dataset: Any, source: IrDatasetsSource) -> Iterator[pa.RecordBatch
     """Batches (pid, text) of the chosen fields, in the library's order."""
     _check_fields(dataset.docs_cls(), source.fields)
     try:
-        yield from batches(
+        yield from passage_batches(
             (doc.doc_id, " ".join(part for field in source.fields if (part := getattr(doc, field))))
             for doc in dataset.docs_iter()
         )

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, open_table, read_table, table_writer, write_json, write_table
-from lead.atomic import atomic_file
 from lead.config.sources import Checks, EvaluationSource, Expect, FilesSource, IrDatasetsSource, PydocsSource
 from lead.config.stages import PrepareSettings
 from lead.data import files, ir, pydocs
 from lead.data.collection import Collection, Split, hash64
 from lead.errors import LeadError
+from lead.store.atomic import atomic_file
+from lead.store.tables import SCHEMAS, open_table, read_table, table_writer, write_json, write_table
 
 log = logging.getLogger("lead")
 
@@ -97,7 +97,7 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
 
 def _collect(source: PydocsSource | FilesSource | IrDatasetsSource) -> Collection:
     if isinstance(source, PydocsSource):
-        return pydocs.mine(source)
+        return pydocs.collect(source)
     return files.collect(source) if isinstance(source, FilesSource) else ir.collect(source)
 
 

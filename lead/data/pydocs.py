@@ -23,10 +23,10 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS
 from lead.config.sources import PydocsSource
 from lead.data.collection import Collection, Split
 from lead.errors import LeadError
+from lead.store.tables import SCHEMAS
 
 log = logging.getLogger("lead")
 
@@ -55,7 +55,7 @@ Group = list[Docstring]
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def mine(source: PydocsSource) -> Collection:
+def collect(source: PydocsSource) -> Collection:
     """Mine the collection: splits `train` and `test`, every judgement of relevance 1.
 
     Memory: the docstrings kept, some tens of MB. Raises LeadError when a package is not installed.

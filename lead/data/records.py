@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lead.errors import LeadError
-from lead.seal import read_seal
+from lead.store.checksums import read_checksum
 
 FORMATS: dict[str, Literal["tsv", "jsonl", "parquet"]] = {
     ".tsv": "tsv", ".txt": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet",
@@ -167,7 +167,7 @@ def _parquet(path: Path, names: Collection[str]) -> Iterator[tuple[int, dict[str
                     if source.tell() > _most(path):
                         raise _bomb(path, 1)
             else:
-                read_seal(path)  # one of lead's own; foreign files have none
+                read_checksum(path)  # one of lead's own; foreign files have none
             file = stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
             columns = [name for name in file.schema_arrow.names if name in names]
             if len(set(columns)) < len(columns):

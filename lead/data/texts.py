@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lead.artifacts import SCHEMAS, open_table, whole
-from lead.atomic import scratch_file
 from lead.errors import LeadError
+from lead.store.atomic import scratch_file
+from lead.store.tables import SCHEMAS, open_table, without_nulls
 
 
 class Ranks(Protocol):
@@ -55,7 +55,7 @@ def _write(corpus: Path, file: Path) -> None:
     table = open_table(corpus, "corpus")
     with pa.ipc.new_file(file, SCHEMAS["corpus"]) as writer:
         for group in range(table.num_row_groups):
-            writer.write_table(whole(table.group(group), corpus).replace_schema_metadata())
+            writer.write_table(without_nulls(table.group(group), corpus).replace_schema_metadata())
 
 
 def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:

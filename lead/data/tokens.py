@@ -17,18 +17,18 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from lead.artifacts import check_folder, open_table, read_json, read_rows, shard_rows, whole, write_json
-from lead.atomic import atomic_folder
 from lead.config.stages import TokenizeSettings
 from lead.errors import LeadError
-from lead.models.pile import cut, load_tokenizer
-from lead.models.reference import resolve
+from lead.pretrained import resolve
+from lead.store.atomic import atomic_folder
+from lead.store.tables import check_folder, open_table, read_json, read_rows, shard_rows, without_nulls, write_json
+from lead.tokenizer import cut, load_tokenizer
 
 CHUNK = 1 << 14  # texts read at a time
 TOKENS, DESCRIPTION = "tokens.safetensors", "tokens.json"
 
 
-def fingerprint(tokenizer: Any) -> str:
+def tokenizer_sum(tokenizer: Any) -> str:
     """SHA-256 of a fast tokenizer: everything that makes ids from a text, but for cutting and padding."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
@@ -48,11 +48,11 @@ def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:
     parts, lengths = [np.empty(0, dtype)], [np.empty(0, np.int64)]
     with tqdm(total=stop - start, desc="tokenize", unit="passage", disable=None) as bar:
         for chunk in read_rows(file, start, stop, CHUNK):
-            ids = cut(tokenizer, whole(chunk, texts)["text"].to_pylist(), settings.length)
+            ids = cut(tokenizer, without_nulls(chunk, texts)["text"].to_pylist(), settings.length)
             lengths.append(np.array([len(i) for i in ids], np.int64))
             parts.append(np.fromiter((token for i in ids for token in i), dtype, int(lengths[-1].sum())))
             bar.update(len(chunk))
-    description = {"tokenizer": fingerprint(tokenizer), "length": settings.length, "reference": settings.reference}
+    description = {"tokenizer": tokenizer_sum(tokenizer), "length": settings.length, "reference": settings.reference}
     with atomic_folder(out) as folder:
         arrays = {"ids": np.concatenate(parts), "ends": np.cumsum(np.concatenate(lengths))}
         save_file(arrays, folder / TOKENS)
@@ -68,7 +68,7 @@ class Tokens:
         self._file = safe_open(folder / TOKENS, "numpy")
         self._ids, self._ends = self._file.get_slice("ids"), self._file.get_tensor("ends")
         for what, ours, theirs in (
-            ("tokenizer", fingerprint(tokenizer), description["tokenizer"]),
+            ("tokenizer", tokenizer_sum(tokenizer), description["tokenizer"]),
             ("length", length, description["length"]),
             ("number of passages", n, len(self._ends)),
         ):

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lead import __version__
-from lead.artifacts import ABOUT, read_table, write_json, write_table
-from lead.atomic import atomic_file
 from lead.config.stages import EvaluateSettings
 from lead.errors import LeadError
 from lead.evaluation.measures import check_measures, parse_measures, provider
 from lead.evaluation.stats import bootstrap_interval
-from lead.retrieval.search import ranks
+from lead.lists import ranks
+from lead.store.atomic import atomic_file
+from lead.store.tables import ABOUT, read_table, write_json, write_table
 
 if TYPE_CHECKING:
     from ir_measures import Measure

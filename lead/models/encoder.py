@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,20 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lead.errors import LeadError
-
-
-@contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Turn whatever is raised over somebody's files into one LeadError.
-
-    transformers, tokenizers and safetensors promise no exceptions: a damaged file may raise any.
-    """
-    try:
-        yield
-    except Exception as e:
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
-        offline = "; the hub cannot be asked (HF_HUB_OFFLINE=1)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-        raise LeadError(f"models: cannot load {what}: {reason}{offline}") from e
+from lead.pretrained import loading
 
 
 def load_encoder(name: str, reference: str) -> nn.Module:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lead.models.cross import CrossEncoder, Pair
+from lead.models.base import LayeredModel
+from lead.models.cross_encoder import CrossEncoder, Pair
 from lead.models.features import Features
-from lead.models.pile import Pile
-from lead.models.reference import rules_sum
 from lead.models.retriever import Retriever
+from lead.pretrained import rules_sum
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Maps:
 
 
 class TokenView:
-    """A dual encoder or ColBERT seen as token vectors at every layer, as `MicroEncoder` reads it."""
+    """A dual encoder or ColBERT seen as token vectors at every layer, as `MicroBatchEncoder` reads it."""
 
     def __init__(self, model: Retriever) -> None:
         """`model`: its weights, mode and device are used as they are."""
@@ -84,7 +84,7 @@ def _maps(logits: Tensor, keep: Tensor) -> Maps:
 
 
 class AttentionView:
-    """A cross encoder seen as its attention between the two segments, as `MicroEncoder` reads it."""
+    """A cross encoder seen as its attention between the two segments, as `MicroBatchEncoder` reads it."""
 
     def __init__(self, model: CrossEncoder) -> None:
         """`model`: must run eager attention, the only one that returns its probabilities."""
@@ -139,7 +139,7 @@ def join_maps(pieces: Sequence[Maps], groups: list[list[int]]) -> Maps:
     )
 
 
-def same_tokenizer(a: Pile, b: Pile) -> bool:
+def same_tokenizer(a: LayeredModel, b: LayeredModel) -> bool:
     """Whether two models cut texts into the same tokens with the same ids."""
     rules = [rules_sum(json.loads(model.tokenizer.backend_tokenizer.to_str())) for model in (a, b)]
     same_words = a.tokenizer.get_vocab() == b.tokenizer.get_vocab()

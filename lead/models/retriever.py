@@ -10,15 +10,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lead.errors import LeadError
+from lead.models.base import Kind, LayeredModel
 from lead.models.features import Candidates, Features, Scores
-from lead.models.pile import Kind, Pile, cut
 from lead.models.scores import inner_product, max_sim, standardise
+from lead.tokenizer import cut
 
 Side = Literal["query", "passage"]
 Columns = Callable[[Tensor], Tensor]
 
 
-class Retriever(Pile):
+class Retriever(LayeredModel):
     """Dual encoder (DE) or ColBERT (CB) with tied query and passage encoders, E_Q = E_P."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("de", "cb")

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from tqdm import tqdm
 
-from lead.artifacts import open_table, read_rows, read_table, whole, write_lists
 from lead.config.schema import Bm25
 from lead.config.stages import Bm25Settings
 from lead.errors import LeadError
+from lead.lists import alphabetical, best, ranked_table
 from lead.retrieval.mine import known_positives, most_positives, write_negatives
-from lead.retrieval.search import alphabetical, best, check_distinct, ranked_table
+from lead.retrieval.search import check_distinct
 from lead.retrieval.words import Words
+from lead.store.tables import open_table, read_rows, read_table, without_nulls, write_lists
 
 SHARD = 2**19  # passages indexed together: a query's scores in a shard, 2 MB, stay in the processor's cache
 TEXTS = 2**28  # bytes of text from which on a shard is closed: long documents come in smaller ones
@@ -26,7 +27,7 @@ READ = 2**13  # passages read at a time
 BATCH = 4096  # queries of a table that is yielded
 
 
-class Index:
+class Bm25Index:
     """A BM25 index of a corpus, in shards with common statistics: lists do not depend on shards or order of passages.
 
     As in BM25S (Lu, 2024) the score of every word in every passage is computed beforehand. Memory: 8 bytes for each of
@@ -44,7 +45,7 @@ class Index:
         lengths = []  # in words, of the passages of each shard
         with tqdm(total=len(self.pids), desc="index", unit="passage", disable=None) as progress:
             for chunk in _shards(read_rows(file, 0, len(self.pids), min(READ, SHARD))):
-                numbers, counts = self.words.read(_strings(whole(chunk, corpus)["text"]))
+                numbers, counts = self.words.read(_strings(without_nulls(chunk, corpus)["text"]))
                 places = numbers, np.repeat(np.arange(len(counts), dtype=np.int32), counts)
                 shape = len(self.words.stems), len(counts)
                 self.shards.append(coo_array((np.ones(len(numbers), np.float32), places), shape).tocsr())
@@ -137,7 +138,7 @@ def bm25(
 ) -> None:
     """Rank the test queries as a run, and the train and dev `queries` for hard negatives without any known positive.
 
-    Without `negatives` it ranks only. Memory: `Index`, the queries and judgements, and the lists of 4,096 queries.
+    Without `negatives` it ranks only. Memory: `Bm25Index`, the queries and judgements, and the lists of 4,096 queries.
     Raises LeadError when two files of `queries` hold the same id.
     """
     if (negatives is None) != (not queries) or (negatives is None) != (not qrels):
@@ -148,7 +149,7 @@ def bm25(
         check_distinct(table["qid"].to_pylist(), path, seen)
     to_rank = read_table(test_queries, "queries")
     positives = known_positives(qrels or [], settings.relevance)  # before hours of work, like all that is read
-    index = Index(corpus, settings.bm25)
+    index = Bm25Index(corpus, settings.bm25)
 
     tables = index.rank(to_rank, settings.depth)
     write_lists(tables, ranked)

@@ -10,16 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from lead.artifacts import read_table, write_table
 from lead.config.stages import DenoiseSettings
 from lead.data.texts import mapped
 from lead.device import device
 from lead.errors import LeadError
-from lead.models.pile import Pile
-from lead.retrieval.engine import Ints
+from lead.lists import Ints, ranks
+from lead.models.base import LayeredModel
 from lead.retrieval.mine import known_positives
 from lead.retrieval.rerank import score_pairs
-from lead.retrieval.search import ranks
+from lead.store.tables import read_table, write_table
 
 log = logging.getLogger("lead")
 
@@ -41,7 +40,7 @@ def denoise(
     A negative stays if exp(s) / (exp(s) + exp(s+)) < `keep_below`, s its score and s+ that of the best known positive;
     only the top `depth` of a list is looked at, and the rest is dropped. Memory: as `rerank`.
     """
-    judge = Pile.load(model)
+    judge = LayeredModel.load(model)
     if judge.kind == "de":
         raise LeadError(f"{model} is a dual encoder; negatives are denoised by a cross encoder or a ColBERT")
     judge.to(device(gpu)).eval()

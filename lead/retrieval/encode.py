@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, open_table, read_rows, shard_rows, whole
 from lead.config.stages import EncodeSettings
 from lead.data.tokens import Tokens
 from lead.device import device
 from lead.errors import LeadError
-from lead.models.micro import MicroEncoder, micro_batches
-from lead.models.pile import NAMES, Pile
+from lead.models.base import NAMES, LayeredModel
+from lead.models.microbatch import MicroBatchEncoder, micro_batches
 from lead.models.retriever import Retriever, Side
-from lead.retrieval.search import write_vectors
+from lead.store.tables import SCHEMAS, open_table, read_rows, shard_rows, without_nulls
+from lead.store.vectors import write_vectors
 
 CHUNK = 1 << 18  # texts read, tokenized and sorted by length at a time
 
@@ -40,7 +40,7 @@ def encode_ids(
 ) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
     """As `encode_texts`, of texts whose token ids are known."""
     model.eval()
-    encode = MicroEncoder(batch_tokens, precision)
+    encode = MicroBatchEncoder(batch_tokens, precision)
     with tqdm(total=len(ids), desc=what, disable=None, unit="text") as bar:
         for group in micro_batches([len(i) for i in ids], batch_tokens):
             features = encode(model, [ids[i] for i in group], (model.n_layers,), what)
@@ -61,7 +61,7 @@ def encode(
     side: Side = "passage" if "pid" in file.schema_arrow.names else "query"
     if not file.schema_arrow.equals(SCHEMAS["corpus" if side == "passage" else "queries"]):
         raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")
-    encoder = Pile.load(model)
+    encoder = LayeredModel.load(model)
     if encoder.kind != "de":
         raise LeadError(f"{model} is a {NAMES[encoder.kind]}: it has no single vector a text; use lead rerank")
     assert isinstance(encoder, Retriever)
@@ -71,7 +71,7 @@ def encode(
     store = tokens and Tokens(tokens, encoder.tokenizer, getattr(encoder.lengths, side), len(vectors))
     ids: list[str] = []
     for chunk in read_rows(file, start, stop, CHUNK, file.schema_arrow.names[:1] if store else None):
-        whole(chunk, texts)
+        without_nulls(chunk, texts)
         first = len(ids)
         ids += chunk[0].to_pylist()
         done = f" {len(ids):,} of {len(vectors):,}" if len(vectors) > CHUNK else ""

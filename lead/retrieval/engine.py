@@ -15,15 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lead.artifacts import check_folder, read_json, write_json
 from lead.errors import LeadError
-from lead.seal import identity
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from lead.lists import Floats, Ints
+from lead.store.checksums import identity
+from lead.store.tables import check_folder, read_json, write_json
 
 INDEX, DESCRIPTION = "index.faiss", "index.json"  # files of an index's folder
 GPU_DEEPEST = 2048  # longest list that faiss makes on a GPU
@@ -177,7 +172,7 @@ def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> 
 
 
 def write_index(index: Any, folder: Path, description: dict[str, Any]) -> None:
-    """Write a faiss index and what it was made of into a folder, which lead.artifacts is about to put in place.
+    """Write a faiss index and what it was made of into a folder, which lead.store.tables is about to put in place.
 
     Raises OSError where nothing more can be written.
     """

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lead.atomic import atomic_folder
 from lead.config.stages import IndexSettings
 from lead.errors import LeadError
 from lead.retrieval.engine import load_faiss, make_index, reason, write_index
-from lead.retrieval.search import read_vectors
-from lead.seal import identity
+from lead.store.atomic import atomic_folder
+from lead.store.checksums import identity
+from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
 

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lead.artifacts import SCHEMAS, read_table, write_lists
 from lead.config.stages import MineSettings
-from lead.provenance import gathering
+from lead.lists import ranks
 from lead.retrieval.retrieve import lists
-from lead.retrieval.search import ranks
+from lead.store.provenance import gathering
+from lead.store.tables import SCHEMAS, read_table, write_lists
 
 log = logging.getLogger("lead")
 

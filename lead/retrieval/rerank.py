@@ -13,19 +13,18 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from lead.artifacts import read_table, write_table
 from lead.config.stages import DenoiseSettings, RerankSettings
 from lead.data.texts import mapped, take_texts
 from lead.device import device
 from lead.errors import LeadError
-from lead.models.cross import CrossEncoder
-from lead.models.micro import MicroEncoder
-from lead.models.pile import Pile
+from lead.lists import Floats, Ints, alphabetical, best, ranked_table
+from lead.models.base import LayeredModel
+from lead.models.cross_encoder import CrossEncoder
+from lead.models.microbatch import MicroBatchEncoder
 from lead.models.retriever import Retriever, Side
 from lead.models.scores import max_sim
 from lead.retrieval.encode import encode_texts
-from lead.retrieval.engine import Floats, Ints
-from lead.retrieval.search import alphabetical, best, ranked_table
+from lead.store.tables import read_table, write_table
 
 BLOCK = 8 << 30  # bytes of ColBERT's token vectors that are in memory at a time
 
@@ -46,7 +45,7 @@ def rerank(
     ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the lists,
     and ColBERT's token vectors of a block, of 2 T d bytes a passage: at most `BLOCK` bytes unless one list has more.
     """
-    reranker = Pile.load(model)
+    reranker = LayeredModel.load(model)
     if reranker.kind == "de":
         raise LeadError(f"{model} is a dual encoder; its own lists come from lead retrieve")
     reranker.to(device(gpu)).eval()
@@ -77,7 +76,7 @@ def rerank(
 
 
 def score_pairs(
-    model: Pile,
+    model: LayeredModel,
     folder: Path,
     texts: tuple[pa.ChunkedArray, pa.ChunkedArray],
     pairs: tuple[Ints, Ints],
@@ -128,16 +127,16 @@ def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
         yield slice(first, len(queries))
 
 
-def scorer(model: Pile, queries: list[str], corpus: list[str], batch_tokens: int, precision: str) -> Scorer:
+def scorer(model: LayeredModel, queries: list[str], corpus: list[str], batch_tokens: int, precision: str) -> Scorer:
     """What scores rows of `queries` against rows of `corpus`, texts both."""
-    encode = MicroEncoder(batch_tokens, precision)
+    encode = MicroBatchEncoder(batch_tokens, precision)
     if isinstance(model, CrossEncoder):
         return cross_scorer(model, queries, corpus, encode)
     assert isinstance(model, Retriever)
     return colbert_scorer(model, queries, corpus, encode)
 
 
-def cross_scorer(model: CrossEncoder, queries: list[str], corpus: list[str], encode: MicroEncoder) -> Scorer:
+def cross_scorer(model: CrossEncoder, queries: list[str], corpus: list[str], encode: MicroBatchEncoder) -> Scorer:
     """Scores of pairs, encoded when they are asked for: a query's list is sorted by length and cut into batches."""
 
     def score(query: int, passages: Ints) -> Floats:
@@ -149,7 +148,7 @@ def cross_scorer(model: CrossEncoder, queries: list[str], corpus: list[str], enc
     return score
 
 
-def colbert_scorer(model: Retriever, queries: list[str], corpus: list[str], micro: MicroEncoder) -> Scorer:
+def colbert_scorer(model: Retriever, queries: list[str], corpus: list[str], micro: MicroBatchEncoder) -> Scorer:
     """MaxSim from token vectors of all passages and queries, encoded beforehand and kept on the CPU."""
 
     def encode(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[torch.Tensor]:

@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from lead.artifacts import ABOUT, open_table, write_lists
 from lead.config.stages import RetrieveSettings
 from lead.errors import LeadError
-from lead.provenance import gathering
+from lead.lists import alphabetical, ranked_table, ranks
 from lead.retrieval import search
-from lead.retrieval.search import alphabetical, ranked_table, ranks, read_ids, search_file
+from lead.retrieval.search import search_file
+from lead.store.provenance import gathering
+from lead.store.tables import ABOUT, open_table, write_lists
+from lead.store.vectors import read_ids
 
 
 def retrieve(
@@ -63,7 +65,7 @@ def lists(
     if parts:
         if indexes:
             raise LeadError("--index goes with --passages; parts have been searched")
-        files, asked = [open_table(path, "ranked") for path in parts], batches(queries)
+        files, asked = [open_table(path, "ranked") for path in parts], query_batches(queries)
         told = [json.loads((file.schema_arrow.metadata or {}).get(ABOUT.encode(), "null")) for file in files]
         for file in files:
             if file.num_row_groups != len(asked):
@@ -81,10 +83,10 @@ def lists(
     if len(passages) == 1:
         return next(searches)
     found, told = zip(*((list(tables), about) for tables, about in searches), strict=True)  # one shard at a time
-    return joined(found, batches(queries), depth), mean(told)
+    return joined(found, query_batches(queries), depth), mean(told)
 
 
-def batches(queries: Sequence[Path]) -> list[pa.Array]:
+def query_batches(queries: Sequence[Path]) -> list[pa.Array]:
     """The ids of the queries that `search_file` searches for together."""
     ids = map(read_ids, queries)
     return [of_file.slice(start, search.BATCH) for of_file in ids for start in range(0, len(of_file), search.BATCH)]

@@ -15,109 +15,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.artifacts import SCHEMAS, open_table, read_table, whole, write_table
 from lead.errors import LeadError
-from lead.retrieval.engine import Engine, Floats, Ints, approximate_engine, exact_engine, search_gpu
+from lead.lists import Floats, Ints, alphabetical, best, ranked_table
+from lead.retrieval.engine import Engine, approximate_engine, exact_engine, search_gpu
+from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
 
 BATCH = 1024  # queries; below about 512 the matrix product of a batch is too small for the BLAS to be fast
 FETCHED = 2**25  # entries of the list that faiss returns for a batch, at most: bounds memory when k is large
 RECALL_QUERIES = 256  # of each file, evenly spaced: an approximate index's recall is measured on them
-ROW_GROUP = 2**24  # numbers in a row group of a vectors file: 64 MB in float32
-
-
-# --- vectors on disk -------------------------------------------------------------------------------------------------
-def write_vectors(ids: Sequence[str], vectors: NDArray[Any], path: str | Path, fp16: bool = False) -> None:
-    """Write `vectors` [n, d] and the ids of their n texts to Parquet, in single or half precision.
-
-    Raises LeadError when a number is not finite, or too large for half precision.
-    """
-    with np.errstate(over="ignore"):  # reported below
-        flat = np.ascontiguousarray(vectors, dtype=np.float16 if fp16 else np.float32).reshape(-1)
-    if not np.isfinite(flat).all():
-        remedy = "; set retrieval.fp16 to false" if fp16 and np.isfinite(vectors).all() else ""
-        raise LeadError(f"cannot write {path}: vectors hold NaN or infinite numbers{remedy}")
-    width = vectors.shape[1]
-    column = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
-    table = pa.table({"id": pa.array(ids, pa.string()), "vector": column})
-    write_table(table, path, row_group_size=max(1, ROW_GROUP // width), use_dictionary=False)
-
-
-def read_vectors(path: str | Path) -> tuple[list[str], Floats]:
-    """Ids and vectors (float32 [n, d], C-contiguous) of a file written by `write_vectors`.
-
-    Raises LeadError naming the file when it is missing, damaged, of another kind, or holds NaN or infinite numbers.
-    """
-    width = _width(path)
-    table = whole(read_table(path), path)
-    ids: list[str] = table["id"].to_pylist()
-    vectors = np.empty((table.num_rows, width), dtype=np.float32)
-    chunks = table["vector"].chunks[::-1]
-    del table  # so that popping a chunk frees it, and the corpus is never held twice
-    start = 0
-    while chunks:
-        chunk = chunks.pop()
-        block = vectors[start : start + len(chunk)]
-        block[:] = chunk.flatten().to_numpy(zero_copy_only=False).reshape(block.shape)
-        start += len(chunk)
-        if not np.isfinite(block).all():
-            raise LeadError(f"{path} holds NaN or infinite numbers: its model has diverged; train it with a lower lr")
-    return ids, vectors
-
-
-def _width(path: str | Path) -> int:
-    """Width of the vectors in a file. Raises LeadError for a file of another kind."""
-    schema = open_table(path).schema_arrow
-    kind: Any = schema.field("vector").type if schema.names == ["id", "vector"] else pa.null()
-    is_list = pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.float16(), pa.float32())
-    if not is_list or not pa.types.is_string(schema.field("id").type):
-        raise LeadError(f"{path} is not a table of vectors (id: string, vector: d floats); make it with lead encode")
-    return int(kind.list_size)
-
-
-def read_ids(path: Path) -> pa.Array:
-    """Ids of the vectors in a file. Raises LeadError for a file of another kind."""
-    _width(path)
-    return read_table(path, columns=["id"])["id"].combine_chunks()
-
-
-# --- lists -----------------------------------------------------------------------------------------------------------
-def best(scores: NDArray[np.floating[Any]], order: Ints, k: int) -> Ints:
-    """Find the k highest of `scores` [m], highest first; ties, also at the cut-off, go to the lower `order` [m]."""
-    chosen = np.arange(scores.size)
-    if scores.size > k:  # sort only what can be among the first k, with everything that ties with the k-th
-        chosen = np.flatnonzero(scores >= np.partition(scores, scores.size - k)[scores.size - k])
-    result: Ints = chosen[np.lexsort((order[chosen], -scores[chosen]))][:k]
-    return result
-
-
-def ranks(groups: NDArray[Any]) -> Ints:
-    """Count 1, 2, .. within each run of equal neighbours in `groups` [m]."""
-    position = np.arange(groups.size)
-    starts = np.ones(groups.size, dtype=bool)
-    starts[1:] = groups[1:] != groups[:-1]
-    result: Ints = position - np.maximum.accumulate(np.where(starts, position, 0)) + 1
-    return result
-
-
-def ranked_table(
-    qids: pa.Array, pids: pa.Array, queries: Ints, passages: Ints, scores: NDArray[np.floating[Any]]
-) -> pa.Table:
-    """Make a `ranked` table of m rows from positions in `qids` and `pids` [m], a query's rows together, best first."""
-    columns = {"qid": qids.take(pa.array(queries)), "pid": pids.take(pa.array(passages))}
-    return pa.table(columns | {"rank": ranks(queries), "score": scores}).cast(SCHEMAS["ranked"])
-
-
-def alphabetical(ids: pa.Array) -> Ints:
-    """Return the place of each of `ids` [m] when sorted as strings: 0 for the first."""
-    places = np.empty(len(ids), dtype=np.int64)
-    places[pc.sort_indices(ids).to_numpy()] = np.arange(len(ids))
-    return places
 
 
 # --- search ----------------------------------------------------------------------------------------------------------

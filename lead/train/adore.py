@@ -13,31 +13,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lead import losses
-from lead.artifacts import read_table
 from lead.config.schema import Train
 from lead.errors import LeadError
-from lead.losses import Loss
+from lead.methods import losses
+from lead.methods.losses import Loss
+from lead.models.base import NAMES, LayeredModel
 from lead.models.features import Candidates, Features
-from lead.models.micro import MicroEncoder
-from lead.models.pile import NAMES, Pile
+from lead.models.microbatch import MicroBatchEncoder
 from lead.models.retriever import Retriever
-from lead.retrieval.search import read_vectors
+from lead.store.tables import read_table
+from lead.store.vectors import read_vectors
 from lead.train.data import Batch
 from lead.train.exchange import Exchange
-from lead.train.step import Side, Step
+from lead.train.step import Encoded, Step
 
 BLOCK = 1 << 26  # scores that a search holds at a time: bounds the passages of a block
 
 
-class Index:
+class FixedPassages:
     """Vectors of all passages of a corpus, dealt out to the ranks: of w ranks each holds every w-th.
 
     Memory of a rank: 4 d / w bytes a passage on the model's device, and, while reading, one file. Every rank must take
     part in a call, with inputs of the same shape.
     """
 
-    def __init__(self, files: Sequence[Path], corpus: Path, model: Pile) -> None:
+    def __init__(self, files: Sequence[Path], corpus: Path, model: LayeredModel) -> None:
         """`files`: what `lead encode` made of `corpus`, in order. Raises LeadError when they do not fit each other."""
         if model.kind != "de":
             raise LeadError(f"--passages: the model is a {NAMES[model.kind]}; give vectors to a dual encoder only")
@@ -97,14 +97,14 @@ class AdoreStep(Step):
 
     student: Retriever
 
-    def __init__(self, student: Pile, train: Train, seed: int, index: Index) -> None:
+    def __init__(self, student: LayeredModel, train: Train, seed: int, index: FixedPassages) -> None:
         """`index`: the passages; `train.negatives_depth`: how many negatives of a search count (200 in the paper)."""
         super().__init__(student, train, seed)
         self.index = index
 
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
+    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
         """The pairwise loss of each query's drawn positive against what the search puts first."""
-        micro = MicroEncoder(
+        micro = MicroBatchEncoder(
             self.train.micro_tokens, self.train.precision, (self.seed, step, "student", self.exchange.rank)
         )
         tokens = {"queries": self.student.tokenize("query", batch.queries)}

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lead.artifacts import check_folder
-from lead.atomic import atomic_folder
 from lead.errors import LeadError
+from lead.store.atomic import atomic_folder
+from lead.store.tables import check_folder
 
 log = logging.getLogger("lead")
 

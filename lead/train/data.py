@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from lead.artifacts import read_table
 from lead.data.texts import take_texts
 from lead.errors import LeadError
 from lead.models.features import Candidates, mask_columns
+from lead.store.tables import read_table
 
 log = logging.getLogger("lead")
-Rows = np.ndarray[Any, np.dtype[np.int64]]
+RowNumbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Queries:
         keep = np.flatnonzero(usable)
         self.texts = table["text"].take(pa.array(keep))
         self.positives = [positives[i] for i in keep]
-        self.negatives: list[Rows] = [np.empty(0, np.int64)] * len(keep)
+        self.negatives: list[RowNumbers] = [np.empty(0, np.int64)] * len(keep)
         if negatives is not None:
             mined = read_table(negatives, "ranked")
             mined = mined.filter(pc.less_equal(mined["rank"], depth))
@@ -95,7 +95,7 @@ class Queries:
         return len(self.texts)
 
 
-def _rows(qids: pa.ChunkedArray, corpus_ids: pa.ChunkedArray, pairs: pa.Table, what: str) -> list[Rows]:
+def _rows(qids: pa.ChunkedArray, corpus_ids: pa.ChunkedArray, pairs: pa.Table, what: str) -> list[RowNumbers]:
     """For each query the corpus rows of its pairs (qid, pid), in the order of the file."""
     query = pc.index_in(pairs["qid"], value_set=qids)
     passage = pc.index_in(pairs["pid"], value_set=corpus_ids)
@@ -128,7 +128,7 @@ class TrainingData:
             )
         self.corpus, self.queries = corpus, queries
         self.batch_size, self.n, self.seed, self.generation = batch_size, negatives, seed, generation
-        self._permutations: dict[int, Rows] = {}
+        self._permutations: dict[int, RowNumbers] = {}
 
     def _query_rows(self, step: int) -> list[int]:
         rows = []

@@ -12,12 +12,12 @@ import pyarrow as pa
 import torch
 
 from lead.data.texts import take_texts
-from lead.models.cross import CrossEncoder
+from lead.models.base import LayeredModel
+from lead.models.cross_encoder import CrossEncoder
 from lead.models.features import mask_columns
-from lead.models.micro import MicroEncoder
-from lead.models.pile import Pile
+from lead.models.microbatch import MicroBatchEncoder
 from lead.models.retriever import Retriever
-from lead.train.adore import Index
+from lead.train.adore import FixedPassages
 from lead.train.data import Queries
 
 
@@ -30,7 +30,7 @@ class DevPool:
         queries: Queries,
         n_queries: int,
         n_negatives: int | None,
-        index: Index | None = None,
+        index: FixedPassages | None = None,
     ):
         """`n_queries` of the split's queries, each adding its positives and its top `n_negatives` negatives.
 
@@ -46,12 +46,12 @@ class DevPool:
         self.own = [np.searchsorted(pool, np.unique(m)).tolist() for m in members]  # each query's rows of the pool
         self.relevant = torch.from_numpy(np.stack([np.isin(pool, queries.positives[r]) for r in rows]))
 
-    def mrr(self, model: Pile, encode: MicroEncoder) -> float:
+    def mrr(self, model: LayeredModel, encode: MicroBatchEncoder) -> float:
         """MRR@10 of the model over the pool (dropout off)."""
         return float(self.reciprocal_ranks(model, encode).mean())
 
     @torch.no_grad()
-    def reciprocal_ranks(self, model: Pile, encode: MicroEncoder) -> torch.Tensor:
+    def reciprocal_ranks(self, model: LayeredModel, encode: MicroBatchEncoder) -> torch.Tensor:
         """1 / rank of the first relevant passage of each query [Q], 0 below rank 10."""
         training = model.training
         model.eval()
@@ -64,7 +64,7 @@ class DevPool:
         rank = 1 + ((s >= best) & ~self.relevant & self._seen(model)).sum(1).float()  # ties count against the model
         return torch.where(rank <= 10, 1.0 / rank, torch.zeros(()))
 
-    def _seen(self, model: Pile) -> torch.Tensor:
+    def _seen(self, model: LayeredModel) -> torch.Tensor:
         """[Q, P] true where a passage is ranked for a query."""
         if model.kind != "ce":
             return torch.ones_like(self.relevant)
@@ -73,7 +73,7 @@ class DevPool:
             seen[row, own] = True
         return seen
 
-    def _pairs(self, model: CrossEncoder, encode: MicroEncoder) -> torch.Tensor:
+    def _pairs(self, model: CrossEncoder, encode: MicroBatchEncoder) -> torch.Tensor:
         """Scores [Q, P] of each query's own passages; 0 elsewhere, which `_seen` leaves out."""
         s = torch.zeros(self.relevant.shape)
         queries = [self.queries[row] for row, own in enumerate(self.own) for _ in own]
@@ -81,7 +81,7 @@ class DevPool:
         s[self._seen(model)] = encode(model, pairs, (model.n_layers,), "dev").x[-1].cpu()
         return s
 
-    def _matrix(self, model: Pile, encode: MicroEncoder) -> torch.Tensor:
+    def _matrix(self, model: LayeredModel, encode: MicroBatchEncoder) -> torch.Tensor:
         """Scores [Q, P] of every passage of the pool."""
         assert isinstance(model, Retriever)
         layers = (model.n_layers,)

@@ -6,18 +6,18 @@ from typing import cast
 
 import torch
 
-from lead import losses
 from lead.config.schema import Distil, Train
 from lead.errors import LeadError
-from lead.losses import Loss
-from lead.models.cross import CrossEncoder
+from lead.methods import losses
+from lead.methods.losses import Loss
+from lead.models.base import LayeredModel
+from lead.models.cross_encoder import CrossEncoder
 from lead.models.encoder import depth
 from lead.models.maps import AttentionView, Maps, TokenView, join_maps, same_tokenizer, virtual_maps
-from lead.models.micro import MicroEncoder, micro_batches
-from lead.models.pile import Pile
+from lead.models.microbatch import MicroBatchEncoder, micro_batches
 from lead.models.retriever import Retriever
 from lead.train.data import Batch
-from lead.train.step import DistilStep, Side, texts
+from lead.train.step import DistilStep, Encoded, texts
 
 
 def map_layers(strategy: str, n: int, m: int) -> list[tuple[int, int]]:
@@ -34,7 +34,7 @@ def map_layers(strategy: str, n: int, m: int) -> list[tuple[int, int]]:
 class FdStep(DistilStep):
     """L_stu + L_virt with a frozen teacher, on each query's own pairs."""
 
-    def __init__(self, student: Pile, teacher: Pile, train: Train, distil: Distil, seed: int) -> None:
+    def __init__(self, student: LayeredModel, teacher: LayeredModel, train: Train, distil: Distil, seed: int) -> None:
         """Raises LeadError when the two models do not read the same tokens."""
         super().__init__(student, teacher, train, distil, seed, joint=False)
         if not same_tokenizer(student, teacher):
@@ -52,7 +52,7 @@ class FdStep(DistilStep):
         self.pairs = map_layers(distil.map_layers, n, m)
         self.attention = AttentionView(teacher) if isinstance(teacher, CrossEncoder) else None
 
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
+    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
         """The student's hard loss, and the squared difference of maps in both directions."""
         side = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
         hard = batch.candidates(self.distil.hard_candidates).to(self.device)
@@ -80,11 +80,11 @@ class FdStep(DistilStep):
             return join_maps([self.attention.encode([pairs[i] for i in group], layers) for group in groups], groups)
 
     def _virtual(
-        self, model: Pile, batch: Batch, layers: tuple[int, ...], step: int, frozen: bool
-    ) -> tuple[Maps, Side]:
+        self, model: LayeredModel, batch: Batch, layers: tuple[int, ...], step: int, frozen: bool
+    ) -> tuple[Maps, Encoded]:
         """Maps of a model that encodes texts apart, and what passes gradients on when they were cached."""
         assert isinstance(model, Retriever)
-        micro = MicroEncoder(
+        micro = MicroBatchEncoder(
             self.train.micro_tokens, self.train.precision, (self.seed, step, "maps", self.exchange.rank)
         )
         side = self.features(micro, TokenView(model), model, texts(model, batch), layers, frozen)

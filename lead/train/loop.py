@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from lead.artifacts import check_folder
-from lead.atomic import atomic_file
 from lead.config.schema import Train
 from lead.device import keep_freed_memory
 from lead.errors import LeadError, Preempted
-from lead.losses import Loss
-from lead.models.micro import MicroEncoder
-from lead.models.pile import Pile
+from lead.methods.losses import Loss
+from lead.models.base import LayeredModel
+from lead.models.microbatch import MicroBatchEncoder
+from lead.store.atomic import atomic_file
+from lead.store.tables import check_folder
 from lead.train import checkpoint
 from lead.train.data import TrainingData
 from lead.train.dev import DevPool
@@ -46,7 +46,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return (steps - step) / max(1, steps - rising)
 
 
-def make_optimizer(models: dict[str, Pile], train: Train) -> torch.optim.AdamW:
+def make_optimizer(models: dict[str, LayeredModel], train: Train) -> torch.optim.AdamW:
     """AdamW with a group for each model and for weights with and without decay (biases and LayerNorm have none)."""
     groups: list[dict[str, Any]] = []
     for name, model in models.items():
@@ -87,7 +87,7 @@ class Loop:
         self.models, self.exchange = step.trained(), step.exchange
         self.main = self.exchange.rank == 0  # the rank that looks at dev, logs and writes
         self.optimizer = make_optimizer(self.models, train)
-        self.encoder = MicroEncoder(train.micro_tokens, train.precision)
+        self.encoder = MicroBatchEncoder(train.micro_tokens, train.precision)
         self.lines: list[dict[str, Any]] = []
         self.best = -1.0
         self.told = False  # by a signal to stop
@@ -148,7 +148,7 @@ class Loop:
                 raise Preempted(f"stopped by a signal after step {s + 1}; started again, it goes on from there")
         if self.train.select == "best" and self.dev is not None:
             for name, model in self.models.items():
-                model.load_state_dict(Pile.load(self.state / "best" / name).state_dict())
+                model.load_state_dict(LayeredModel.load(self.state / "best" / name).state_dict())
 
     def _update(self, s: int) -> dict[str, float]:
         """Clip, step, clear. Raises LeadError when a gradient is not finite."""

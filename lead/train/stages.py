@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from lead.atomic import check_replaceable
 from lead.config.stages import DistilSettings, TrainSettings
 from lead.data.texts import mapped
 from lead.device import device
 from lead.errors import LeadError
-from lead.layers import check_layers
-from lead.models.pile import Pile
-from lead.models.reference import local_weights
+from lead.methods.layers import check_layers
+from lead.models.base import LayeredModel
 from lead.models.retriever import Retriever
-from lead.provenance import code
-from lead.seal import identity
-from lead.train.adore import AdoreStep, Index
+from lead.pretrained import local_weights
+from lead.store.atomic import check_replaceable
+from lead.store.checksums import identity
+from lead.store.provenance import code
+from lead.train.adore import AdoreStep, FixedPassages
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
 from lead.train.exchange import Exchange, join_ranks
@@ -56,7 +56,7 @@ def train(
 
     Memory of a rank: the model with gradients and two moments (16 bytes a parameter), activations of
     `train.micro_tokens` tokens, the ids of the corpus, 8 bytes a judgement and negative, and while these are read their
-    ids; with `passages`, `lead.train.adore.Index`. Texts are mapped (lead.data.texts).
+    ids; with `passages`, `lead.train.adore.FixedPassages`. Texts are mapped (lead.data.texts).
     """
     if (settings.model is None) == (start is None):
         raise LeadError("lead train needs one of settings.model (a pretrained encoder) and --start (a model folder)")
@@ -64,15 +64,15 @@ def train(
     on = device(gpu)
     join_ranks(on)
     if start is not None:
-        model: Pile = Pile.load(start)
+        model: LayeredModel = LayeredModel.load(start)
     else:
         assert settings.model is not None
         torch.manual_seed(settings.seed)
-        model = Pile.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
+        model = LayeredModel.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
     weights = start if settings.model is None else local_weights(settings.model.reference)
     files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, weights, *(passages or [])]
     model.to(on)
-    index = Index(passages, corpus, model) if passages else None
+    index = FixedPassages(passages, corpus, model) if passages else None
     shared = model, settings.train, settings.seed
     loop = _loop(AdoreStep(*shared, index) if index else Step(*shared), settings, files, state, index)
     loop.run()
@@ -115,7 +115,7 @@ def distil(
             check_replaceable(folder)
     on = device(gpu)
     join_ranks(on)
-    student, master = Retriever.load(start).to(on), Pile.load(teacher).to(on)
+    student, master = Retriever.load(start).to(on), LayeredModel.load(teacher).to(on)
     step = make_step(settings, student, master)
     files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start, teacher]
     loop = _loop(step, settings, files, state)
@@ -129,7 +129,7 @@ def distil(
     loop.exchange.wait()
 
 
-def make_step(settings: DistilSettings, student: Retriever, teacher: Pile) -> DistilStep:
+def make_step(settings: DistilSettings, student: Retriever, teacher: LayeredModel) -> DistilStep:
     """The step of the settings' method. Raises LeadError when the two models do not fit it."""
     shared = student, teacher, settings.train, settings.distil, settings.seed
     if settings.method == "fd":
@@ -153,7 +153,7 @@ def _loop(
     settings: TrainSettings | DistilSettings,
     files: list[Path | None],
     state: Path,
-    index: Index | None = None,
+    index: FixedPassages | None = None,
 ) -> Loop:
     """The loop over the data in `files` (corpus, queries, qrels, dev queries, dev qrels, negatives, ..).
 
@@ -171,10 +171,10 @@ def _loop(
         dev_judged = Queries(passages["pid"], dev_queries, dev_qrels, negatives, relevance, train.negatives_depth)
         dev = DevPool(passages, dev_judged, train.dev_queries, train.dev_negatives, index)
     log.info("%d train queries, %.2f epochs", len(judged), train.steps * train.batch_size / len(judged))
-    return Loop(step, data, dev, train, state / fingerprint(settings.model_dump(), files))
+    return Loop(step, data, dev, train, state / state_key(settings.model_dump(), files))
 
 
-def fingerprint(settings: dict[str, Any], files: list[Path | None]) -> str:
+def state_key(settings: dict[str, Any], files: list[Path | None]) -> str:
     """Key of a training state: settings, contents of the inputs, code. Only where all agree is a state resumed."""
     key = {"settings": settings, "inputs": [identity(f) if f else None for f in files], "code": code()}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

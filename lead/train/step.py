@@ -9,28 +9,28 @@ from typing import Any
 
 import torch
 
-from lead import losses
 from lead.config.schema import Distil, Train
-from lead.layers import informative, select
-from lead.losses import Loss
-from lead.models.cross import CrossEncoder
+from lead.methods import losses
+from lead.methods.layers import informative, select
+from lead.methods.losses import Loss
+from lead.models.base import LayeredModel
+from lead.models.cross_encoder import CrossEncoder
 from lead.models.encoder import prepare_for_training
 from lead.models.features import Candidates, Features, Scores
-from lead.models.micro import MicroEncoder, padded_tokens
-from lead.models.pile import Pile
+from lead.models.microbatch import MicroBatchEncoder, padded_tokens
 from lead.models.retriever import Retriever
 from lead.train.data import Batch
 from lead.train.exchange import Exchange, check_shares
 
 
 @dataclass(frozen=True)
-class Side:
+class Encoded:
     """A model's encoded batch, and what passes gradients on when they were cached.
 
     features: queries and passages of DE and CB; pairs of CE, for each query's own candidates only.
     """
 
-    model: Pile
+    model: LayeredModel
     features: tuple[Features, ...]
     replays: tuple[Callable[[], None], ...] = ()
     exchange: Exchange = field(default_factory=Exchange)
@@ -45,7 +45,7 @@ class Side:
 class Step:
     """Computes a batch's loss and leaves gradients in the parameters. Subclasses say which loss."""
 
-    def __init__(self, student: Pile, train: Train, seed: int):
+    def __init__(self, student: LayeredModel, train: Train, seed: int):
         """`train`: batch encoding settings; `seed`: seeds dropout with the step number."""
         self.student, self.train, self.seed = student, train, seed
         self.exchange = Exchange.here()
@@ -53,11 +53,11 @@ class Step:
         self.device = student.device
         prepare_for_training(student.encoder, train.dropout)
 
-    def trained(self) -> dict[str, Pile]:
+    def trained(self) -> dict[str, LayeredModel]:
         """The models that receive gradients, by name."""
         return {"student": self.student}
 
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
+    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
         """The loss of this batch, and the sides whose cached gradients must be replayed."""
         side = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
         candidates = batch.candidates(widest(self.student)).to(self.device)
@@ -77,10 +77,12 @@ class Step:
         return loss
 
     def encode(
-        self, model: Pile, name: str, batch: Batch, layers: tuple[int, ...], step: int, frozen: bool = False
-    ) -> Side:
+        self, model: LayeredModel, name: str, batch: Batch, layers: tuple[int, ...], step: int, frozen: bool = False
+    ) -> Encoded:
         """Encode a batch; above `cache_above` tokens with cached gradients, else with the graph."""
-        micro = MicroEncoder(self.train.micro_tokens, self.train.precision, (self.seed, step, name, self.exchange.rank))
+        micro = MicroBatchEncoder(
+            self.train.micro_tokens, self.train.precision, (self.seed, step, name, self.exchange.rank)
+        )
         if not isinstance(model, CrossEncoder):
             side = self.features(micro, model, model, texts(model, batch), layers, frozen)
             queries, passages = side.features
@@ -93,23 +95,23 @@ class Step:
 
     def features(
         self,
-        micro: MicroEncoder,
+        micro: MicroBatchEncoder,
         view: Any,
-        model: Pile,
+        model: LayeredModel,
         inputs: dict[str, list[Any]],
         layers: tuple[int, ...],
         frozen: bool,
-    ) -> Side:
+    ) -> Encoded:
         """Features of each of `inputs` as `view` encodes it: without a graph, with one, or with cached gradients."""
         tokens = sum(padded_tokens([len(i) for i in ids], self.train.micro_tokens) for ids in inputs.values())
         if frozen or tokens <= self.train.cache_above:
             with torch.no_grad() if frozen else nullcontext():
-                return Side(model, tuple(micro(view, ids, layers, part) for part, ids in inputs.items()))
+                return Encoded(model, tuple(micro(view, ids, layers, part) for part, ids in inputs.items()))
         cached = [micro.cached(view, ids, layers, part) for part, ids in inputs.items()]
-        return Side(model, tuple(f for f, _ in cached), tuple(replay for _, replay in cached))
+        return Encoded(model, tuple(f for f, _ in cached), tuple(replay for _, replay in cached))
 
 
-def texts(model: Pile, batch: Batch) -> dict[str, list[Any]]:
+def texts(model: LayeredModel, batch: Batch) -> dict[str, list[Any]]:
     """Token ids of a batch for a model that encodes queries and passages apart."""
     assert isinstance(model, Retriever)
     return {
@@ -118,7 +120,7 @@ def texts(model: Pile, batch: Batch) -> dict[str, list[Any]]:
     }
 
 
-def widest(model: Pile) -> str:
+def widest(model: LayeredModel) -> str:
     """The most candidates a model can score at once: the whole batch, or for CE, whose pairs cost, the query's own."""
     return "own" if model.kind == "ce" else "batch"
 
@@ -127,7 +129,14 @@ class DistilStep(Step):
     """Response-based distillation, final scores only: RD, or one of `losses.RESPONSES`; the teacher is frozen."""
 
     def __init__(
-        self, student: Pile, teacher: Pile, train: Train, distil: Distil, seed: int, joint: bool, method: str = "rd"
+        self,
+        student: LayeredModel,
+        teacher: LayeredModel,
+        train: Train,
+        distil: Distil,
+        seed: int,
+        joint: bool,
+        method: str = "rd",
     ):
         """A teacher that is not trained jointly is put in eval mode for good and never builds a graph."""
         super().__init__(student, train, seed)
@@ -136,11 +145,11 @@ class DistilStep(Step):
         if joint:
             prepare_for_training(teacher.encoder, train.dropout)
 
-    def trained(self) -> dict[str, Pile]:
+    def trained(self) -> dict[str, LayeredModel]:
         """Student, and the teacher under joint training."""
         return super().trained() | ({"teacher": self.teacher} if self.joint else {})
 
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
+    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
         """The student's hard loss and what its final scores learn from the teacher's."""
         student = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
         teacher = self.encode(self.teacher, "teacher", batch, (self.teacher.n_layers,), step, frozen=True)
@@ -164,7 +173,7 @@ class DistilStep(Step):
 class LeadStep(DistilStep):
     """LEAD (eq. 12): K pairs of layers, re-weighted, with or without joint training."""
 
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Side]]:
+    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
         """L_lyr + L_rep + L_tch + L_stu over the layer pairs of this step."""
         n, m, layers = self.teacher.n_layers, self.student.n_layers, self.distil.layers
         late = layers.strategy == "informative"  # chosen when all of the teacher's layers have been scored
@@ -178,7 +187,7 @@ class LeadStep(DistilStep):
         t_hard_candidates = batch.candidates(widest(self.teacher)).to(self.device)
         t_soft = teacher.score(soft)
         if late:  # by the whole batch: all ranks must agree
-            believed = self.exchange.mean(losses.belief(t_soft.s.detach(), soft).mean(1))
+            believed = self.exchange.mean(losses.positive_log_probability(t_soft.s.detach(), soft).mean(1))
             pairs = informative(believed.tolist(), layers.k, m)
         t_hard = t_soft if soft.index.shape == t_hard_candidates.index.shape else teacher.score(t_hard_candidates)
         over_ranks = self.exchange.mean
@@ -188,7 +197,7 @@ class LeadStep(DistilStep):
         return loss, [student, teacher] if self.joint else [student]
 
 
-def _both(side: Side, hard: Candidates, soft: Candidates) -> tuple[Scores, Scores]:
+def _both(side: Encoded, hard: Candidates, soft: Candidates) -> tuple[Scores, Scores]:
     """Scores of the hard and of the soft candidates, computed once where they are the same."""
     s_soft = side.score(soft)
     return (s_soft if hard is soft else side.score(hard)), s_soft

@@ -12,7 +12,7 @@ import torch
 from malformed.base import Bad, Command, Site, settings
 from safetensors.torch import load_file, save_file
 
-from lead.artifacts import MANIFEST, sha256
+from lead.store.tables import MANIFEST, sha256
 
 WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from malformed.base import Bad, Command, Content, Site, settings
 
-from lead.artifacts import write_json
+from lead.store.tables import write_json
 
 EMPTY: Content = b""
 NULL = pa.array([None], pa.string())

@@ -3,7 +3,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from lead.workflow import exactly, load_plan, memories, one_line, one_of, option, slices
+from lead.plan.snakemake import exactly, load_plan, memories, one_line, one_of, option, slices
 
 plan = load_plan(workflow)
 settings = slices(plan)

@@ -65,11 +65,11 @@ def select(layers: Layers, n: int, m: int, seed: int, step: int) -> list[tuple[i
     return list(zip(a, b, strict=True))
 
 
-def informative(belief: Sequence[float], k: int, m: int) -> list[tuple[int, int]]:
+def informative(log_probability: Sequence[float], k: int, m: int) -> list[tuple[int, int]]:
     """K pairs: the teacher layers that believe most in the positives (of equal ones the last), the student's last K.
 
     >>> informative([-2.0, -0.5, -3.0, -1.0], k=2, m=3)
     [(2, 2), (4, 3)]
     """
-    most = sorted(range(1, len(belief) + 1), key=lambda a: (belief[a - 1], a))[-k:]
+    most = sorted(range(1, len(log_probability) + 1), key=lambda a: (log_probability[a - 1], a))[-k:]
     return list(zip(sorted(most), range(m - k + 1, m + 1), strict=True))

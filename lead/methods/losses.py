@@ -37,10 +37,10 @@ def entropy(log_p: Tensor, keep: Tensor) -> Tensor:
 
 def hard_loss(s: Tensor, candidates: Candidates) -> Tensor:
     """L_tch and L_stu (eqs. 10, 11): -log of the probability given to the positive. s [Q, C] -> scalar."""
-    return -belief(s, candidates).mean()
+    return -positive_log_probability(s, candidates).mean()
 
 
-def belief(s: Tensor, candidates: Candidates) -> Tensor:
+def positive_log_probability(s: Tensor, candidates: Candidates) -> Tensor:
     """Log of the probability that scores s [.., Q, C] give to the positive, [.., Q]: -D_KL(y, t) of a one-hot y."""
     return (log_distribution(s, candidates.keep) * candidates.positive).sum(-1)
 
@@ -65,12 +65,12 @@ def layer_weights(
     `progress` (ours) takes away what the layers that learn from them, with scores `student` [K, Q, C], believe already:
     a pair weighs more the further the student is behind.
     """
-    w = belief(s.detach(), candidates)  # [K, Q]
+    w = positive_log_probability(s.detach(), candidates)  # [K, Q]
     if mode == "uniform":
         return torch.full_like(w, 1.0 / len(w))
     if mode == "progress":
         assert student is not None
-        w = w - belief(student.detach(), candidates)
+        w = w - positive_log_probability(student.detach(), candidates)
     if mode == "batch":
         w = over_ranks(w.mean(1, keepdim=True)).expand_as(w)
     return (w / tau).softmax(0)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from lead.config.experiments import UNTRAINED
 from lead.config.schema import ModelRef, Settings
 from lead.errors import LeadError
-from lead.layers import check_layers
-from lead.models.reference import check_hub, encoder_width, pretrained_layers, vector_width, vocabulary_sum
-from lead.rows import TRAINING, split_seed
+from lead.methods.layers import check_layers
+from lead.plan.runs import TRAINING, split_seed
+from lead.pretrained import check_hub, encoder_width, pretrained_layers, vector_width, vocabulary_sum
 
 if TYPE_CHECKING:
-    from lead.plan import Plan
+    from lead.plan.plan import Plan
 
 
 def check_run(plan: Plan, dataset: str, run: str) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from lead.errors import LeadError
-from lead.provenance import FILE, current, dumps
-from lead.seal import MANIFEST, sha256
+from lead.store.checksums import MANIFEST, sha256
+from lead.store.provenance import FILE, current, dumps
 
 
 def _fsync(path: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from lead.config.load import load
 from lead.config.parse import parse_yaml
 from lead.errors import LeadError
-from lead.plan import Plan
-from lead.rows import SEED
+from lead.plan.plan import Plan
+from lead.plan.runs import SEED
 
 R = TypeVar("R")
 DEFAULT_CONFIG = Path("config/config.yaml")

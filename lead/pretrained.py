@@ -5,10 +5,12 @@ It imports no torch: the workflow reads it at every start.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,20 @@ NEEDED = (  # of a model on the hub: one of each
     ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
 )
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # keys of config.json, by architecture
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn whatever is raised over somebody's files into one LeadError.
+
+    transformers, tokenizers and safetensors promise no exceptions: a damaged file may raise any.
+    """
+    try:
+        yield
+    except Exception as e:
+        reason = " ".join(str(e).split())[:300] or type(e).__name__
+        offline = "; the hub cannot be asked (HF_HUB_OFFLINE=1)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        raise LeadError(f"models: cannot load {what}: {reason}{offline}") from e
 
 
 def resolve(reference: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import lead
 from lead.errors import LeadError
-from lead.seal import identity, sha256
+from lead.store.checksums import identity, sha256
 
 Record = dict[str, Any]
 KEY = "lead"  # of a Parquet file's metadata
@@ -100,7 +100,7 @@ def named_files(settings: Any) -> list[Path]:
 
 def pretrained(reference: str) -> str | None:
     """Sum of a pretrained model's weights on this machine; None for the hub's. Raises LeadError if it is not there."""
-    from lead.models.reference import local_weights
+    from lead.pretrained import local_weights
 
     weights = local_weights(reference)
     return None if weights is None else sha256(weights)

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lead.artifacts import read_json, read_table
 from lead.errors import LeadError
 from lead.evaluation.stats import holm, paired_test
+from lead.store.tables import read_json, read_table
 
 WIDTH = 100  # of the terminal that notes are wrapped for
 SIGNIFICANT = 0.05

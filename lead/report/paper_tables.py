@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from lead.atomic import atomic_file
 from lead.config.load import load
 from lead.config.paper import PaperRow, PaperTable
 from lead.config.schema import Evaluation
 from lead.errors import LeadError
-from lead.evaluation.render import Cells, Mark, csv_text, html_page, html_table, markdown
-from lead.evaluation.runs import Run, Runs, together
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
-from lead.evaluation.table import difference
-from lead.plan import Plan
+from lead.plan.plan import Plan
+from lead.report.render import Cells, Mark, csv_text, html_page, html_table, markdown
+from lead.report.seeds import Run, Runs, together
+from lead.report.table import difference
+from lead.store.atomic import atomic_file
 
 CONTROL = "student_more"
 CLEARLY = 0.001  # a teacher is clearly above the student where a paired test says so at this level

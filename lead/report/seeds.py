@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from lead.config.experiments import UNTRAINED
 from lead.errors import LeadError
-from lead.evaluation.table import Result, read_result
-from lead.rows import SeededRows, split_seed
+from lead.plan.runs import SeededRows, split_seed
+from lead.report.table import Result, read_result
 
 Values = NDArray[np.float64]
 

@@ -29,7 +29,7 @@ TAIL = 8  # length of the footer in four bytes, "PAR1"
 def identity(path: Path) -> str:
     """Sum of an artifact's content: a Parquet file's seal, a folder's manifest's sum, another file's own. LeadError."""
     try:
-        return (None if path.is_dir() else read_seal(path)) or sha256(path)
+        return (None if path.is_dir() else read_checksum(path)) or sha256(path)
     except (OSError, ValueError) as e:  # ValueError: NUL in a name
         raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
 
@@ -44,7 +44,7 @@ def sha256(path: str | Path) -> str:
         raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
 
 
-def write_seal(path: Path) -> None:
+def write_checksum(path: Path) -> None:
     """Seal a Parquet file that was just written. Reads it once."""
     with path.open("r+b") as f:
         start = _footer_start(f)
@@ -55,7 +55,7 @@ def write_seal(path: Path) -> None:
         f.write(MAGIC + pages + hashlib.sha256(pages + footer).digest() + footer)
 
 
-def read_seal(path: Path) -> str | None:
+def read_checksum(path: Path) -> str | None:
     """The seal in hex, checked against the footer; None for a file that has none: a foreign one, or not Parquet.
 
     Raises LeadError for a file whose footer is not the one that was sealed.
@@ -72,7 +72,7 @@ def read_seal(path: Path) -> str | None:
 
 def check_pages(path: Path) -> None:
     """Compare every byte before the seal with it. Raises LeadError where they differ, or where there is no seal."""
-    if read_seal(path) is None:
+    if read_checksum(path) is None:
         raise LeadError(f"{path} has no seal: damaged, or not written by lead; delete it and rerun its stage")
     with path.open("rb") as f:
         found = _seal(f)

@@ -15,13 +15,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.artifacts import read_table, write_table
 from lead.config.sources import IR_DATASETS
 from lead.config.stages import GivenSettings
 from lead.data import ir
 from lead.data.records import bad, format_of, identifier, lines, records, wrong_width
 from lead.errors import LeadError
-from lead.retrieval.search import alphabetical, ranked_table, ranks
+from lead.lists import alphabetical, ranked_table, ranks
+from lead.store.tables import read_table, write_table
 
 log = logging.getLogger("lead")
 

@@ -12,15 +12,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lead.checks import check_grant, check_models, check_run
 from lead.config.experiments import UNTRAINED
 from lead.config.load import Loaded, merge, seen_path, source_files, source_paths, validate
 from lead.config.paper import Paper, load_paper
 from lead.config.schema import ModelRef, Settings, Train
 from lead.config.sources import IR_DATASETS, EvaluationSource, FilesSource
 from lead.errors import LeadError, nearest
-from lead.rows import Rows, seeded, split_seed
-from lead.slices import stage_settings, tokens_name
+from lead.plan.checks import check_grant, check_models, check_run
+from lead.plan.runs import Rows, seeded, split_seed
+from lead.plan.settings import stage_settings, tokens_name
 
 
 class Plan(Rows):

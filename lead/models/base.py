@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -12,30 +11,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from lead.artifacts import check_folder
-from lead.atomic import atomic_folder
 from lead.config.load import validate
 from lead.config.schema import Lengths, Linear, ModelRef, Scoring
 from lead.errors import LeadError
-from lead.models.encoder import check_encoder, depth, hidden_states, keep_layers, load_encoder, loading, positions
+from lead.models.encoder import check_encoder, depth, hidden_states, keep_layers, load_encoder, positions
 from lead.models.features import Features, Scores
-from lead.models.reference import resolve
+from lead.pretrained import loading, resolve
+from lead.store.atomic import atomic_folder
+from lead.store.tables import check_folder
+from lead.tokenizer import load_tokenizer
 
 Kind = Literal["de", "cb", "ce"]
 DESCRIPTION, HEAD = "lead.json", "head.safetensors"
-TOKENIZED = 1 << 21  # characters tokenized at a time: until it cuts, a tokenizer keeps some 150 bytes for each token
 NAMES = {"de": "dual encoder", "cb": "ColBERT", "ce": "cross encoder"}
 
 
-class Pile(nn.Module):
+class LayeredModel(nn.Module):
     """Transformer layers 1..n and, if `linear` is given, a linear layer n + 1 (section 4.7, "+linear")."""
 
-    classes: ClassVar[dict[str, type[Pile]]] = {}
+    classes: ClassVar[dict[str, type[LayeredModel]]] = {}
     kinds: ClassVar[tuple[Kind, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         """Register a subclass as what reads and makes models of its kinds."""
-        Pile.classes |= dict.fromkeys(cls.kinds, cls)
+        LayeredModel.classes |= dict.fromkeys(cls.kinds, cls)
 
     def __init__(
         self,
@@ -122,14 +121,14 @@ class Pile(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote, checksums verified. Raises LeadError for a damaged or foreign folder."""
-        from lead.models import cross, retriever  # noqa: F401  (both register what they make)
+        from lead.models import cross_encoder, retriever  # noqa: F401  (both register what they make)
 
         folder = check_folder(folder)
         where = str(folder / DESCRIPTION)
         try:
             description = json.loads((folder / DESCRIPTION).read_text())
             kind = description["kind"]
-            made_by = Pile.classes[kind]
+            made_by = LayeredModel.classes[kind]
             scoring = validate(Scoring, description["scoring"], where, prefix=("scoring",))
             lengths = validate(Lengths, description["lengths"], where, prefix=("lengths",))
             linear = validate(Linear, description["linear"], where) if "linear" in description else None
@@ -165,7 +164,7 @@ class Pile(nn.Module):
         for side, limit in asked.items():
             if longest is not None and limit > longest:
                 raise LeadError(f"lengths.{side}: {limit} is more than the {longest} positions of '{model.reference}'")
-        made = Pile.classes[kind](encoder, tokenizer, kind, scoring, lengths, model.linear)
+        made = LayeredModel.classes[kind](encoder, tokenizer, kind, scoring, lengths, model.linear)
         assert isinstance(made, cls)
         return made
 
@@ -178,44 +177,3 @@ def check_vocabulary(encoder: nn.Module, tokenizer: Any) -> None:
         raise LeadError(f"models: {type(encoder).__name__} has no embeddings of tokens: no encoder of texts") from None
     if (highest := max(tokenizer.get_vocab().values())) >= known:
         raise LeadError(f"models: the tokenizer has an id {highest}, the encoder embeddings of 0 to {known - 1} only")
-
-
-def load_tokenizer(name: str, reference: str) -> Any:
-    """The tokenizer of a model. Raises LeadError in one line."""
-    from transformers import AutoTokenizer
-
-    with loading(f"the tokenizer of '{reference}'"):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):  # made up by transformers where there is none
-        raise LeadError(f"models: the tokenizer of '{reference}' knows no word; are its files missing?")
-    return tokenizer
-
-
-def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
-    """Token ids of each text, cut to `length` tokens; the special tokens at both ends survive the cut.
-
-    Memory: beyond the ids, what the tokenizer keeps of `TOKENIZED` characters, or of the longest text.
-    """
-    ids: list[list[int]] = []
-    for some in _portions(texts, TOKENIZED):
-        ids += tokenizer(
-            some,
-            truncation=True,
-            max_length=length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-    return ids
-
-
-def _portions(texts: list[str], most: int) -> Iterator[list[str]]:
-    """Consecutive texts of at most `most` characters together, or one."""
-    start = size = 0
-    for i, text in enumerate(texts):
-        if size + len(text) > most and i > start:
-            yield texts[start:i]
-            start, size = i, 0
-        size += len(text)
-    if start < len(texts):
-        yield texts[start:]

@@ -11,14 +11,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from lead.artifacts import check_folder, read_json, read_table
 from lead.commands import STAGES
 from lead.config.load import validate
 from lead.errors import LeadError
-from lead.plan import Plan
-from lead.provenance import Record, code, named_files, pretrained, record_of
-from lead.rows import TRAINING
-from lead.seal import check_pages, identity
+from lead.plan.plan import Plan
+from lead.plan.runs import TRAINING
+from lead.store.checksums import check_pages, identity
+from lead.store.provenance import Record, code, named_files, pretrained, record_of
+from lead.store.tables import check_folder, read_json, read_table
 
 FOLDERS = ("models/*/", "embeddings/*/index*/", "tokens/*/*/")  # with manifests of checksums
 TOLERANCE = 1e-6  # results are rounded to six digits

@@ -13,10 +13,10 @@ from lead.config.load import source_paths
 from lead.config.schema import Settings
 from lead.config.sources import EvaluationSource, FilesSource
 from lead.errors import Named
-from lead.rows import READS, TRAINING
+from lead.plan.runs import READS, TRAINING
 
 if TYPE_CHECKING:
-    from lead.plan import Plan
+    from lead.plan.plan import Plan
 
 SHARED = ("prepare", *UNTRAINED)  # stages of a dataset, not of a run
 LISTING = (*UNTRAINED, "retrieve", "rerank")  # stages that an evaluation set has of its own

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lead.errors import LeadError
+from lead.models.base import Kind, LayeredModel
 from lead.models.features import Candidates, Features, Scores
-from lead.models.pile import Kind, Pile
 from lead.models.scores import standardise
 
 
@@ -27,7 +27,7 @@ class Pair:
         return len(self.ids)
 
 
-class CrossEncoder(Pile):
+class CrossEncoder(LayeredModel):
     """f_CE(q, p) = w^T E_CE([q; p]) (eq. 3); at layer i the same w projects the first token's output of layer i."""
 
     kinds: ClassVar[tuple[Kind, ...]] = ("ce",)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lead.models.base import LayeredModel
 from lead.models.features import Features
-from lead.models.pile import Pile
 
 
 def micro_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
@@ -44,21 +44,21 @@ def _seed(*parts: object) -> int:
 
 
 @dataclass(frozen=True)
-class MicroEncoder:
+class MicroBatchEncoder:
     """How the texts of a step are encoded: device-independent numbers, and the key that seeds dropout."""
 
     micro_tokens: int
     precision: str = "bf16"
     key: tuple[object, ...] = ()
 
-    def __call__(self, model: Pile, ids: Sequence[Any], layers: tuple[int, ...], part: str) -> Features:
+    def __call__(self, model: LayeredModel, ids: Sequence[Any], layers: tuple[int, ...], part: str) -> Features:
         """Features of all texts, in their order, with the graph if gradients are enabled."""
         groups = micro_batches([len(i) for i in ids], self.micro_tokens)
         pieces = [self._encode(model, ids, layers, part, n, group) for n, group in enumerate(groups)]
         return join(pieces, groups)
 
     def cached(
-        self, model: Pile, ids: Sequence[Any], layers: tuple[int, ...], part: str
+        self, model: LayeredModel, ids: Sequence[Any], layers: tuple[int, ...], part: str
     ) -> tuple[Features, Callable[[], None]]:
         """Features whose x is a leaf, and what to call after backward: it encodes again and passes the gradients on."""
         with torch.no_grad():
@@ -75,7 +75,7 @@ class MicroEncoder:
         return features, replay
 
     def _encode(
-        self, model: Pile, ids: Sequence[Any], layers: tuple[int, ...], part: str, n: int, group: list[int]
+        self, model: LayeredModel, ids: Sequence[Any], layers: tuple[int, ...], part: str, n: int, group: list[int]
     ) -> Features:
         if model.training:
             torch.manual_seed(_seed(self.key, part, n))

@@ -1,8 +1,9 @@
 """Reading and writing artifacts: outputs appear whole or not at all, damage is noticed on reading.
 
-Tables are Parquet with page checksums and a seal (lead.seal), models are folders with a manifest of SHA-256 sums,
-results are JSON with a sum of themselves; each carries how it was made (lead.provenance). Everything is written beside
-its final place, flushed to disk, and renamed. The schema of each table is in `SCHEMAS`; docs/artifacts.md explains it.
+Tables are Parquet with page checksums and a seal (lead.store.checksums), models are folders with a manifest of SHA-256
+sums, results are JSON with a sum of themselves; each carries how it was made (lead.store.provenance). Everything is
+written beside its final place, flushed to disk, and renamed. The schema of each table is in `SCHEMAS`;
+docs/artifacts.md explains it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lead.atomic import atomic_file
 from lead.errors import LeadError
-from lead.provenance import KEY, current, dumps
-from lead.seal import MANIFEST, read_seal, sha256, write_seal
+from lead.store.atomic import atomic_file
+from lead.store.checksums import MANIFEST, read_checksum, sha256, write_checksum
+from lead.store.provenance import KEY, current, dumps
 
 ABOUT = "about"  # key of a table's metadata: what its maker has to say of it, as JSON
 
@@ -88,7 +89,7 @@ def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.P
         if record := current():
             writer.add_key_value_metadata({KEY: dumps(record)})
         yield writer
-    write_seal(path)
+    write_checksum(path)
 
 
 def write_lists(tables: Iterable[pa.Table], path: str | Path, about: dict[str, Any] | None = None) -> None:
@@ -119,14 +120,14 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
     """Read a Parquet table, verifying seal and page checksums and, if given, that it has the named schema."""
     path = Path(path)
     with _reading(path):
-        read_seal(path)
+        read_checksum(path)
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         _ = table.column_names  # raises where the footer's names are not UTF-8
     if schema is not None and columns is None:
         _check_schema(table.schema, schema, path)
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != KEY.encode()}
     table = table.replace_schema_metadata(metadata)  # how it was made is not how what is made from it was
-    return table if schema is None else whole(table, path)
+    return table if schema is None else without_nulls(table, path)
 
 
 def _check_schema(found: pa.Schema, name: str, path: str | Path) -> None:
@@ -135,7 +136,7 @@ def _check_schema(found: pa.Schema, name: str, path: str | Path) -> None:
         raise LeadError(f"{path} is not a {name} table: it has ({have}), expected ({want})")
 
 
-def whole(table: pa.Table, path: str | Path) -> pa.Table:
+def without_nulls(table: pa.Table, path: str | Path) -> pa.Table:
     """The table, if there is a value in every place. Raises LeadError."""
     for name in table.column_names:
         if table[name].null_count:
@@ -158,7 +159,7 @@ def open_table(path: str | Path, schema: str | None = None) -> TableFile:
     """A Parquet file, to be read row group by row group. Raises LeadError as `read_table` does."""
     path = Path(path)
     with _reading(path):
-        read_seal(path)
+        read_checksum(path)
         file = TableFile(path, page_checksum_verification=True)
         file.path = path
         _ = file.schema_arrow.names  # as in read_table

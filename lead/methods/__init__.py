@@ -1,0 +1,1 @@
+"""The losses of the paper and of its baselines, and the selection of layers."""

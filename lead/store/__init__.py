@@ -1,0 +1,1 @@
+"""Artifacts on disk: tables, folders, atomic writes, checksums, and how each was made."""

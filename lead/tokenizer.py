@@ -1,0 +1,52 @@
+"""Tokenizers: loading one, and cutting texts into token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lead.errors import LeadError
+from lead.pretrained import loading
+
+TOKENIZED = 1 << 21  # characters tokenized at a time: until it cuts, a tokenizer keeps some 150 bytes for each token
+
+
+def load_tokenizer(name: str, reference: str) -> Any:
+    """The tokenizer of a model. Raises LeadError in one line."""
+    from transformers import AutoTokenizer
+
+    with loading(f"the tokenizer of '{reference}'"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):  # made up by transformers where there is none
+        raise LeadError(f"models: the tokenizer of '{reference}' knows no word; are its files missing?")
+    return tokenizer
+
+
+def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
+    """Token ids of each text, cut to `length` tokens; the special tokens at both ends survive the cut.
+
+    Memory: beyond the ids, what the tokenizer keeps of `TOKENIZED` characters, or of the longest text.
+    """
+    ids: list[list[int]] = []
+    for some in _portions(texts, TOKENIZED):
+        ids += tokenizer(
+            some,
+            truncation=True,
+            max_length=length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+    return ids
+
+
+def _portions(texts: list[str], most: int) -> Iterator[list[str]]:
+    """Consecutive texts of at most `most` characters together, or one."""
+    start = size = 0
+    for i, text in enumerate(texts):
+        if size + len(text) > most and i > start:
+            yield texts[start:i]
+            start, size = i, 0
+        size += len(text)
+    if start < len(texts):
+        yield texts[start:]
