@@ -143,7 +143,7 @@ def test_lead_from_a_cross_encoder_equals_a_naive_one(
     tiny_model: Path, teacher_folder: Path, data: TrainingData, joint: bool, hard: Any
 ) -> None:
     """The student's hard loss keeps cross-batch negatives (pitfall 10) unless the released way is asked for."""
-    distil = Distil(layers=Layers(k=3), joint=joint, hard_candidates=hard)
+    distil = Distil(layers=Layers(k=3), joint=joint, contrastive_candidates=hard)
     torch.manual_seed(8)
     student, teacher = make_retriever(tiny_model, "de", **SCORING), make_retriever(teacher_folder, "ce")
     step = LeadStep(student.train(), teacher, Train(**{**TRAIN, "dropout": 0.0}), distil, 3, joint)
@@ -152,7 +152,7 @@ def test_lead_from_a_cross_encoder_equals_a_naive_one(
     student.zero_grad(), teacher.zero_grad()
     s, s_layers = naive_scores(student, batch)
     own, columns = naive_candidates(batch, own=True)
-    hard_candidates, hard_columns = naive_candidates(batch, own=hard == "own")
+    contrastive_candidates, hard_columns = naive_candidates(batch, own=hard == "own")
     t_layers = ce_scores(teacher, batch)
     if not joint:
         t_layers = {i: x.detach() for i, x in t_layers.items()}
@@ -161,7 +161,7 @@ def test_lead_from_a_cross_encoder_equals_a_naive_one(
         t_layers[6], pick(s, columns), t_layers[6], pick(s, columns), t_layers,
         {i: pick(x, columns) for i, x in s_layers.items()}, own, own, pairs, distil,
     )  # fmt: skip
-    stu = naive_hard(pick(s, hard_columns), hard_candidates)
+    stu = naive_hard(pick(s, hard_columns), contrastive_candidates)
     total = want["total"] - want["stu"] + stu
     assert float(loss.parts["stu"].detach()) == pytest.approx(float(stu.detach()), rel=1e-3)
     assert float(loss.total.detach()) == pytest.approx(float(total.detach()), rel=1e-3)

@@ -37,7 +37,7 @@ CASES = [
     ("lead", "de", {"joint": False}), ("lead", "cb", {"joint": False}), ("lead", "ce", {"joint": False}),
     ("lead", "cb", {"candidates": "own"}), ("lead", "de", {"layer_weights": "batch", "layer_weights_tau": 2.0}),
     ("lead", "cb", {"layers": Layers(k=2, strategy="informative"), "layer_weights": "progress"}),
-    ("lead", "ce", {"hard_candidates": "own"}),
+    ("lead", "ce", {"contrastive_candidates": "own"}),
 ]  # fmt: skip
 
 

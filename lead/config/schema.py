@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lead.config.recipe import EXECUTION
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Seed, Strict
 
@@ -97,14 +98,30 @@ class Train(Strict):
         None, description="dropout while training; null: the model's own"
     )
     precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast type of the encoders; scores are fp32")
-    micro_tokens: PositiveInt = Field(16384, description="padded tokens of one micro-batch of texts, sorted by length")
-    cache_above: PositiveInt = Field(
-        131072, description="padded tokens of a step above which gradients are cached instead of keeping the graph"
+    micro_tokens: PositiveInt = Field(
+        16384,
+        description="padded tokens of one micro-batch of texts, sorted by length",
+        json_schema_extra=EXECUTION,
     )
-    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
-    checkpoint_keep: PositiveInt = Field(2, description="checkpoints kept while training")
+    cache_above: PositiveInt = Field(
+        131072,
+        description="padded tokens of a step above which gradients are cached instead of keeping the graph",
+        json_schema_extra=EXECUTION,
+    )
+    checkpoint_every: PositiveInt = Field(
+        500,
+        description="steps between checkpoints",
+        json_schema_extra=EXECUTION,
+    )
+    checkpoint_keep: PositiveInt = Field(
+        2,
+        description="checkpoints kept while training",
+        json_schema_extra=EXECUTION,
+    )
     dev_every: Count = Field(
-        0, description="steps between evaluations on dev; 0: only before the first step and after the last"
+        0,
+        description="steps between evaluations on dev; 0: only before the first step and after the last",
+        json_schema_extra=EXECUTION,
     )
     dev_queries: Count = Field(200, description="dev queries used for it; 0: never evaluate on dev")
     dev_negatives: Count = Field(10, description="mined negatives each dev query adds to the dev pool")
@@ -163,7 +180,7 @@ class Distil(Strict):
         description="passages a distribution is over: the whole (cross-)batch, or the query's own list (always, if the "
         "teacher is a CE)",
     )
-    hard_candidates: Literal["batch", "own"] = Field(
+    contrastive_candidates: Literal["batch", "own"] = Field(
         "batch",
         description="passages of the student's hard loss; own is what the released code does with a CE teacher",
     )
@@ -220,7 +237,11 @@ class Retrieval(Strict):
         None, min_length=1, description="of that index when searching: nprobe=16, efSearch=128, ..; null: faiss's"
     )
     fp16: bool = Field(False, description="store embeddings in half precision")
-    batch_tokens: PositiveInt = Field(16384, description="padded tokens encoded at a time")
+    batch_tokens: PositiveInt = Field(
+        16384,
+        description="padded tokens encoded at a time",
+        json_schema_extra=EXECUTION,
+    )
 
 
 class Evaluation(Strict):

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lead.config.recipe import EXECUTION
 from lead.config.schema import Bm25, Distil, Evaluation, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import PositiveInt, Seed, Strict
@@ -91,7 +92,7 @@ class EncodeSettings(Strict):
 
     shard: Shard = None
     fp16: bool = False
-    batch_tokens: PositiveInt = 16384
+    batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
     precision: Literal["bf16", "fp32"] = "bf16"
 
 
@@ -116,7 +117,7 @@ class DenoiseSettings(Strict):
     depth: PositiveInt = Field(100, description="negatives of a list that are looked at; the rest is dropped")
     keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="chance of beating the positive")
     relevance: PositiveInt = 1
-    batch_tokens: PositiveInt = 16384
+    batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
     precision: Literal["bf16", "fp32"] = "bf16"
 
 
@@ -131,7 +132,7 @@ class RerankSettings(Strict):
     """Read by `lead rerank`."""
 
     rerank_depth: PositiveInt = 1000
-    batch_tokens: PositiveInt = 16384
+    batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
     precision: Literal["bf16", "fp32"] = "bf16"
 
 

@@ -16,11 +16,11 @@ from lead.errors import LeadError, Named, nearest
 
 TRAINING = ("contrastive", *DISTILLATION)
 SEED = r"-s(?:[2-9]|[1-9][0-9]{1,8})"  # the first seed has no suffix
-RESPONSE: Any = {"candidates": True, "hard_candidates": True, "weights": {"rep", "stu"}}
+RESPONSE: Any = {"candidates": True, "contrastive_candidates": True, "weights": {"rep", "stu"}}
 READS: dict[str, Any] = {  # the keys of `distil` that a method reads, and which of those inside
     "rd": {"tau": True, **RESPONSE},
     "margin_mse": RESPONSE,
-    "fd": {"hard_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
+    "fd": {"contrastive_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
     "lead": {key: True for key in Distil.model_fields if key != "map_layers"}
     | {"weights": {"lyr", "rep", "tch", "stu"}},
 }

@@ -55,7 +55,7 @@ class FdStep(DistilStep):
     def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
         """The student's hard loss, and the squared difference of maps in both directions."""
         side = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
-        hard = batch.candidates(self.distil.hard_candidates).to(self.device)
+        hard = batch.candidates(self.distil.contrastive_candidates).to(self.device)
         s, s_replays = self._virtual(self.student, batch, tuple(b for _, b in self.pairs), step, frozen=False)
         t = self._teacher_maps(batch, tuple(a for a, _ in self.pairs), step)
         if not torch.equal(s.keep, t.keep):

@@ -162,10 +162,10 @@ class DistilStep(Step):
         """Of the student's hard loss, and of the distillation losses; the same object if they agree.
 
         A CE teacher scores a query's own list only. The student's hard loss keeps the whole batch all the same, so that
-        teachers are comparable (`hard_candidates: own` is the released code's way).
+        teachers are comparable (`contrastive_candidates: own` is the released code's way).
         """
         own = self.distil.candidates == "own" or widest(self.teacher) == "own"
-        names = self.distil.hard_candidates, "own" if own else "batch"
+        names = self.distil.contrastive_candidates, "own" if own else "batch"
         hard, soft = (batch.candidates(name).to(self.device) for name in names)
         return hard, hard if names[0] == names[1] else soft
 

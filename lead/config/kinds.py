@@ -1,0 +1,51 @@
+"""The kinds of model: one record for each value of `kind` in config/experiments.yaml.
+
+What the plan must know of a kind before any model is loaded. Everything else is in the kind's class. Adding an
+architecture is one class and one row here (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lead.errors import Named
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model.
+
+    model: "module:class" of its subclass of `lead.models.base.LayeredModel`. candidates: what it scores at most in a
+    training step: all passages of the `batch`, or a query's `own` list. ranks_by: `search` (one vector a text, inner
+    products) or `rerank` (it reorders another run's list).
+    """
+
+    name: str  # in configuration and on disk
+    title: str  # for people
+    model: str
+    candidates: Literal["batch", "own"]
+    ranks_by: Literal["search", "rerank"]
+
+    @property
+    def a(self) -> str:
+        """The title with its article.
+
+        >>> KINDS["cb"].a
+        'a ColBERT'
+        """
+        return f"a {self.title}"
+
+
+KINDS: Named[Kind] = Named(
+    "kind of model",
+    "lead.config.kinds",
+    {
+        kind.name: kind
+        for kind in (
+            Kind("de", "dual encoder", "lead.models.dual_encoder:DualEncoder", "batch", "search"),
+            Kind("cb", "ColBERT", "lead.models.colbert:ColBERT", "batch", "rerank"),
+            Kind("ce", "cross encoder", "lead.models.cross_encoder:CrossEncoder", "own", "rerank"),
+        )
+    },
+)

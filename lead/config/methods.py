@@ -1,0 +1,107 @@
+"""The methods: one record for each value of `method` in config/experiments.yaml.
+
+Configuration, checks, stages and tables ask the record. Adding a response loss is one file in lead/methods/ and one row
+here (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lead.errors import Named
+
+# keys of `distil` that a method reads: True, or which of the keys inside
+RESPONSE: Mapping[str, Any] = {"candidates": True, "contrastive_candidates": True, "weights": {"rep", "stu"}}
+LEAD: Mapping[str, Any] = {
+    "tau": True,
+    "layers": True,
+    "layer_weights": True,
+    "layer_weights_tau": True,
+    "joint": True,
+    "detach_target": True,
+    "candidates": True,
+    "contrastive_candidates": True,
+    "weights": {"lyr", "rep", "tch", "stu"},
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method.
+
+    stage: the command that makes its model or its list; None where another run's job makes the model.
+    needs: the keys of a row that it must be given (contrastive: `init` or `start`).
+    sees: what its loss is a function of: the final `scores` of both models, scores of aligned `layers` too, or `maps`
+    over tokens, for which both models must have the same tokenizer.
+    loss: "module:function" of the loss. reads: the keys of `distil` that it reads.
+    joint: whether the teacher is trained too, unless `distil.joint` is false.
+    """
+
+    name: str
+    about: str
+    stage: Literal["bm25", "given", "train", "distil"] | None
+    needs: frozenset[str] = frozenset()
+    sees: Literal["scores", "layers", "maps"] = "scores"
+    loss: str = ""
+    reads: Mapping[str, Any] = field(default_factory=dict)
+    joint: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether a job of its own trains a model."""
+        return self.stage in ("train", "distil")
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher is distilled into a student."""
+        return self.stage == "distil"
+
+    @property
+    def has_model(self) -> bool:
+        """Whether its run has a model, its own or one that a joint run leaves; the others are lists of a dataset."""
+        return self.stage not in ("bm25", "given")
+
+
+PAIR = frozenset({"start", "teacher"})
+METHODS: Named[Method] = Named(
+    "method",
+    "lead.config.methods",
+    {
+        method.name: method
+        for method in (
+            Method("bm25", "BM25", "bm25"),
+            Method("given", "ranked lists that come with the dataset", "given"),
+            Method("contrastive", "hard labels only", "train", loss="lead.methods.losses:contrastive"),
+            Method("teacher_of", "the teacher that a joint run leaves", None, frozenset({"of"})),
+            Method(
+                "rd",
+                "response-based distillation (section 4.2)",
+                "distil",
+                PAIR,
+                loss="lead.methods.losses:rd",
+                reads={"tau": True, **RESPONSE},
+            ),
+            Method(
+                "margin_mse",
+                "Margin-MSE (Hofstaetter et al. 2020)",
+                "distil",
+                PAIR,
+                loss="lead.methods.losses:margin_mse",
+                reads=RESPONSE,
+            ),
+            Method(
+                "fd",
+                "feature-based distillation (VIRT)",
+                "distil",
+                PAIR,
+                "maps",
+                reads={"contrastive_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
+            ),
+            Method(
+                "lead", "LEAD (eqs. 4 to 12)", "distil", PAIR, "layers", "lead.methods.losses:lead", LEAD, joint=True
+            ),
+        )
+    },
+)
