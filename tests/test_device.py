@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lead.device import device, lease
+from lead.device import autocast, device, has_bf16, lease
 from lead.errors import LeadError
 
 HOLD = """
@@ -23,6 +23,19 @@ sys.stdin.read()
 
 def test_no_gpu_granted_is_the_cpu() -> None:
     assert device(0) == torch.device("cpu")
+
+
+def test_bf16_is_used_where_the_cpu_has_it_and_only_for_precision_bf16() -> None:
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    if "avx2" in flags:  # an x86 CPU: PyTorch's matrix products in bf16 need AVX-512
+        assert has_bf16("cpu") == all(flag in flags for flag in ("avx512vl", "avx512bw", "avx512dq"))
+    a, b = torch.ones(2, 2), torch.ones(2, 2)
+    for precision, expected in (
+        ("fp32", torch.float32),
+        ("bf16", torch.bfloat16 if has_bf16("cpu") else torch.float32),
+    ):
+        with autocast(torch.device("cpu"), precision):
+            assert (a @ b).dtype == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

@@ -1,6 +1,6 @@
 """What of a stage's settings decides its numbers (the recipe), and what decides only time and memory (the execution).
 
-Identity, rerunning and resuming look at the recipe alone. A key whose field is marked `EXECUTION` may change at any time.
+Identity, rerunning and resuming look at the recipe alone: a key whose field is marked `EXECUTION` may change.
 """
 
 from __future__ import annotations

@@ -97,7 +97,10 @@ class Train(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout while training; null: the model's own"
     )
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="autocast type of the encoders; scores are fp32")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16",
+        description="autocast type of the encoders; scores are fp32. Where CPU or GPU has no bf16, bf16 means fp32",
+    )
     micro_tokens: PositiveInt = Field(
         16384,
         description="padded tokens of one micro-batch of texts, sorted by length",

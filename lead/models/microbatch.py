@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lead.device import autocast
 from lead.models.base import LayeredModel
 from lead.models.features import Features
 
@@ -79,7 +80,7 @@ class MicroBatchEncoder:
     ) -> Features:
         if model.training:
             torch.manual_seed(_seed(self.key, part, n))
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(model.device, self.precision):
             return model.encode([ids[i] for i in group], layers)
 
 

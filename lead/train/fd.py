@@ -7,6 +7,7 @@ from typing import cast
 import torch
 
 from lead.config.schema import Distil, Train
+from lead.device import autocast
 from lead.errors import LeadError
 from lead.methods import losses
 from lead.methods.losses import Loss
@@ -76,7 +77,7 @@ class FdStep(DistilStep):
         queries = [q for q in batch.queries for _ in range(batch.own().shape[1])]
         pairs = model.tokenize(queries, batch.passages)
         groups = micro_batches([len(p) for p in pairs], self.train.micro_tokens)
-        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, self.train.precision == "bf16"):
+        with torch.no_grad(), autocast(model.device, self.train.precision):
             return join_maps([self.attention.encode([pairs[i] for i in group], layers) for group in groups], groups)
 
     def _virtual(
