@@ -1,7 +1,7 @@
 # `make` lists the targets. `demo`, `test` and `lint` set everything up on their first call, in .venv.
 #
 # Variables, on the command line:
-#   PYTHON=python3.11   the interpreter .venv is made from
+#   PYTHON=python3.12   the interpreter .venv is made from (default: the first suitable one of PYTHONS)
 #   CORES=2             cores of the demo; JOBS=2: processes of the tests
 #   EXTRAS=...          what is installed with the package; `EXTRAS=gpu,demo,test` searches on a CUDA GPU
 #   TORCH_ARGS=...      further arguments of `pip install torch==...`, e.g. the index of a build for this machine
@@ -12,7 +12,9 @@ SHELL       := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
 
-PYTHON     ?= python3.11
+# 3.11 first: what everything was tested with
+PYTHONS    := python3.11 python3.12 python3.13 python3.14 python3
+PYTHON     ?= $(firstword $(foreach name,$(PYTHONS),$(shell $(name) -c 'import sys, venv; print("$(name)" * (sys.version_info >= (3, 11)))' 2>/dev/null)))
 CORES      ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 JOBS       ?= 2
 EXTRAS     ?= cpu,demo,test
@@ -32,14 +34,18 @@ IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 # Runs a set-up step: $(call step,what it does,the command). One line, with the seconds it took.
 step = printf '%s ... ' '$(1)'; SECONDS=0; $(2); printf '%d s\n' "$$SECONDS"
 
-.PHONY: help demo test test-slurm lint clean constraints setup
+.PHONY: help demo test test-fast test-slurm lint clean constraints setup
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## distil on the built-in collection, end to end, and print the table
 	@$(IN_VENV) snakemake --cores $(CORES) -- $(DEMO_RUNS:%=results/demo/%.json)
 	@$(IN_VENV) lead table $(DEMO_RUNS:%=results/demo/%.json)
+
+test-fast: export HF_HUB_OFFLINE = 1
+test-fast: $(STAMP) ## the tests of the daily loop: losses, layers, scores, configuration, plan, the DAG's dry runs
+	@$(IN_VENV) python -m pytest -n $(JOBS) -m fast
 
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP) ## all tests: first the quick ones side by side, then those that run Snakemake, file by file
@@ -67,10 +73,10 @@ setup: $(STAMP) ## only make .venv
 	@:
 
 $(STAMP):
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || \
-	{ echo 'error: $(PYTHON) is not a working Python 3.11 or 3.12; install Python 3.11, or say make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@[ -n '$(PYTHON)' ] && $(PYTHON) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	{ echo 'error: found no working Python 3.11 or newer (tried: $(or $(PYTHON),$(PYTHONS))); install one, or say make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	@rm -f $(VENV)/.lead-*
-	@$(call step,Making $(VENV) with $(PYTHON),[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV))
+	@$(call step,Making $(VENV) with $(PYTHON) ($(shell $(PYTHON) -V 2>&1)),[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV))
 	@# exactly one faiss package may be there
 	@$(PIP) uninstall -qq --yes $(if $(findstring gpu,$(EXTRAS)),faiss-cpu,faiss-gpu) 2>/dev/null || true
 	@# alone and before all else: a CPU build that pip was told of is taken, before another package asks for a torch
