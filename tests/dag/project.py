@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import pytest
 from lead.errors import LeadError
 
 ROOT = Path(__file__).resolve().parents[2]
+WARM = Path(__file__).with_name("warm.py")
 RESULTS = "all results/tiny"
 RUNS = ["bm25", "teacher_de", "teacher_cb", "student_more", "rd_cb", "lead_de", "lead_cb", "lead_cb_teacher"]
 TARGETS = [f"{RESULTS}/{run}.json" for run in RUNS]
@@ -91,8 +96,22 @@ def snakemake_command(project: Path, *arguments: str) -> tuple[list[str], dict[s
     return [*map(str, command), "--cores", "2", *arguments], os.environ | {"PYTHONPATH": paths}
 
 
+@cache
+def warm_server() -> str:
+    """The address of a server that has imported Snakemake and lead, and forks for each call (dag/warm.py)."""
+    folder = Path(tempfile.mkdtemp(prefix="lead-warm-"))
+    command = [sys.executable, WARM, "serve", folder / "socket", folder / "bin"]
+    server = subprocess.Popen([*map(str, command)], stdin=subprocess.PIPE, cwd=ROOT)
+    atexit.register(lambda: (server.kill(), server.wait(), shutil.rmtree(folder, ignore_errors=True)))
+    while not (folder / "socket").exists():
+        assert server.poll() is None, "the server of dag/warm.py died"
+        time.sleep(0.05)
+    return str(folder / "socket")
+
+
 def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     words, environment = snakemake_command(project, *arguments)
+    words = [sys.executable, "-SE", str(WARM), "call", warm_server(), *words[2:]]
     return subprocess.run(words, env=environment, cwd=project, capture_output=True, text=True)
 
 

@@ -36,7 +36,7 @@ def call(address: str, program: str, arguments: list[str]) -> int:
 
 
 def serve(address: str, folder: Path) -> None:
-    """Import what the programs need, then fork for each call until the process is killed."""
+    """Import what the programs need, then fork for each call, until the tests have ended."""
     folder.mkdir(exist_ok=True)
     for name, line in (
         ("lead", f'exec {sys.executable} -SE {__file__} call {address} lead "$@"'),
@@ -45,9 +45,11 @@ def serve(address: str, folder: Path) -> None:
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(0o755)
     _import_everything()
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        listener.bind(f"{address}.new")
         listener.listen(64)
+        os.rename(f"{address}.new", address)  # there when it answers
         while True:
             caller, _ = listener.accept()
             threading.Thread(target=_answer, args=(caller, folder), daemon=True).start()
@@ -79,6 +81,12 @@ def _import_everything() -> None:
         "transformers.models.bert.modeling_bert",
     ):
         importlib.import_module(name)
+
+
+def _end_with_the_tests() -> None:
+    """End when the tests do, whatever ended them: their end of the pipe is closed then."""
+    sys.stdin.buffer.read()
+    os._exit(0)
 
 
 def _answer(caller: socket.socket, folder: Path) -> None:
