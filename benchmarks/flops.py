@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lead.plan.runs import TRAINING
+
 from lead.config.load import load
 from lead.plan.plan import Plan
-from lead.plan.runs import TRAINING
 
 WIDTH = 768
 TEACHER, STUDENT = 12, 6

@@ -327,4 +327,4 @@ def test_the_repository_s_own_configuration_is_valid() -> None:
     plan = Plan(loaded)
     for dataset in loaded.datasets:
         for run in plan.rows:
-            plan.resolve(dataset, run)
+            assert plan[dataset, run].settings

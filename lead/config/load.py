@@ -22,7 +22,10 @@ from lead.errors import LeadError, Named, nearest
 T = TypeVar("T", bound=BaseModel)
 Tree = dict[str, Any]
 Source = TypeVar("Source", bound=BaseModel)
-RENAMED = {"hard_candidates": "contrastive_candidates"}  # keys of users: the old name, and the one of today
+RENAMED = {
+    "hard_candidates": "contrastive_candidates",
+    "given": "external_run",
+}  # keys of users: the old name, and the one of today
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
 
 def _files(folder: Path, key: str, config: Path) -> list[Path]:
     if not os.path.isdir(folder):
-        raise LeadError(f"{config}: key '{key}': {folder} is not a folder; create it or mend the key")
+        raise LeadError(f"{config}: key '{key}': {folder} is not a folder; create it or fix the key")
     files = sorted(folder.glob("*.yaml"))
     for path in files:
         if not re.fullmatch(NAME, path.stem):
