@@ -221,5 +221,10 @@ def test_lists_are_a_run_and_can_be_reranked(config: Path) -> None:
     assert "external" not in str(
         settings_of(made.jobs, "prepare", "docs")
     )  # lists are nothing that the collection is made from
+    with pytest.raises(LeadError, match="the run 'given' is called 'external' now; rename it"):
+        check(made["docs", "given"])
+    old = plan(config, external_run="top1000.tsv", settings={"retrieval": {"rerank_from": "given"}})
+    with pytest.raises(LeadError, match="rerank_from': the run 'given' is called 'external' now; rename it"):
+        check(old["docs", "external"])
     with pytest.raises(LeadError, match="no run 'external-s2'"):
         check(made["docs", "external-s2"])

@@ -18,7 +18,7 @@ from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.snakemake import checked
 from lead.plan.stage_settings import execution_of, recipe_of, settings_of, stage_settings
-from lead.plan.targets import check_target, targets
+from lead.plan.targets import check_target, targets, twin
 
 SHARED = ["prepare", "bm25"]  # stages of a dataset, not of a run
 RUNS = ["student", "student_more", "teacher_cb", "rd_cb", "lead_cb"]
@@ -311,6 +311,36 @@ def test_a_key_changes_the_stages_that_read_it_and_no_other(
 ) -> None:
     before, after = found_settings(plan(folder)), found_settings(plan(folder, **keys))
     assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_the_recipe_does_not_hold_how_a_run_is_executed(folder: Path) -> None:
+    keys = {"micro_tokens": 9, "cache_above": 9, "checkpoint_every": 9, "checkpoint_keep": 9, "dev_every": 9}
+    before, after = plan(folder), plan(folder, train=keys, retrieval={"batch_tokens": 9})
+    for run in RUNS:
+        for stage in before["tiny", run].stages:
+            old, new = (stage_settings(made["tiny", run], stage) for made in (before, after))
+            assert recipe_of(stage, old) == recipe_of(stage, new)
+            assert execution_of(stage, new) == execution_of(stage, old) or stage in (
+                "train",
+                "distil",
+                "encode",
+                "rerank",
+            )
+    assert execution_of("distil", stage_settings(after["tiny", "lead_cb"], "distil")) == {"train": keys}
+    assert all(twin(after["tiny", run]) == run for run in RUNS)
+
+
+def test_how_often_dev_is_evaluated_is_of_the_recipe_where_it_selects(folder: Path) -> None:
+    for select, part in (("last", execution_of), ("best", recipe_of)):
+        settings = stage_settings(plan(folder, train={"dev_every": 7, "select": select})["tiny", "student"], "train")
+        assert part("train", settings)["train"]["dev_every"] == 7
+
+
+def test_runs_that_differ_in_their_execution_only_are_twins(folder: Path) -> None:
+    add_rows(folder, "again: {method: rd, start: student, teacher: teacher_cb, settings: {train: {micro_tokens: 9}}}")
+    add_rows(folder, "other: {method: rd, start: student, teacher: teacher_cb, settings: {train: {lr: 0.5}}}")
+    made = plan(folder)
+    assert [twin(made["tiny", run]) for run in ("again", "other")] == ["rd_cb", "other"]
 
 
 def test_a_row_changes_its_own_stages_only(folder: Path) -> None:
