@@ -320,12 +320,6 @@ def test_the_recipe_does_not_hold_how_a_run_is_executed(folder: Path) -> None:
         for stage in before["tiny", run].stages:
             old, new = (stage_settings(made["tiny", run], stage) for made in (before, after))
             assert recipe_of(stage, old) == recipe_of(stage, new)
-            assert execution_of(stage, new) == execution_of(stage, old) or stage in (
-                "train",
-                "distil",
-                "encode",
-                "rerank",
-            )
     assert execution_of("distil", stage_settings(after["tiny", "lead_cb"], "distil")) == {"train": keys}
     assert all(twin(after["tiny", run]) == run for run in RUNS)
 

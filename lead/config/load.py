@@ -183,9 +183,9 @@ def _dataset(path: Path, presets: dict[str, Part]) -> Dataset:
 
 
 def _check_parent(of: str, path: Path, found: dict[str, tuple[Dataset, Path]]) -> None:
-    whole = [name for name, (dataset, _) in found.items() if not isinstance(dataset.source, EvaluationSource)]
-    if of not in whole:
-        raise LeadError(f"{path}: key 'source.of': no dataset '{of}' with a corpus; {nearest(of, whole)}")
+    with_corpus = [name for name, (dataset, _) in found.items() if not isinstance(dataset.source, EvaluationSource)]
+    if of not in with_corpus:
+        raise LeadError(f"{path}: key 'source.of': no dataset '{of}' with a corpus; {nearest(of, with_corpus)}")
 
 
 def _check_settings(tree: Any, where: str, text: str, prefix: tuple[str, ...]) -> None:

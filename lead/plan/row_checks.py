@@ -99,12 +99,12 @@ def _check_settings(where: str, row: Row) -> None:
         )
 
 
-def _unread(given: dict[str, Any], reads: Any) -> list[str]:
-    """Keys that are given but not read: `reads` holds True for a key that is, or which of those inside it are.
+def _unread(keys: dict[str, Any], reads: Any) -> list[str]:
+    """The keys that are not read: `reads` holds True for a key that is, or which of those inside it are.
 
     >>> _unread({"tau": 2, "joint": True, "weights": {"lyr": 1, "rep": 1}}, METHODS["rd"].reads)
     ['joint', 'weights.lyr']
     """
-    found = [key for key in given if key not in reads]
-    inside = ((key, given[key], reads.get(key)) for key in given)
+    found = [key for key in keys if key not in reads]
+    inside = ((key, keys[key], reads.get(key)) for key in keys)
     return found + [f"{key}.{k}" for key, v, r in inside if isinstance(r, set) and v for k in v if k not in r]

@@ -60,7 +60,7 @@ def one_line(function: Callable[..., R]) -> Callable[[Any], R]:
 
 
 def checked(job: Job) -> Job:
-    """The job, once it has been checked: a run that makes no sense is refused whatever target was given."""
+    """The job, once it has been checked: a run that makes no sense is refused whatever the target."""
     check(job)
     return job
 
@@ -169,16 +169,16 @@ def one_of(names: Iterable[str]) -> str:
     """A wildcard constraint: exactly one of these names, with or without a seed (nothing at all, if there are none)."""
     names = list(names)
     either = "|".join(map(re.escape, sorted(names)))
-    return _whole(rf"(?:{either})(?:{SEED})?") if names else "(?!)"
+    return _full(rf"(?:{either})(?:{SEED})?") if names else "(?!)"
 
 
 def exactly(names: Iterable[str]) -> str:
     """A wildcard constraint: exactly one of these names, such as datasets."""
     either = "|".join(map(re.escape, sorted(names)))
-    return _whole(f"(?:{either})") if either else "(?!)"
+    return _full(f"(?:{either})") if either else "(?!)"
 
 
-def _whole(pattern: str) -> str:
+def _full(pattern: str) -> str:
     """A pattern that must match the whole name.
 
     Snakemake also tries a constraint with `match` on a bare name, where `lead_cb` would do for `lead_cb_teacher`: hence

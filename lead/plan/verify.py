@@ -87,16 +87,16 @@ class Verifier:
         except LeadError as e:
             yield "stale", f"{path}: would not be made any more: {e}"
         sources = set(self._sources(record))
-        for given, sum_ in record["inputs"].items():
-            yield from self._input(path, given, sum_, given in sources)
+        for name, sum_ in record["inputs"].items():
+            yield from self._input(path, name, sum_, name in sources)
         if len(path.relative_to(self.plan.results).parts) == 2:
             yield from self._values(path)
 
     def _changed(self, path: Path, record: Record) -> list[str]:
         """The first keys in which the recipe of today differs from that which the artifact was made with."""
-        dataset, *folders, name = path.relative_to(self.plan.results).parts
+        dataset, *folders, last = path.relative_to(self.plan.results).parts
         stage = record["stage"]
-        run = folders[1] if len(folders) == 2 else Path(name).stem if path.is_file() else name
+        run = folders[1] if len(folders) == 2 else Path(last).stem if path.is_file() else last
         if stage in ("train", "distil"):
             rows = self.plan.rows
             run = run if run in rows and rows.method(run).trains else run.removesuffix("_teacher")
@@ -122,28 +122,28 @@ class Verifier:
             return [str(path) for path in named_files(validate(cls, record["settings"], record["stage"]))]
         return []
 
-    def _input(self, path: Path, given: str, sum_: str, source: bool) -> Iterator[Finding]:
-        """What is wrong with an input of an artifact: `given`, whose content had this sum; `source`: not made by us."""
-        ours = Path(given).is_relative_to(self.plan.results) and Path(given).exists() and not source
-        states = {state for state, _ in self(Path(given))} if ours else set()
+    def _input(self, path: Path, name: str, sum_: str, source: bool) -> Iterator[Finding]:
+        """What is wrong with an input of an artifact: `name`, whose content had this sum; `source`: not made by us."""
+        ours = Path(name).is_relative_to(self.plan.results) and Path(name).exists() and not source
+        states = {state for state, _ in self(Path(name))} if ours else set()
         if "altered" in states:  # said there; what was made from it before is none the worse
             return
-        today = self._sum(given)
+        today = self._sum(name)
         if today is None:
-            yield "missing", f"{given}, which {path} was made from"
+            yield "missing", f"{name}, which {path} was made from"
         elif today != sum_:
-            yield "stale", f"{path}: {given} is not what it was made from any more"
+            yield "stale", f"{path}: {name} is not what it was made from any more"
         elif "stale" in states:
-            yield "stale", f"{path}: {given}, which it was made from, is stale"
+            yield "stale", f"{path}: {name}, which it was made from, is stale"
 
-    def _sum(self, given: str) -> str | None:
-        if given not in self.sums:
+    def _sum(self, name: str) -> str | None:
+        if name not in self.sums:
             try:
-                model = given.partition(":")[0] in ("path", "package")
-                self.sums[given] = pretrained(given) if model else identity(Path(given))
+                model = name.partition(":")[0] in ("path", "package")
+                self.sums[name] = pretrained(name) if model else identity(Path(name))
             except LeadError:
-                self.sums[given] = None
-        return self.sums[given]
+                self.sums[name] = None
+        return self.sums[name]
 
     def _values(self, path: Path) -> Iterator[Finding]:
         """Whether a result's means are those of its queries' values."""
