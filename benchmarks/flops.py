@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lead.config.load import load
 from lead.plan.plan import Plan
-from lead.plan.runs import TRAINING
+from lead.plan.targets import sensible
 
 WIDTH = 768
 TEACHER, STUDENT = 12, 6
@@ -65,15 +65,15 @@ def cross_step(c: Collection) -> float:
 def training(plan: Plan, run: str, c: Collection) -> float:
     """Operations of one training run: three times the forward pass of what is trained, once that of what is frozen."""
     row = plan.rows[run]
-    own = encode_step(TEACHER if plan.root(run) == "teacher" else STUDENT, c)
-    if row.method == "contrastive":
+    own = encode_step(TEACHER if plan.rows.root(run) == "teacher" else STUDENT, c)
+    if not plan.rows.method(run).distils:
         if row.passages is not None:
             return 3 * forward(STUDENT, c.batch * c.query, c.query) * c.steps
-        return 3 * (cross_step(c) if plan.kind(run) == "ce" else own) * c.steps
-    cross = plan.kind(str(row.teacher)) == "ce"
+        return 3 * (cross_step(c) if plan.rows.kind(run).candidates == "own" else own) * c.steps
+    cross = plan.rows.kind(str(row.teacher)).candidates == "own"
     teacher = cross_step(c) if cross else encode_step(TEACHER, c)
     own *= c.cross_batch / c.batch if cross else 1
-    return (3 * own + (3 if run in plan.joint() else 1) * teacher) * c.steps
+    return (3 * own + (3 if run in plan.rows.joint() else 1) * teacher) * c.steps
 
 
 def main() -> None:
@@ -82,22 +82,22 @@ def main() -> None:
     for c in COLLECTIONS:
         pair = c.length + c.query
         wanted = {str(row.run) for table in plan.paper.tables.values() for row in table.rows if row.run}
-        wanted &= set(plan.sensible(c.dataset))
-        trained = {a for run in wanted for a in plan.ancestors(run) if plan.rows[a].method in TRAINING}
-        encoded = [a for a in trained if plan.kind(a) == "de" and plan.rows[a].passages is None]
-        depth = plan.resolve(c.dataset).denoise.depth
-        reranked = [run for run in wanted if "rerank" in plan.stages(c.dataset, run)]
+        wanted &= set(sensible(plan, c.dataset))
+        trained = {a for run in wanted for a in plan.rows.ancestors(run) if plan.rows.method(a).trains}
+        encoded = [a for a in trained if plan.rows.kind(a).ranks_by == "search" and plan.rows[a].passages is None]
+        depth = plan.datasets[c.dataset].settings.denoise.depth
+        reranked = [run for run in wanted if "rerank" in plan[c.dataset, run].stages]
         shown = ["teacher_cb", "teacher_ce", "student", "rd_cb", "rd_ce", "lead_cb", "lead_ce"]
         rows = {run: training(plan, run, c) for run in shown} | {
             f"all {len(trained)} trainings of the paper's tables": sum(training(plan, run, c) for run in trained),
             f"encoding the corpus {len(encoded)} times": sum(
-                forward(TEACHER if plan.root(run) == "teacher" else STUDENT, c.passages * c.length, c.length)
+                forward(TEACHER if plan.rows.root(run) == "teacher" else STUDENT, c.passages * c.length, c.length)
                 for run in encoded
             ),
             f"reranking {len(reranked)} times": len(reranked) * forward(TEACHER, c.queries * c.depth * pair, pair),
             "denoising": forward(TEACHER, c.train * (1 + depth) * pair, pair),
         }
-        chain = [a for a in plan.ancestors("lead_cb") if plan.rows[a].method in TRAINING]
+        chain = [a for a in plan.rows.ancestors("lead_cb") if plan.rows.method(a).trains]
         rows["lead_cb and all it is made from"] = sum(training(plan, run, c) for run in chain)
         print(f"\n{c.name}: a LEAD step from ColBERT {rows['lead_cb'] / c.steps / 1e12:.0f} TFLOP")
         for name, flops in rows.items():

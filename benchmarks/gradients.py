@@ -24,6 +24,7 @@ from lead.methods import losses
 from lead.models.base import LayeredModel
 from lead.models.retriever import Retriever
 from lead.plan.plan import Plan
+from lead.plan.stage_settings import stage_settings
 from lead.store.tables import read_table
 from lead.train.data import Queries, TrainingData
 from lead.train.stages import make_step
@@ -68,11 +69,12 @@ def main() -> None:
     parser.add_argument("--config", default="config/config.yaml")
     args = parser.parse_args()
     plan = Plan(load(args.config))
+    job = plan[args.dataset, args.run]
     uncached = {"train": {"cache_above": 2**40}}
-    settings = DistilSettings.model_validate(merge(plan.settings("distil", args.dataset, args.run), uncached))
+    settings = DistilSettings.model_validate(merge(stage_settings(job, "distil"), uncached))
     data = Path(plan.results) / args.dataset / "data"
     corpus = read_table(data / "corpus.parquet", "corpus")
-    negatives = Path(plan.negatives(args.dataset, args.run))
+    negatives = Path(job.negatives)
     train, dev = (
         TrainingData(
             corpus,
@@ -83,8 +85,8 @@ def main() -> None:
         )
         for s in ("train", "dev")
     )
-    student = Retriever.load(plan.start(args.dataset, args.run)[0])
-    step = make_step(settings, student, LayeredModel.load(plan.teacher(args.dataset, args.run)))
+    student = Retriever.load(job.start[0])
+    step = make_step(settings, student, LayeredModel.load(job.teacher))
     parts: dict[str, Mean] = {}
     for i in range(args.batches):
         loss, _ = step.loss(train.batch(i), i)

@@ -23,6 +23,7 @@ from lead.models.base import LayeredModel
 from lead.models.microbatch import MicroBatchEncoder
 from lead.models.retriever import Retriever
 from lead.plan.plan import Plan
+from lead.plan.stage_settings import stage_settings
 from lead.store.tables import read_table
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
@@ -46,17 +47,17 @@ def main() -> None:
     for variant in args.variants:
         run, _, text = variant.partition(":")
         change = json.loads(text or "{}")
-        slice_ = plan.settings("distil", args.dataset, run)
+        job = plan[args.dataset, run]
         train = {"train": {"steps": args.steps, "dev_queries": 0}}
-        settings = DistilSettings.model_validate(merge(merge(slice_, train), change))
-        negatives = Path(plan.negatives(args.dataset, run))
+        settings = DistilSettings.model_validate(merge(merge(stage_settings(job, "distil"), train), change))
+        negatives = Path(job.negatives)
         splits = [
             Queries(corpus["pid"], data / f"queries.{s}.parquet", data / f"qrels.{s}.parquet", negatives, 1, 100)
             for s in ("train", "dev")
         ]
         pool = DevPool(corpus, splits[1], args.queries, None)
-        student = Retriever.load(plan.start(args.dataset, run)[0])
-        teacher = LayeredModel.load(plan.teacher(args.dataset, run))
+        student = Retriever.load(job.start[0])
+        teacher = LayeredModel.load(job.teacher)
         before = pool.mrr(student, encode)
         step = make_step(settings, student, teacher)
         sizes = settings.train.batch_size, settings.train.negatives

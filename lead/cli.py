@@ -1,6 +1,6 @@
 """The command line: one subcommand per stage, generated from `STAGES`, and a few that help people.
 
-A stage is a function of named input paths, named output paths and a checked slice of the configuration.
+A stage is a function of named input paths, named output paths and the checked settings that it reads.
 Nothing heavy is imported until its arguments and settings have been checked.
 """
 
@@ -18,25 +18,36 @@ from pathlib import Path
 from typing import Any
 
 from lead import __version__
-from lead.commands import STAGES, Stage
+from lead.commands import STAGES, Stage, settings_class
 from lead.errors import LeadError
 
 
-def _settings(text: str, cls_name: str) -> Any:
-    """Check `--settings`, JSON or YAML, inline or in a file, against its model in lead.config.stages."""
-    from lead.config.load import validate
+def _settings(stage: str, settings: str, execution: str) -> Any:
+    """Check `--settings`, with `--execution` laid over it, against the stage's class in lead.config.stages."""
+    from lead.config.load import merge, validate
+
+    tree, where = _tree("--settings", settings)
+    over, where_over = _tree("--execution", execution)
+    if isinstance(tree, dict) and isinstance(over, dict):
+        tree = merge(tree, over)
+    elif not isinstance(over, dict):
+        raise LeadError(f"{where_over}: expected keys and values")
+    return validate(settings_class(stage), tree, where)
+
+
+def _tree(option: str, text: str) -> tuple[Any, str]:
+    """The value of an option that takes JSON or YAML, inline or in a file, and its name for messages."""
     from lead.config.parse import parse_yaml, read_text
 
-    where, raw = "--settings", text
+    where, raw = option, text
     if not text.lstrip().startswith("{"):
         where = text
         try:
             raw = read_text(Path(text))
         except (OSError, ValueError) as e:
             reason = getattr(e, "strerror", None) or e
-            raise LeadError(f"--settings {text}: {reason}; give JSON text or the path of a file") from e
-    cls = getattr(importlib.import_module("lead.config.stages"), cls_name)
-    return validate(cls, parse_yaml(raw, where) or {}, where)
+            raise LeadError(f"{option} {text}: {reason}; give JSON text or the path of a file") from e
+    return parse_yaml(raw, where) or {}, where
 
 
 def _path(text: str) -> Path:
@@ -66,7 +77,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
-    settings = _settings(args.settings, stage.settings)
+    settings = _settings(args.command, args.settings, args.execution)
     keywords: dict[str, Any] = {"settings": settings}
     for option in [*stage.inputs, *stage.outputs]:
         name = option.rstrip("?+").replace("-", "_")
@@ -104,6 +115,7 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
 def _show(args: argparse.Namespace) -> None:
     from lead.config import load
     from lead.plan.plan import Plan
+    from lead.plan.stage_settings import execution_of, recipe_of, stage_settings
 
     plan = Plan(load.load(args.config))
     if args.target is None:
@@ -112,12 +124,16 @@ def _show(args: argparse.Namespace) -> None:
     dataset, _, run = args.target.partition("/")
     if not run:
         raise LeadError(f"'{args.target}' is not DATASET/RUN; `lead show` alone lists both")
-    stages = plan.stages(dataset, run)
-    every = {"prepare", "bm25", *stages, *(["mine"] if "retrieve" in stages else [])}
+    job = plan[dataset, run]
+    every = {"prepare", "bm25", *job.stages, *(["mine"] if "retrieve" in job.stages else [])}
     if args.stage and args.stage not in every:
-        raise LeadError(f"run '{run}' has no stage {args.stage}; it has {', '.join(stages)}")
-    slices = {stage: plan.settings(stage, dataset, run) for stage in ([args.stage] if args.stage else stages)}
-    print(json.dumps(slices[args.stage] if args.stage else slices, indent=2))
+        raise LeadError(f"run '{run}' has no stage {args.stage}; it has {', '.join(job.stages)}")
+    if args.stage:
+        print(json.dumps(stage_settings(job, args.stage), indent=2))
+        return
+    found = ((stage, stage_settings(job, stage)) for stage in job.stages)
+    parts = {stage: {"recipe": recipe_of(stage, s), "execution": execution_of(stage, s)} for stage, s in found}
+    print(json.dumps(parts, indent=2))
 
 
 def _schema(args: argparse.Namespace) -> None:
@@ -209,6 +225,9 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--settings", default="{}", metavar="JSON", help="this stage's settings: JSON text, or a JSON or YAML file"
         )
+        sub.add_argument(
+            "--execution", default="{}", metavar="JSON", help="more of them: those that decide only time and memory"
+        )
         sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
         sub.add_argument("--log", type=_path, metavar="PATH", help="write the log there too")
         if stage.gpu:
@@ -218,7 +237,7 @@ def parser() -> argparse.ArgumentParser:
         if stage.ranks:
             sub.add_argument("--ranks", type=int, metavar="N", help="processes that share a batch (default: one a GPU)")
         sub.set_defaults(call=lambda args, stage=stage: _run_stage(stage, args))
-    show = commands.add_parser("show", help="List datasets and runs, or print what a run resolves to.")
+    show = commands.add_parser("show", help="List datasets and runs, or print the settings of a run's stages.")
     show.add_argument("target", nargs="?", metavar="DATASET/RUN")
     show.add_argument("--stage", choices=STAGES, help="only this stage's settings, ready for --settings")
     show.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
@@ -252,9 +271,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _refuse_old_names(argv: Sequence[str]) -> None:
+    """Refuse a command by its name of the past, with that of today. Raises LeadError."""
+    from lead.config.methods import RENAMED
+
+    if argv and argv[0] in RENAMED:
+        raise LeadError(f"the command '{argv[0]}' is called '{RENAMED[argv[0]]}' now")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A user's mistake prints one line and returns 1."""
     try:
+        _refuse_old_names(sys.argv[1:] if argv is None else argv)
         args = parser().parse_args(argv)
         args.argv = argv
         _setup_logging(getattr(args, "log", None))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ STAGES: dict[str, Stage] = {
             "ranked": RANKED + " of the test queries",
         },
     ),
-    "given": Stage(
+    "external": Stage(
         "Bring ranked lists that come with a collection (MS MARCO's top1000, a TREC run) into Parquet.",
-        "lead.data.external_run:given",
-        "GivenSettings",
+        "lead.data.external_run:external",
+        "ExternalSettings",
         inputs={"corpus": CORPUS, "queries": QUERIES + ": those whose lists are kept"},
         outputs={"out": RANKED},
     ),
@@ -189,3 +191,8 @@ STAGES: dict[str, Stage] = {
         },
     ),
 }
+
+
+def settings_class(stage: str) -> Any:
+    """The class of a stage's settings."""
+    return getattr(importlib.import_module("lead.config.stages"), STAGES[stage].settings)

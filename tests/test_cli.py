@@ -278,7 +278,21 @@ def test_show_of_a_run_prints_all_its_stages(lead: Lead) -> None:
     said = lead("show", "tiny/teacher_cb", "--config", CONFIG)
     found = json.loads(said.out)
     assert list(found) == ["train", "rerank", "evaluate"]
-    assert found["train"]["kind"] == "cb"
+    recipe, execution = found["train"]["recipe"], found["train"]["execution"]
+    assert recipe["kind"] == "cb" and "micro_tokens" not in recipe["train"]
+    assert {"micro_tokens", "cache_above", "checkpoint_every", "checkpoint_keep"} <= set(execution["train"])
+    assert found["rerank"]["execution"].keys() == {"batch_tokens"} and found["evaluate"]["execution"] == {}
+
+
+def test_a_command_by_its_old_name_is_one_line(refused: Callable[..., str]) -> None:
+    assert refused("given", "--help") == "the command 'given' is called 'external' now"
+
+
+def test_the_execution_is_laid_over_the_settings_and_checked_with_them() -> None:
+    one = cli._settings("train", '{"seed": 3, "train": {"steps": 7}}', '{"train": {"micro_tokens": 99}}')
+    assert (one.seed, one.train.steps, one.train.micro_tokens) == (3, 7, 99)
+    with pytest.raises(LeadError, match="unknown key 'train.micro_token'; did you mean 'micro_tokens'"):
+        cli._settings("train", "{}", '{"train": {"micro_token": 99}}')
 
 
 @pytest.mark.parametrize(

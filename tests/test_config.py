@@ -78,7 +78,12 @@ MISTAKES = [
     (TINY, "kind: files", "kind: file", "key 'source'"),
     (DOCS, "kind: pydocs, ", "", "key 'source'"),
     (EXPERIMENTS, "{method: bm25}", "{}", "key 'runs.bm25.method' is missing; add it"),
-    (EXPERIMENTS, "{method: bm25}", "{method: bm52}", "key 'runs.bm25.method': should be 'bm25', "),
+    (EXPERIMENTS, "{method: bm25}", "{method: bm52}", "key 'runs.bm25.method': no method 'bm52'; did you mean 'bm25'?"),
+    (EXPERIMENTS, "method: rd, start", "method: led, start", "key 'runs.rd_cb.method': no method 'led'; did you mean"),
+    (EXPERIMENTS, "kind: cb", "kind: bc", "key 'runs.teacher_cb.kind': no kind 'bc'; valid: cb, ce, de"),
+    # names of the past
+    (EXPERIMENTS, "{method: bm25}", "{method: given}", "the method 'given' is called 'external' now; rename it"),
+    (TINY, "preset: tiny", "preset: tiny\ngiven: x", "key 'given' is called 'external_run' now; rename it"),
     (EXPERIMENTS, "method: rd, start: student", "method: rd", "key 'runs.rd_cb': method rd needs `start`"),
     (EXPERIMENTS, "{method: bm25}", "{method: bm25, of: x}", "key 'runs.bm25': method bm25 does not read `of`"),
     (EXPERIMENTS, "contrastive, start: student", "contrastive, kind: cb, start: student", "`kind` is read with `init`"),
@@ -213,7 +218,7 @@ def test_source_paths_count_from_the_dataset_file(folder: Path) -> None:
 
 # --- precedence ------------------------------------------------------------------------------------------------------
 def lr(folder: Path, run: str = "lead_cb", overrides: dict[str, Any] | None = None) -> float:
-    return Plan(load_folder(folder, overrides)).resolve("docs", run).train.lr
+    return Plan(load_folder(folder, overrides))["docs", run].settings.train.lr
 
 
 def test_later_layers_win_over_earlier_ones(folder: Path) -> None:
@@ -244,21 +249,21 @@ def test_a_phase_wins_over_train_but_not_over_the_row(folder: Path) -> None:
 
 
 def test_a_layer_replaces_only_the_keys_it_names(folder: Path) -> None:
-    settings = Plan(load_folder(folder)).resolve("docs", "lead_cb_k3")
+    settings = Plan(load_folder(folder))["docs", "lead_cb_k3"].settings
     assert (settings.lengths.query, settings.lengths.passage) == (12, 16)
     assert (settings.distil.layers.k, settings.distil.layers.strategy) == (3, "random")
 
 
 def test_a_row_may_change_the_phase_it_is_in(folder: Path) -> None:
     replace(folder / EXPERIMENTS, "{distil: {layers: {k: 3}}}", "{phases: {distil: {steps: 9}}}")
-    assert Plan(load_folder(folder)).resolve("docs", "lead_cb_k3").train.steps == 9
+    assert Plan(load_folder(folder))["docs", "lead_cb_k3"].settings.train.steps == 9
 
 
 @pytest.mark.parametrize("models", ["", "models: {teacher: {layers: [1]}, student: {layers: [1]}}"])
 def test_a_model_that_no_layer_gives_is_asked_for(folder: Path, models: str) -> None:
     (folder / "presets" / "none.yaml").write_text(models, encoding="utf-8")
     replace(folder / DOCS, "preset: tiny", "preset: none")
-    message = refusal(lambda: Plan(load_folder(folder)).resolve("docs", "student"))
+    message = refusal(lambda: Plan(load_folder(folder))["docs", "student"].settings)
     assert "docs.yaml" in message and "models.teacher" in message and "missing" in message
 
 
@@ -327,4 +332,4 @@ def test_the_repository_s_own_configuration_is_valid() -> None:
     plan = Plan(loaded)
     for dataset in loaded.datasets:
         for run in plan.rows:
-            plan.resolve(dataset, run)
+            assert plan[dataset, run].settings

@@ -165,6 +165,38 @@ def test_a_changed_setting_reruns_the_stages_that_read_it(
     assert (again if isinstance(expected, dict) else set(again)) == expected
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"train": {"micro_tokens": 99}},
+        {"train": {"cache_above": 9}},
+        {"train": {"checkpoint_every": 1, "checkpoint_keep": 3}},
+        {"train": {"dev_every": 2}},  # it selects nothing where the last weights are kept
+        {"phases": {"student": {"micro_tokens": 99}}},
+        {"retrieval": {"batch_tokens": 99}},
+    ],
+    ids=str,
+)
+def test_how_a_run_is_executed_reruns_nothing(made: Path, keys: dict[str, object]) -> None:
+    assert jobs(made, *settings(**keys), "--", *TARGETS) == {}
+
+
+def test_threads_rerun_nothing(made: Path) -> None:
+    assert jobs(made, "--set-threads", "train=2", "distil=2", "rerank=2", "--", *TARGETS) == {}
+
+
+def test_the_execution_reaches_the_command(made: Path) -> None:
+    keys = settings(train={"micro_tokens": 99}, retrieval={"batch_tokens": 77})
+    said = succeed(made, "--dry-run", "--printshellcmds", *keys, "--forceall", "--", *TARGETS)
+    commands = [shlex.split(line) for line in re.findall(r"^Shell command: (lead .+)$", said, re.MULTILINE)]
+    executions = {c[1]: json.loads(c[c.index("--execution") + 1]) for c in commands if "--execution" in c}
+    assert set(executions) == {"train", "distil", "encode", "rerank"}
+    assert executions["train"]["train"]["micro_tokens"] == executions["distil"]["train"]["micro_tokens"] == 99
+    assert executions["encode"] == executions["rerank"] == {"batch_tokens": 77}
+    recipes = [c[c.index("--settings") + 1] for c in commands]
+    assert not [text for text in recipes if "_tokens" in text or "checkpoint_" in text]
+
+
 def test_a_changed_setting_of_one_phase_spares_the_others(made: Path) -> None:
     again = jobs(made, *settings(phases={"distil": {"steps": 5}}), "--", *TARGETS)
     # student_more, rd_cb, lead_de, lead_cb; the lists of the last with its teacher's

@@ -309,17 +309,18 @@ def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_pat
     assert os.times().children_user - before.children_user < 10  # processor time: the machine may be busy
     from lead.config.load import load
     from lead.plan.plan import Plan
+    from lead.plan.targets import sensible, targets
 
     plan = Plan(load(ROOT / "config/config.yaml"))
-    runs = [Path(target).stem for target in plan.targets("mspas")]
-    assert set(plan.sensible("mspas")) - set(runs) == {"lead_cb_k5"}  # LEAD itself, as lead_cb_k6 is on documents
-    de = [r for r in runs if r != "bm25" and plan.kind(r) == "de"]
-    joint = [r for r in runs if r in plan.joint()]
+    runs = [Path(target).stem for target in targets(plan, "mspas")]
+    assert set(sensible(plan, "mspas")) - set(runs) == {"lead_cb_k5"}  # LEAD itself, as lead_cb_k6 is on documents
+    de = [r for r in runs if r != "bm25" and plan.rows.kind(r).name == "de"]
+    joint = [r for r in runs if r in plan.rows.joint()]
     assert counts["evaluate"] == 6 * len(runs) and counts["tables"] == 6
     assert counts["gather_run"] == 2 * len(de) and counts["retrieve"] == 4 * len(de)  # TREC-DL's queries are few
     assert counts["retrieve_part"] == 8 * counts["gather_run"] and counts["mine_part"] == 8 * counts["gather_negatives"]
     assert counts["rerank"] == 6 * (len(runs) - len(de) - 1)
-    assert counts["distil_joint"] == 2 * len(joint) and counts["distil"] == 2 * len(plan.frozen())
+    assert counts["distil_joint"] == 2 * len(joint) and counts["distil"] == 2 * len(plan.rows.frozen())
     assert counts["encode_passages"] == 2 * 8 * len([r for r in de if plan.rows[r].passages is None])
     assert counts["tokenize"] == 2 * 8 * 2
     assert counts["prepare"] == counts["bm25"] == 2 and counts["prepare_evaluation"] == counts["bm25_evaluation"] == 4

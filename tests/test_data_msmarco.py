@@ -18,6 +18,7 @@ from lead.data.files import read_qrels
 from lead.data.prepare import prepare
 from lead.errors import LeadError
 from lead.plan.plan import Plan
+from lead.plan.stage_settings import settings_of
 from lead.store.tables import SCHEMAS, read_json, read_table, write_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(dataset: str, topics: Path, qrels: Path) -> PrepareSettings:
     """What `lead prepare` gets for a dataset of the paper, its evaluation queries read from files."""
-    found = Plan(load(ROOT / "config" / "config.yaml")).settings("prepare", dataset)
+    found = settings_of(Plan(load(ROOT / "config" / "config.yaml")).jobs, "prepare", dataset)
     expect = {"test": found["expect"]["test"]}
     source = {"kind": "evaluation", "of": "mspas", "test": {"queries": str(topics), "qrels": str(qrels)}}
     keys = {key: found[key] for key in ("relevance", "checks")}

@@ -14,6 +14,7 @@ import yaml
 from lead.cli import STAGES, main
 from lead.config.load import load, validate
 from lead.config.schema import Dataset
+from lead.plan.checks import check
 from lead.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
@@ -61,4 +62,4 @@ def test_every_file_and_run_the_readme_names_exists() -> None:
         assert (ROOT / link).exists(), link
     plan = Plan(load(ROOT / "config/config.yaml"))
     for run in re.findall(r"results/demo/([\w-]+)\.json", README):
-        plan.check("demo", run)
+        check(plan["demo", run])

@@ -59,10 +59,10 @@ def commands(folder: Path, model: Path) -> dict[str, tuple[Options, dict[str, st
             {"negatives": "bm25.parquet", "ranked": "ranked.parquet"},
             {},
         ),
-        "given": (
+        "external": (
             {"corpus": "corpus.parquet", "queries": "queries.test.parquet"},
             {"out": "lists.parquet"},
-            {"given": str(folder / "lists.tsv")},
+            {"external_run": str(folder / "lists.tsv")},
         ),
         "train": (data, trained, {**train, "train": {**TRAIN, "checkpoint_every": 1}}),
         "train without checkpoints": (data, trained, {**train, "train": TRAIN}),

@@ -30,7 +30,7 @@ from lead.config.schema import Dataset, Settings
 from lead.data.files import read_corpus, read_qrels, read_queries
 from lead.errors import LeadError
 from lead.evaluation.measures import check_measures
-from lead.plan.runs import Rows, split_seed
+from lead.plan.rows import Rows, split_seed
 from lead.report.table import read_result
 from lead.store.tables import SCHEMAS, read_json, read_table
 

@@ -9,6 +9,7 @@ import pytest
 from dag.project import empty_project, refusal
 
 from lead.config.load import load
+from lead.plan.checks import check
 from lead.plan.plan import Plan
 
 
@@ -21,7 +22,7 @@ def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refus
 
     def check(name: str, **distil: Any) -> None:
         settings = {"models": {"student": {"reference": f"hub:some/{name}", "layers": None}}, "distil": distil}
-        Plan(load(folder / "config.yaml", {"settings": settings})).check("tiny", "lead_cb")
+        check(Plan(load(folder / "config.yaml", {"settings": settings}))["tiny", "lead_cb"])
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -54,5 +55,5 @@ def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refus
 def test_what_is_no_name_on_the_hub_is_one_line(tmp_path: Path, name: str) -> None:
     folder = empty_project(tmp_path / "project")
     settings = {"models": {"student": {"reference": f"hub:{name}", "layers": None}}}
-    says = refusal(lambda: Plan(load(folder / "config.yaml", {"settings": settings})).check("tiny", "lead_cb"))
+    says = refusal(lambda: check(Plan(load(folder / "config.yaml", {"settings": settings}))["tiny", "lead_cb"]))
     assert f"models: 'hub:{name}' is no name of a model" in says

@@ -17,7 +17,9 @@ from searching import top_k
 from lead.config.load import load
 from lead.config.stages import EvaluateSettings, IndexSettings, MineSettings, RetrieveSettings
 from lead.evaluation.evaluate import evaluate
+from lead.plan.checks import check
 from lead.plan.plan import Plan
+from lead.plan.stage_settings import stage_settings
 from lead.retrieval import engine
 from lead.retrieval.engine import check_index, exact_engine, load_faiss, search_gpu
 from lead.retrieval.index import index
@@ -214,17 +216,17 @@ def test_the_plan_refuses_before_any_work_and_knows_the_indexes(tmp_path: Path) 
     config = empty_project(tmp_path)
     (tmp_path / "model/config.json").write_text(json.dumps({"num_hidden_layers": 4, "hidden_size": 32}))
     for bad, says in (({"index": "PQ7"}, "width 32"), ({"index_parameters": "nprobe=2"}, "index_parameters")):
-        said = refusal(lambda bad=bad: plan(config, **bad).check("tiny", "lead_cb"))
+        said = refusal(lambda bad=bad: check(plan(config, **bad)["tiny", "lead_cb"]))
         assert "tiny.yaml: run 'lead_cb': key 'retrieval." in said and says in said
     made = plan(config, index="IVF8,Flat", index_parameters="nprobe=2")
-    made.check("tiny", "lead_cb")
-    assert made.indexes("tiny", "lead_cb") == ["all results/tiny/embeddings/lead_cb/index"]
-    assert made.stages("tiny", "lead_cb") == ["distil", "encode", "index", "retrieve", "evaluate"]
-    assert made.settings("index", "tiny", "lead_cb") == {"index": "IVF8,Flat", "seed": 1}
-    assert made.settings("retrieve", "tiny", "lead_cb")["index_parameters"] == "nprobe=2"
-    made_by = made.settings("evaluate", "tiny", "lead_cb")["made_by"]["settings"]
+    check(made["tiny", "lead_cb"])
+    assert made["tiny", "lead_cb"].indexes() == ["all results/tiny/embeddings/lead_cb/index"]
+    assert made["tiny", "lead_cb"].stages == ["distil", "encode", "index", "retrieve", "evaluate"]
+    assert stage_settings(made["tiny", "lead_cb"], "index") == {"index": "IVF8,Flat", "seed": 1}
+    assert stage_settings(made["tiny", "lead_cb"], "retrieve")["index_parameters"] == "nprobe=2"
+    made_by = stage_settings(made["tiny", "lead_cb"], "evaluate")["made_by"]["settings"]
     assert {"miner.index", "lead_cb.index"} <= set(made_by)
-    assert plan(config).indexes("tiny", "lead_cb") == []
+    assert plan(config)["tiny", "lead_cb"].indexes() == []
 
 
 def test_an_evaluation_set_has_the_index_of_its_collection(tmp_path: Path) -> None:
@@ -234,9 +236,9 @@ def test_an_evaluation_set_has_the_index_of_its_collection(tmp_path: Path) -> No
     extra = config / "datasets" / "extra.yaml"
     source = f"source: {{kind: evaluation, of: tiny, test: {test}}}\n"
     extra.write_text(source)
-    assert plan(config, index="HNSW8").indexes("extra", "student") == ["all results/tiny/embeddings/student/index"]
+    assert plan(config, index="HNSW8")["extra", "student"].indexes() == ["all results/tiny/embeddings/student/index"]
     extra.write_text(source + "settings: {retrieval: {index: HNSW8}}\n")
-    assert "those of 'tiny', whose index is None" in refusal(lambda: plan(config).check("extra", "student"))
+    assert "those of 'tiny', whose index is None" in refusal(lambda: check(plan(config)["extra", "student"]))
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,8 @@ def test_a_whole_workflow_that_is_killed_many_times_ends_in_the_same_bytes(
         project = make_project(tmp_path / name, tiny_model, tiny_collection)
         with (project / "config/experiments.yaml").open("a") as f:
             f.write(
-                "  rocketqa: {method: contrastive, start: student, denoise: teacher_cb}\n  given: {method: given}\n"
+                "  rocketqa: {method: contrastive, start: student, denoise: teacher_cb}\n"
+                "  external: {method: external}\n"
             )
         with (project / "config/presets/tiny.yaml").open("a") as f:
             f.write("denoise: {keep_below: 0.5}\n")
@@ -51,12 +52,14 @@ def test_a_whole_workflow_that_is_killed_many_times_ends_in_the_same_bytes(
         replace(project / "config/presets/tiny.yaml", "distil: {steps: 4}", "distil: {steps: 30}")
         replace(project / "config/presets/tiny.yaml", "retrieval: {", "retrieval: {index: 'IVF4,Flat', ")
         replace(
-            project / "config/datasets/tiny.yaml", "preset: tiny", "preset: tiny\nshards: 2\ngiven: ../../lists.tsv"
+            project / "config/datasets/tiny.yaml",
+            "preset: tiny",
+            "preset: tiny\nshards: 2\nexternal_run: ../../lists.tsv",
         )
         (project / "lists.tsv").write_text("".join(f"test{i}\tp{i + 1}\t1\n" for i in range(8)))
         projects.append(project)
     undisturbed, project = projects
-    runs = ["bm25", "given", "lead_cb", "lead_cb_teacher", "rocketqa"]
+    runs = ["bm25", "external", "lead_cb", "lead_cb_teacher", "rocketqa"]
     arguments = [*ONE_THREAD, "--", *(f"{RESULTS}/{run}.json" for run in runs)]
     succeed(undisturbed, *arguments)
     killer = Killer(project, arguments, draw(list(STAGES), KILLS, 2))

@@ -20,6 +20,7 @@ from lead.config.load import load
 from lead.errors import LeadError
 from lead.models import cross_encoder, retriever  # noqa: F401 (they register their kinds)
 from lead.plan.plan import Plan
+from lead.plan.targets import check_target
 
 ROWS = [*data.ROWS, *configs.ROWS, *folders.ROWS, *stages.ROWS]
 SECONDS = 5
@@ -58,7 +59,7 @@ def run(command: list[str]) -> int:
     try:
         if command[0] != "plan":
             return cli.main(command)
-        Plan(load(command[1])).check_target(command[2])
+        check_target(Plan(load(command[1])), command[2])
         return 0
     except SystemExit as e:  # argparse
         return int(e.code or 0)

@@ -12,9 +12,13 @@ from dag.project import empty_project, refusal, replace
 
 from lead.cli import STAGES
 from lead.config import stages
-from lead.config.load import load, validate
+from lead.config.load import load, merge, validate
 from lead.errors import LeadError
+from lead.plan.checks import check
 from lead.plan.plan import Plan
+from lead.plan.snakemake import checked
+from lead.plan.stage_settings import execution_of, recipe_of, settings_of, stage_settings
+from lead.plan.targets import check_target, targets, twin
 
 SHARED = ["prepare", "bm25"]  # stages of a dataset, not of a run
 RUNS = ["student", "student_more", "teacher_cb", "rd_cb", "lead_cb"]
@@ -40,11 +44,11 @@ def test_everything_that_makes_sense_passes(folder: Path) -> None:
     for run in made.rows:
         for dataset, fits in (("tiny", run not in ("lead_cb_k3", "lead_cb_docs")), ("docs", run != "lead_cb_k3")):
             if fits:
-                made.check(dataset, run)
+                check(made[dataset, run])
 
 
 def test_more_layer_pairs_than_student_layers_are_refused(folder: Path) -> None:
-    message = refusal(lambda: plan(folder).check("tiny", "lead_cb_k3"))
+    message = refusal(lambda: check(plan(folder)["tiny", "lead_cb_k3"]))
     assert "run 'lead_cb_k3' on 'tiny': distil.layers.k: 3 is more than the student's 2 layers" in message
     assert str(folder / "experiments.yaml") in message
 
@@ -52,7 +56,7 @@ def test_more_layer_pairs_than_student_layers_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize("run", ["lead_cb", "lead_cb_teacher"])
 def test_a_student_deeper_than_its_teacher_is_refused(folder: Path, run: str) -> None:
     deep = {"teacher": {"layers": [1]}, "student": {"layers": [1, 2, 3]}}
-    message = refusal(lambda: plan(folder, models=deep).check("tiny", run))
+    message = refusal(lambda: check(plan(folder, models=deep)["tiny", run]))
     assert "the student has 3 layers, the teacher only 1" in message and "run 'lead_cb'" in message
 
 
@@ -65,12 +69,12 @@ def test_a_student_deeper_than_its_teacher_is_refused(folder: Path, run: str) ->
     ],
 )
 def test_layers_that_do_not_exist_are_refused(folder: Path, layers: dict[str, Any], says: str) -> None:
-    assert says in refusal(lambda: plan(folder, distil={"layers": layers}).check("tiny", "lead_cb"))
+    assert says in refusal(lambda: check(plan(folder, distil={"layers": layers})["tiny", "lead_cb"]))
 
 
 def test_a_run_made_from_a_refused_one_is_refused(folder: Path) -> None:
     add_rows(folder, "more: {method: contrastive, start: lead_cb_k3}")
-    assert "run 'lead_cb_k3'" in refusal(lambda: plan(folder).check("tiny", "more"))
+    assert "run 'lead_cb_k3'" in refusal(lambda: check(plan(folder)["tiny", "more"]))
 
 
 @pytest.mark.parametrize(
@@ -85,35 +89,32 @@ def test_a_run_made_from_a_refused_one_is_refused(folder: Path) -> None:
 def test_unknown_names_are_refused_with_the_nearest(folder: Path, dataset: str, run: str, says: str) -> None:
     made = plan(folder)
     with pytest.raises(LeadError, match=says):
-        made.check(dataset, run)
+        check(made[dataset, run])
     with pytest.raises(LeadError, match=says):
-        made.check_target(f"all results/{dataset}/{run}.json")
+        check_target(made, f"all results/{dataset}/{run}.json")
     with pytest.raises(LeadError, match=says):
-        made.check_target(f"./all results/{dataset}/{run}.json")
+        check_target(made, f"./all results/{dataset}/{run}.json")
 
 
 @pytest.mark.parametrize("target", ["-n", "demo", "all results/tiny/data/x.json", "other/tiny/x.json", "x.json", "8"])
 def test_arguments_that_name_no_result_pass(folder: Path, target: str) -> None:
-    plan(folder).check_target(target)
+    check_target(plan(folder), target)
 
 
-@pytest.mark.parametrize("ask", ["kind", "model", "start", "teacher", "negatives", "resolve", "stages"])
-def test_every_question_about_an_unknown_run_is_refused(folder: Path, ask: str) -> None:
-    names = ["nothing"] if ask == "kind" else ["tiny", "nothing"]
-    assert refusal(lambda: getattr(plan(folder), ask)(*names)).startswith("no run 'nothing' in ")
-
-
-@pytest.mark.parametrize("ask", ["source_files", "rerank_from", "resolve"])
-def test_every_question_about_an_unknown_dataset_is_refused(folder: Path, ask: str) -> None:
-    names = ["nowhere", "teacher_cb"] if ask == "rerank_from" else ["nowhere"]
-    assert refusal(lambda: getattr(plan(folder), ask)(*names)).startswith("no dataset 'nowhere' in ")
+def test_an_unknown_run_or_dataset_has_no_job(folder: Path) -> None:
+    made = plan(folder)
+    for ask in (lambda: made["tiny", "nothing"], lambda: made.rows.kind("nothing")):
+        assert refusal(ask).startswith("no run 'nothing' in ")
+    for ask in (lambda: made["nowhere", "teacher_cb"], lambda: made.datasets["nowhere"]):
+        assert refusal(ask).startswith("no dataset 'nowhere' in ")
 
 
 def test_a_training_job_is_refused_whatever_the_target(folder: Path) -> None:
-    """`start` is an input function of every rule that trains."""
-    assert "at most 2" in refusal(lambda: plan(folder).start("tiny", "lead_cb_k3"))
+    """Every rule that trains asks for a checked job. Asking for a path alone checks nothing."""
+    assert plan(folder)["tiny", "lead_cb_k3"].start == ["all results/tiny/models/student"]
+    assert "at most 2" in refusal(lambda: checked(plan(folder)["tiny", "lead_cb_k3"]))
     add_rows(folder, "more: {method: contrastive, start: lead_cb_docs}")
-    assert "'lead_cb_docs' is for docs only" in refusal(lambda: plan(folder).check("tiny", "more"))
+    assert "'lead_cb_docs' is for docs only" in refusal(lambda: check(plan(folder)["tiny", "more"]))
 
 
 @pytest.mark.parametrize(
@@ -146,14 +147,14 @@ def test_rows_that_do_not_fit_each_other_are_refused(folder: Path, row: str, say
 
 def test_joint_training_is_switched_off_in_the_row_only(folder: Path) -> None:
     """The outputs of a rule cannot depend on the dataset: a switch elsewhere must not fail after hours of training."""
-    message = refusal(lambda: plan(folder, distil={"joint": False}).check("tiny", "lead_cb"))
+    message = refusal(lambda: check(plan(folder, distil={"joint": False})["tiny", "lead_cb"]))
     assert "distil.joint" in message and "lead_cb" in message
 
 
 def test_a_missing_source_file_names_file_and_key(folder: Path) -> None:
     missing = folder.parent / "data" / "test.tsv"
     missing.unlink()
-    message = refusal(lambda: plan(folder).check("tiny", "bm25"))
+    message = refusal(lambda: check(plan(folder)["tiny", "bm25"]))
     assert message.startswith(f"{folder / 'datasets' / 'tiny.yaml'}: key 'source") and "test.tsv" in message
 
 
@@ -170,25 +171,25 @@ def test_a_model_that_is_not_there_is_refused(folder: Path, reference: str, says
     for layers in (None, [1, 2]):
         models = {"student": {"reference": reference, "layers": layers}}
         with pytest.raises(LeadError, match=says):
-            plan(folder, models=models).check("tiny", run)
+            check(plan(folder, models=models)["tiny", run])
 
 
 def test_kept_layers_that_the_model_does_not_have_are_refused(folder: Path) -> None:
-    message = refusal(lambda: plan(folder, models={"student": {"layers": [2, 5]}}).check("tiny", "student"))
+    message = refusal(lambda: check(plan(folder, models={"student": {"layers": [2, 5]}})["tiny", "student"]))
     assert "layers" in message and "1..4" in message
 
 
 def test_reranking_needs_a_list_that_is_not_reranked(folder: Path) -> None:
     for name in ("teacher_cb", "nobody"):
-        message = refusal(lambda name=name: plan(folder, retrieval={"rerank_from": name}).check("tiny", "teacher_cb"))
+        message = refusal(lambda name=name: check(plan(folder, retrieval={"rerank_from": name})["tiny", "teacher_cb"]))
         assert "settings.retrieval.rerank_from" in message and name in message
     made = plan(folder, retrieval={"rerank_from": "bm25"})
-    made.check("tiny", "teacher_cb")
-    assert made.rerank_from("tiny", "teacher_cb").endswith("tiny/runs/bm25.parquet")
+    check(made["tiny", "teacher_cb"])
+    assert made["tiny", "teacher_cb"].rerank_from.endswith("tiny/runs/bm25.parquet")
 
 
 def test_a_measure_that_does_not_exist_is_refused(folder: Path) -> None:
-    message = refusal(lambda: plan(folder, evaluation={"measures": ["RR@10", "ndgc@10"]}).check("tiny", "student"))
+    message = refusal(lambda: check(plan(folder, evaluation={"measures": ["RR@10", "ndgc@10"]})["tiny", "student"]))
     assert "evaluation.measures" in message and "nDCG" in message
 
 
@@ -206,57 +207,63 @@ def test_a_measure_that_does_not_exist_is_refused(folder: Path) -> None:
     ],
 )
 def test_the_stages_of_a_run(folder: Path, run: str, expected: list[str]) -> None:
-    assert plan(folder).stages("tiny", run) == expected
+    assert plan(folder)["tiny", run].stages == expected
 
 
 def test_the_inputs_of_a_run(folder: Path) -> None:
     made, base = plan(folder), "all results/tiny"
-    assert made.start("tiny", "student") == []
-    assert made.start("tiny", "lead_cb") == [f"{base}/models/student"]
-    assert made.teacher("tiny", "lead_cb") == made.teacher("tiny", "rd_cb") == f"{base}/models/teacher_cb"
-    assert made.model("tiny", "lead_cb_teacher") == f"{base}/models/lead_cb_teacher"
-    assert made.negatives("tiny", "miner") == f"{base}/negatives/bm25.parquet"
-    assert made.negatives("tiny", "lead_cb") == f"{base}/negatives/miner.parquet"
-    assert made.rerank_from("tiny", "teacher_cb") == f"{base}/runs/teacher_de.parquet"
-    assert made.source_files("docs") == []
-    names = [Path(path).name for path in made.source_files("tiny")]
+    assert made["tiny", "student"].start == []
+    assert made["tiny", "lead_cb"].start == [f"{base}/models/student"]
+    assert made["tiny", "lead_cb"].teacher == made["tiny", "rd_cb"].teacher == f"{base}/models/teacher_cb"
+    assert made["tiny", "lead_cb_teacher"].model == f"{base}/models/lead_cb_teacher"
+    assert made["tiny", "miner"].negatives == f"{base}/negatives/bm25.parquet"
+    assert made["tiny", "lead_cb"].negatives == f"{base}/negatives/miner.parquet"
+    assert made["tiny", "teacher_cb"].rerank_from == f"{base}/runs/teacher_de.parquet"
+    assert made.datasets["docs"].source_files == []
+    names = [Path(path).name for path in made.datasets["tiny"].source_files]
     assert sorted(names) == sorted(os.listdir(folder.parent / "data"))
 
 
 def test_a_chain_goes_on_from_students_and_taught_teachers(folder: Path) -> None:
     add_rows(folder, "s2: {method: lead, start: lead_de, teacher: lead_cb_teacher}", "t: {method: teacher_of, of: s2}")
     made = plan(folder)
-    assert made.start("tiny", "s2") == ["all results/tiny/models/lead_de"]
-    assert made.teacher("tiny", "s2") == "all results/tiny/models/lead_cb_teacher"
-    assert made.model("tiny", "t") == "all results/tiny/models/s2_teacher"
-    assert (made.kind("s2"), made.kind("t")) == ("de", "cb")
-    assert [made.generation(run) for run in ("student", "lead_cb", "lead_cb_teacher", "s2", "t")] == [0, 1, 1, 2, 2]
-    assert made.settings("distil", "tiny", "s2")["generation"] == 2
-    made.check("tiny", "t")
+    assert made["tiny", "s2"].start == ["all results/tiny/models/lead_de"]
+    assert made["tiny", "s2"].teacher == "all results/tiny/models/lead_cb_teacher"
+    assert made["tiny", "t"].model == "all results/tiny/models/s2_teacher"
+    assert (made.rows.kind("s2").name, made.rows.kind("t").name) == ("de", "cb")
+    assert [made.rows.generation(run) for run in ("student", "lead_cb", "lead_cb_teacher", "s2", "t")] == [
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert stage_settings(made["tiny", "s2"], "distil")["generation"] == 2
+    check(made["tiny", "t"])
 
 
 def test_kinds_and_joint_runs(folder: Path) -> None:
     add_rows(folder, "frozen: {method: lead, start: student, teacher: teacher_cb, settings: {distil: {joint: false}}}")
     made = plan(folder)
-    assert set(made.runs(kind="cb")) == {"teacher_cb", "lead_cb_teacher"}
-    assert "bm25" not in made.runs(kind="de") and "bm25" in made.runs()
-    assert set(made.joint()) == {"lead_de", "lead_cb", "lead_ce", "lead_cb_k3", "lead_cb_docs"}
-    assert set(made.frozen()) == {"rd_cb", "fd_ce", "margin_mse", "frozen"}
+    assert {"teacher_cb", "lead_cb_teacher", "teacher_ce"} == set(made.rows.ranked_by("rerank"))
+    assert "bm25" not in made.rows.ranked_by("search") and "bm25" in made.rows
+    assert set(made.rows.joint()) == {"lead_de", "lead_cb", "lead_ce", "lead_cb_k3", "lead_cb_docs"}
+    assert set(made.rows.frozen()) == {"rd_cb", "fd_ce", "margin_mse", "frozen"}
 
 
 def test_targets_are_the_runs_meant_for_a_dataset(folder: Path) -> None:
     made = plan(folder)
-    assert "all results/tiny/lead_cb_docs.json" not in made.targets("tiny")
-    assert "all results/docs/lead_cb_docs.json" in made.targets("docs")
+    assert "all results/tiny/lead_cb_docs.json" not in targets(made, "tiny")
+    assert "all results/docs/lead_cb_docs.json" in targets(made, "docs")
 
 
-# --- slices ----------------------------------------------------------------------------------------------------------
-def slices(made: Plan) -> dict[str, str]:
-    """The settings of every stage, by `stage` or `run.stage`. What made a list is left out: it holds other slices."""
-    found = {stage: made.settings(stage, "tiny") for stage in SHARED}
+# --- stage settings --------------------------------------------------------------------------------------------------
+def found_settings(made: Plan) -> dict[str, str]:
+    """The settings of every stage, by `stage` or `run.stage`. What made a list is left out: it holds other settings."""
+    found = {stage: settings_of(made.jobs, stage, "tiny") for stage in SHARED}
     for run in RUNS:
-        found |= {f"{run}.{stage}": made.settings(stage, "tiny", run) for stage in made.stages("tiny", run)}
-    found["miner.mine"] = made.settings("mine", "tiny", "miner")
+        found |= {f"{run}.{stage}": stage_settings(made["tiny", run], stage) for stage in made["tiny", run].stages}
+    found["miner.mine"] = stage_settings(made["tiny", "miner"], "mine")
     for values in found.values():
         values.pop("made_by", None)
     return {name: json.dumps(values) for name, values in found.items()}
@@ -299,40 +306,66 @@ EVALUATED = of("evaluate", *DE, *CB)
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )  # fmt: skip
-def test_a_key_changes_the_slices_that_read_it_and_no_other(
+def test_a_key_changes_the_stages_that_read_it_and_no_other(
     folder: Path, keys: dict[str, Any], expected: set[str]
 ) -> None:
-    before, after = slices(plan(folder)), slices(plan(folder, **keys))
+    before, after = found_settings(plan(folder)), found_settings(plan(folder, **keys))
     assert {name for name in before if before[name] != after[name]} == expected
 
 
-def test_a_row_changes_its_own_slices_only(folder: Path) -> None:
-    before = slices(plan(folder))
+def test_the_recipe_does_not_hold_how_a_run_is_executed(folder: Path) -> None:
+    keys = {"micro_tokens": 9, "cache_above": 9, "checkpoint_every": 9, "checkpoint_keep": 9, "dev_every": 9}
+    before, after = plan(folder), plan(folder, train=keys, retrieval={"batch_tokens": 9})
+    for run in RUNS:
+        for stage in before["tiny", run].stages:
+            old, new = (stage_settings(made["tiny", run], stage) for made in (before, after))
+            assert recipe_of(stage, old) == recipe_of(stage, new)
+    assert execution_of("distil", stage_settings(after["tiny", "lead_cb"], "distil")) == {"train": keys}
+    assert all(twin(after["tiny", run]) == run for run in RUNS)
+
+
+def test_how_often_dev_is_evaluated_is_of_the_recipe_where_it_selects(folder: Path) -> None:
+    for select, part in (("last", execution_of), ("best", recipe_of)):
+        settings = stage_settings(plan(folder, train={"dev_every": 7, "select": select})["tiny", "student"], "train")
+        assert part("train", settings)["train"]["dev_every"] == 7
+
+
+def test_runs_that_differ_in_their_execution_only_are_twins(folder: Path) -> None:
+    add_rows(folder, "again: {method: rd, start: student, teacher: teacher_cb, settings: {train: {micro_tokens: 9}}}")
+    add_rows(folder, "other: {method: rd, start: student, teacher: teacher_cb, settings: {train: {lr: 0.5}}}")
+    made = plan(folder)
+    assert [twin(made["tiny", run]) for run in ("again", "other")] == ["rd_cb", "other"]
+
+
+def test_a_row_changes_its_own_stages_only(folder: Path) -> None:
+    before = found_settings(plan(folder))
     row = "lead_cb: {method: lead, start: student, teacher: teacher_cb"
     replace(folder / "experiments.yaml", row + "}", row + ", settings: {train: {lr: 0.5}, distil: {tau: 3.0}}}")
-    after = slices(plan(folder))
+    after = found_settings(plan(folder))
     assert {name for name in before if before[name] != after[name]} == {"lead_cb.distil"}
 
 
 def test_settings_of_the_bm25_row_reach_the_stage(folder: Path) -> None:
     replace(folder / "experiments.yaml", "bm25: {method: bm25}", "bm25: {method: bm25, settings: {bm25: {k1: 0.5}}}")
     made = plan(folder)
-    result = made.settings("evaluate", "tiny", "bm25")["made_by"]["settings"]["bm25.bm25"]
-    assert made.settings("bm25", "tiny")["bm25"]["k1"] == result["bm25"]["k1"] == 0.5
+    result = stage_settings(made["tiny", "bm25"], "evaluate")["made_by"]["settings"]["bm25.bm25"]
+    assert settings_of(made.jobs, "bm25", "tiny")["bm25"]["k1"] == result["bm25"]["k1"] == 0.5
 
 
-def test_every_slice_is_valid_for_its_stage_and_survives_json(folder: Path) -> None:
+def test_the_settings_of_every_stage_are_valid_and_are_a_recipe_and_an_execution(folder: Path) -> None:
     made = plan(folder)
     for dataset in ("tiny", "docs"):
         for run in made.rows:
-            for stage in {*SHARED, *made.stages(dataset, run)}:
-                text = made.settings_json(stage, dataset, None if stage in SHARED else run)
-                assert text == json.dumps(json.loads(text), sort_keys=True)
-                validate(getattr(stages, STAGES[stage].settings), json.loads(text), stage)
+            for stage in {*SHARED, *made[dataset, run].stages}:
+                settings = stage_settings(made[dataset, run], stage)
+                cls = getattr(stages, STAGES[stage].settings)
+                parts = recipe_of(stage, settings), execution_of(stage, settings)
+                assert json.loads(json.dumps(settings)) == merge(*parts) == settings
+                assert validate(cls, merge(*parts), stage) == validate(cls, settings, stage)
 
 
 def test_the_result_names_what_its_list_was_made_with(folder: Path) -> None:
-    made_by = plan(folder).settings("evaluate", "tiny", "lead_cb_teacher")["made_by"]
+    made_by = stage_settings(plan(folder)["tiny", "lead_cb_teacher"], "evaluate")["made_by"]
     assert {"lead_cb.distil", "student.train", "teacher_cb.train", "miner.train"} <= set(made_by["settings"])
     assert made_by["settings"]["lead_cb_teacher.rerank"]["rerank_depth"] == 20
 

@@ -63,7 +63,7 @@ def test_only_training_states_are_removed_from_the_state_folder(tmp_path: Path) 
 # --- nothing is ignored in silence -----------------------------------------------------------------------------------
 def test_a_later_files_train_wins_over_an_earlier_files_phases(config: Path) -> None:
     def steps(**overrides: object) -> int:
-        return Plan(load(config / "config.yaml", {"settings": overrides})).resolve("demo", "student").train.steps
+        return Plan(load(config / "config.yaml", {"settings": overrides}))["demo", "student"].settings.train.steps
 
     demo = yaml.safe_load((config / "datasets/demo.yaml").read_text())
     assert steps() == demo["settings"]["phases"]["student"]["steps"]

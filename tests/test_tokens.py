@@ -15,7 +15,8 @@ from lead.config.stages import EncodeSettings, TokenizeSettings
 from lead.data import tokens as module
 from lead.data.tokens import Tokens, tokenize, tokenizer_sum
 from lead.models.base import LayeredModel
-from lead.plan.plan import Plan, tokens_name
+from lead.plan.plan import Plan
+from lead.plan.stage_settings import settings_of
 from lead.retrieval import encode
 from lead.store.tables import open_table, read_table, shard_rows, write_table
 from lead.tokenizer import load_tokenizer
@@ -103,15 +104,15 @@ def test_only_the_row_groups_and_columns_asked_for_are_read(tiny_collection: Pat
 
 def test_the_plan_gives_models_with_one_tokenizer_one_store(tmp_path: Path) -> None:
     config = empty_project(tmp_path)
-    assert Plan(load(config / "config.yaml")).tokens("tiny", "student", "") == []  # in one part: tokenized anew
+    assert Plan(load(config / "config.yaml"))["tiny", "student"].tokens("") == []  # in one part: tokenized anew
     replace(config / "datasets/tiny.yaml", "preset: tiny", "preset: tiny\nshards: 3")
     made = Plan(load(config / "config.yaml"))
-    (path,) = made.tokens("tiny", "student", ".2of3")
+    (path,) = made["tiny", "student"].tokens(".2of3")
     assert path.startswith("all results/tiny/tokens/path_") and path.endswith("/passages.2of3")
     for run in ("miner", "teacher_de", "student_more", "lead_cb", "rd_cb-s2"):
-        assert made.tokens("tiny", run, ".2of3") == [path]
+        assert made["tiny", run].tokens(".2of3") == [path]
     name = Path(path).parent.name
-    settings = made.settings("tokenize", "tiny", name)
-    assert settings["length"] == made.resolve("tiny", "student").lengths.passage
-    assert tokens_name(**settings) == name
-    assert "no tokenizer 'x' in" in refusal(lambda: made.settings("tokenize", "tiny", "x"))
+    settings = settings_of(made.jobs, "tokenize", "tiny", name)
+    assert (name, *settings.values()) == made["tiny", "student"].tokenizer
+    assert settings["length"] == made["tiny", "student"].settings.lengths.passage
+    assert "no tokenizer 'x' in" in refusal(lambda: settings_of(made.jobs, "tokenize", "tiny", "x"))

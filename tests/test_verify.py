@@ -12,6 +12,7 @@ import yaml
 from lead.config.load import load
 from lead.config.stages import Bm25Settings, DenoiseSettings
 from lead.plan.plan import Plan
+from lead.plan.stage_settings import stage_settings
 from lead.plan.verify import Verifier, verify
 from lead.store.provenance import made_by, make_record
 from lead.store.tables import SCHEMAS, write_json, write_table
@@ -48,7 +49,7 @@ def test_damage_in_the_folder_of_another_dataset_is_said(plan: Plan) -> None:
 
 def test_denoised_negatives_of_another_seed(plan: Plan) -> None:
     path = Path("results/tiny/negatives/miner-s2.teacher_cb-s2.parquet")
-    settings = DenoiseSettings.model_validate(plan.settings("denoise", "tiny", "miner-s2"))
+    settings = DenoiseSettings.model_validate(stage_settings(plan["tiny", "miner-s2"], "denoise"))
     with made_by(make_record("denoise", settings, [])):
         write_table(SCHEMAS["ranked"].empty_table(), path, "ranked")
     assert Verifier(plan)(path) == []
@@ -63,12 +64,12 @@ def test_a_stage_of_the_past_is_stale(plan: Plan) -> None:
 
 def test_a_source_under_results_need_not_be_an_artifact(plan: Plan) -> None:
     """Its content is compared, nothing else."""
-    from lead.config.stages import GivenSettings
+    from lead.config.stages import ExternalSettings
 
-    source, path = Path("results/mine.json"), Path("results/extra/runs/given.parquet")
+    source, path = Path("results/mine.json"), Path("results/extra/runs/external.parquet")
     source.parent.mkdir()
     source.write_text("{}")
-    with made_by(make_record("given", GivenSettings(given=str(source)), [])):
+    with made_by(make_record("external", ExternalSettings(external_run=str(source)), [])):
         write_table(SCHEMAS["ranked"].empty_table(), path, "ranked")
     assert not [state for state, _ in Verifier(plan)(path) if state == "altered"]
     source.write_text("[]")

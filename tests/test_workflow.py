@@ -73,7 +73,7 @@ def test_every_rule_has_a_bound_by_named_inputs_and_the_gpus_that_its_stage_take
     for name, body in rules:
         for stage in re.findall(r'mem_mb=memory\("(\w+)"\)', body):
             seen.add(stage)
-            for given in {*MEMORY[stage].whole, *MEMORY[stage].shard} - {"corpus", "queries"}:
+            for given in {*MEMORY[stage].full, *MEMORY[stage].shard} - {"corpus", "queries"}:
                 assert re.search(rf"^        {given}=", body, re.MULTILINE), (name, given)
         if "shell:" in body:
             assert 'memory("' in body, name

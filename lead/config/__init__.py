@@ -1,1 +1,1 @@
-"""Configuration: schema, loading with one-line errors, and the slice each stage reads."""
+"""Configuration: schema, loading with one-line errors, and the settings that each stage reads."""

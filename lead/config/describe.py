@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from lead.config.types import OneOf
+
 
 def describe(cls_name: str) -> str:
     """One line for each key of a class in lead.config.stages: path, type, default, meaning."""
@@ -29,9 +31,11 @@ def _lines(cls: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]
         about = field.description or ""
         if field.default is not PydanticUndefined:
             about = f"{about} [{_default(field.default)}]".strip()
-        choices = typing.get_args(annotation)
+        choices = [name for data in field.metadata if isinstance(data, OneOf) for name in data.names]
         if typing.get_origin(annotation) is typing.Literal:
-            about = f"{' | '.join(map(str, choices))}. {about}"
+            choices = list(map(str, typing.get_args(annotation)))
+        if choices:
+            about = f"{' | '.join(choices)}. {about}"
         yield f"{prefix}{name}", about
 
 

@@ -7,21 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from lead.config.kinds import KindName
+from lead.config.methods import METHODS, MethodName
 from lead.config.types import Name, Strict
-
-UNTRAINED = ("bm25", "given")  # methods without a model; their one run has their name
-DISTILLATION = ("rd", "margin_mse", "fd", "lead")
 
 
 class Row(Strict):
     """A row of config/experiments.yaml: one run."""
 
     about: str = Field("", description="one line for people")
-    method: Literal["bm25", "given", "contrastive", "rd", "margin_mse", "fd", "lead", "teacher_of"] = Field(
-        description="bm25; given: lists that come with the dataset; contrastive: hard labels only; rd, margin_mse: "
-        "response-based distillation; fd: feature-based (VIRT); lead; teacher_of: the teacher that a joint run leaves"
-    )
-    kind: Literal["de", "cb", "ce"] = Field("de", description="contrastive: dual encoder, ColBERT or cross encoder")
+    method: MethodName = Field(description="; ".join(f"{name}: {method.about}" for name, method in METHODS.items()))
+    kind: KindName = Field("de", description="contrastive: dual encoder, ColBERT or cross encoder")
     init: Literal["teacher", "student"] | None = Field(
         None, description="contrastive: the encoder of `models` to start from"
     )
@@ -46,19 +42,17 @@ class Row(Strict):
 
     @model_validator(mode="after")
     def _needs(self) -> Row:
-        distils = dict.fromkeys(DISTILLATION, {"start", "teacher"})
-        needs = {**distils, "teacher_of": {"of"}}.get(self.method, set())
-        for key in ("init", "start", "teacher", "of"):
+        method = METHODS[self.method]
+        warms_up = method.stage == "train"  # from one of `init` and `start`
+        for key in ("teacher", "of") if warms_up else ("init", "start", "teacher", "of"):
             given = getattr(self, key) is not None
-            if self.method == "contrastive" and key in ("init", "start"):
-                continue
-            if given != (key in needs):
+            if given != (key in method.needs):
                 raise ValueError(f"method {self.method} {'does not read' if given else 'needs'} `{key}`")
         if self.init is None and "kind" in self.model_fields_set:
             raise ValueError("`kind` is read with `init` only; leave it out")
-        if self.method == "contrastive" and (self.init is None) == (self.start is None):
-            raise ValueError("method contrastive needs one of `init` and `start`")
-        if self.passages is not None and (self.start is None or self.method != "contrastive"):
+        if warms_up and (self.init is None) == (self.start is None):
+            raise ValueError(f"method {self.method} needs one of `init` and `start`")
+        if self.passages is not None and (self.start is None or not warms_up):
             raise ValueError("`passages` is read by method contrastive with `start` only; leave it out")
         if self.passages is not None and self.denoise is not None:
             raise ValueError("with `passages` every step finds its own negatives; leave `denoise` out")

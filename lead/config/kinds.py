@@ -7,8 +7,9 @@ architecture is one class and one row here (docs/extending.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from lead.config.types import OneOf
 from lead.errors import Named
 
 
@@ -18,7 +19,8 @@ class Kind:
 
     model: "module:class" of its subclass of `lead.models.base.LayeredModel`. candidates: what it scores at most in a
     training step: all passages of the `batch`, or a query's `own` list. ranks_by: `search` (one vector a text, inner
-    products) or `rerank` (it reorders another run's list).
+    products) or `rerank` (it reorders another run's list). adds_tokens: whether `scoring.markers` and `scoring.expand`
+    add tokens to its texts. keeps_width: whether a linear layer must have as many outputs as inputs.
     """
 
     name: str  # in configuration and on disk
@@ -26,6 +28,8 @@ class Kind:
     model: str
     candidates: Literal["batch", "own"]
     ranks_by: Literal["search", "rerank"]
+    adds_tokens: bool = False
+    keeps_width: bool = False
 
     @property
     def a(self) -> str:
@@ -44,8 +48,11 @@ KINDS: Named[Kind] = Named(
         kind.name: kind
         for kind in (
             Kind("de", "dual encoder", "lead.models.dual_encoder:DualEncoder", "batch", "search"),
-            Kind("cb", "ColBERT", "lead.models.colbert:ColBERT", "batch", "rerank"),
-            Kind("ce", "cross encoder", "lead.models.cross_encoder:CrossEncoder", "own", "rerank"),
+            Kind("cb", "ColBERT", "lead.models.colbert:ColBERT", "batch", "rerank", adds_tokens=True),
+            # w is shared by all layers
+            Kind("ce", "cross encoder", "lead.models.cross_encoder:CrossEncoder", "own", "rerank", keeps_width=True),
         )
     },
 )
+
+KindName = Annotated[str, OneOf("kind", tuple(KINDS))]

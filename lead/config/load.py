@@ -22,7 +22,10 @@ from lead.errors import LeadError, Named, nearest
 T = TypeVar("T", bound=BaseModel)
 Tree = dict[str, Any]
 Source = TypeVar("Source", bound=BaseModel)
-RENAMED = {"hard_candidates": "contrastive_candidates"}  # keys of users: the old name, and the one of today
+RENAMED = {
+    "hard_candidates": "contrastive_candidates",
+    "given": "external_run",
+}  # keys of users: the old name, and the one of today
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
 
 def _files(folder: Path, key: str, config: Path) -> list[Path]:
     if not os.path.isdir(folder):
-        raise LeadError(f"{config}: key '{key}': {folder} is not a folder; create it or mend the key")
+        raise LeadError(f"{config}: key '{key}': {folder} is not a folder; create it or fix the key")
     files = sorted(folder.glob("*.yaml"))
     for path in files:
         if not re.fullmatch(NAME, path.stem):
@@ -180,9 +183,9 @@ def _dataset(path: Path, presets: dict[str, Part]) -> Dataset:
 
 
 def _check_parent(of: str, path: Path, found: dict[str, tuple[Dataset, Path]]) -> None:
-    whole = [name for name, (dataset, _) in found.items() if not isinstance(dataset.source, EvaluationSource)]
-    if of not in whole:
-        raise LeadError(f"{path}: key 'source.of': no dataset '{of}' with a corpus; {nearest(of, whole)}")
+    with_corpus = [name for name, (dataset, _) in found.items() if not isinstance(dataset.source, EvaluationSource)]
+    if of not in with_corpus:
+        raise LeadError(f"{path}: key 'source.of': no dataset '{of}' with a corpus; {nearest(of, with_corpus)}")
 
 
 def _check_settings(tree: Any, where: str, text: str, prefix: tuple[str, ...]) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from lead.config.types import OneOf
 from lead.errors import Named
 
 # keys of `distil` that a method reads: True, or which of the keys inside
@@ -41,7 +42,7 @@ class Method:
 
     name: str
     about: str
-    stage: Literal["bm25", "given", "train", "distil"] | None
+    stage: Literal["bm25", "external", "train", "distil"] | None
     needs: frozenset[str] = frozenset()
     sees: Literal["scores", "layers", "maps"] = "scores"
     loss: str = ""
@@ -61,7 +62,7 @@ class Method:
     @property
     def has_model(self) -> bool:
         """Whether its run has a model, its own or one that a joint run leaves; the others are lists of a dataset."""
-        return self.stage not in ("bm25", "given")
+        return self.stage not in ("bm25", "external")
 
 
 PAIR = frozenset({"start", "teacher"})
@@ -72,7 +73,7 @@ METHODS: Named[Method] = Named(
         method.name: method
         for method in (
             Method("bm25", "BM25", "bm25"),
-            Method("given", "ranked lists that come with the dataset", "given"),
+            Method("external", "ranked lists that come with the dataset", "external"),
             Method("contrastive", "hard labels only", "train", loss="lead.methods.losses:contrastive"),
             Method("teacher_of", "the teacher that a joint run leaves", None, frozenset({"of"})),
             Method(
@@ -105,3 +106,7 @@ METHODS: Named[Method] = Named(
         )
     },
 )
+
+RENAMED = {"given": "external"}  # methods, and the runs and commands of their names: the old name, and that of today
+MethodName = Annotated[str, OneOf("method", tuple(METHODS), RENAMED)]
+DistilMethodName = Annotated[str, OneOf("method", tuple(n for n, method in METHODS.items() if method.distils))]

@@ -231,7 +231,7 @@ class Retrieval(Strict):
     rerank_depth: PositiveInt = Field(1000, description="passages reranked by CB and CE (1000 PAS, 100 DOC)")
     cross_depth: PositiveInt | None = Field(None, description="passages reranked by CE; null: rerank_depth")
     rerank_from: Name = Field(
-        "teacher_de", description="run whose list CB and CE rerank: a dual encoder's, `bm25` or `given`"
+        "teacher_de", description="run whose list CB and CE rerank: a dual encoder's, `bm25` or `external`"
     )
     index: str | None = Field(
         None, min_length=1, description="faiss's index_factory string (IVF1024,Flat; HNSW32; ..); null: exact search"
@@ -296,11 +296,11 @@ class Dataset(Strict):
         1, description="parts that the corpus is encoded, mined and searched in, each a job; several share tokens"
     )
     gpus: PositiveInt = Field(1, description="GPUs that a job that trains asks for; it uses those it is granted")
-    given: str | None = Field(
+    external_run: str | None = Field(
         None,
         min_length=1,
-        description="ranked lists that come with the test queries, for the run `given` and `retrieval.rerank_from`: MS "
-        "MARCO's top1000 or run, a TREC run, Parquet or JSONL (qid, pid, score), .gz too; or ir_datasets:ID",
+        description="ranked lists that come with the test queries, for the run `external` and `retrieval.rerank_from`: "
+        "MS MARCO's top1000 or run, a TREC run, Parquet or JSONL (qid, pid, score), .gz too; or ir_datasets:ID",
     )
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"

@@ -1,6 +1,7 @@
-"""The slice of the configuration that each stage reads: nothing else can change what the stage makes.
+"""The settings that each stage reads: nothing else in the configuration can change what the stage makes.
 
-The workflow passes a slice as JSON (`--settings`), so Snakemake reruns a stage when, and only when, its slice changes.
+The workflow passes them as JSON: their recipe (`--settings`), at whose change Snakemake runs the stage again, and their
+execution (`--execution`), which may change at any time (lead.config.recipe).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lead.config.methods import DistilMethodName
 from lead.config.recipe import EXECUTION
 from lead.config.schema import Bm25, Distil, Evaluation, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect
@@ -34,10 +36,10 @@ class Bm25Settings(Strict):
     relevance: PositiveInt = 1
 
 
-class GivenSettings(Strict):
-    """Read by `lead given`."""
+class ExternalSettings(Strict):
+    """Read by `lead external`."""
 
-    given: str = Field(min_length=1, description="file of ranked lists, or ir_datasets:ID")
+    external_run: str = Field(min_length=1, description="file of ranked lists, or ir_datasets:ID")
     depth: PositiveInt = 1000
 
 
@@ -66,7 +68,7 @@ class DistilSettings(Strict):
     """Read by `lead distil`."""
 
     seed: Seed = 1
-    method: Literal["rd", "margin_mse", "fd", "lead"] = "lead"
+    method: DistilMethodName = "lead"
     train: Train = Train()
     distil: Distil = Distil()
     generation: Generation = 0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from lead.errors import nearest
 
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -13,6 +18,32 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of runs, datasets, presets: part of files' names, and of shell commands
 Name = Annotated[str, Field(pattern=NAME)]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Metadata of an annotated `str`: it must be one of these names. A wrong name is refused with the nearest one.
+
+    renamed: old names and those of today.
+    """
+
+    what: str
+    names: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self, name: str) -> str:
+        """Return the name. Raises ValueError."""
+        if name in self.renamed:
+            raise ValueError(f"the {self.what} '{name}' is called '{self.renamed[name]}' now; rename it")
+        if name not in self.names:
+            raise ValueError(f"no {self.what} '{name}'; {nearest(name, self.names)}")
+        return name
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.names)}
 
 
 class Strict(BaseModel):

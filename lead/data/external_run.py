@@ -1,4 +1,4 @@
-"""The stage `given`: ranked lists that come with a collection (MS MARCO's top1000), to rerank or compare with."""
+"""The stage `external`: ranked lists that come with a collection (MS MARCO's top1000), to rerank or compare with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lead.config.sources import IR_DATASETS
-from lead.config.stages import GivenSettings
+from lead.config.stages import ExternalSettings
 from lead.data import ir
 from lead.data.records import bad, format_of, identifier, lines, records, wrong_width
 from lead.errors import LeadError
@@ -30,7 +30,7 @@ BATCH = 1 << 16  # lines that are Python objects at a time
 Line = tuple[str, str, float]  # qid, pid, score
 
 
-def given(*, settings: GivenSettings, corpus: Path, queries: Path, out: Path) -> None:
+def external(*, settings: ExternalSettings, corpus: Path, queries: Path, out: Path) -> None:
     """Write the lists of these queries, best first, at most `depth` passages each. Lists of other queries are left out.
 
     Ties go to the smaller pid. Where nothing tells an order (top1000), passages are in the order of their ids, which
@@ -38,8 +38,8 @@ def given(*, settings: GivenSettings, corpus: Path, queries: Path, out: Path) ->
     for a line that cannot be read, a passage that is not in the corpus or occurs twice in a list, and where no query
     has a list.
     """
-    source = settings.given
-    key = f"given: {source}"
+    source = settings.external_run
+    key = f"external_run: {source}"
     qids, pids = (read_table(path, columns=[id_])[id_] for path, id_ in ((queries, "qid"), (corpus, "pid")))
     rows, passages, scores = _collect(_lines(source), qids, key)
     if not len(rows):
@@ -97,13 +97,13 @@ def _collect(
 def _lines(source: str) -> Iterator[Line]:
     """Query, passage and score of each line; the score is 0 where nothing tells an order."""
     if source.startswith(IR_DATASETS):
-        yield from ir.read_lists(source.removeprefix(IR_DATASETS), "given")
+        yield from ir.read_lists(source.removeprefix(IR_DATASETS), "external_run")
         return
     path = Path(source)
     if not path.is_file():
-        raise LeadError(f"given: no file {path}; mend the path")
+        raise LeadError(f"external_run: no file {path}; fix the path")
     if path.name.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
-        raise LeadError(f"given: {path} is an archive; unpack it, and name the file of lists in it")
+        raise LeadError(f"external_run: {path} is an archive; unpack it, and name the file of lists in it")
     if format_of(path) in ("parquet", "jsonl"):
         yield from _records(path)
         return
@@ -148,7 +148,8 @@ def _check_first(path: Path, best: dict[str, int]) -> None:
     for qid, rank in best.items():
         if rank != 1:
             raise LeadError(
-                f"given: {path}: the ranks of query {qid} start at {rank}, not 1; if they are scores, write a TREC run"
+                f"external_run: {path}: the ranks of query {qid} start at {rank}, not 1; if they are scores, write a "
+                "TREC run"
             )
 
 

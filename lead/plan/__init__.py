@@ -1,1 +1,1 @@
-"""What each run is made of and what each stage reads: all that is decided before any work. It imports no torch."""
+"""Which runs there are, what they are made from, and what each stage reads: decided before any work, without torch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,8 +14,12 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 from lead.config.load import load
 from lead.config.parse import parse_yaml
 from lead.errors import LeadError
+from lead.plan.checks import check
+from lead.plan.job import Job
 from lead.plan.plan import Plan
-from lead.plan.runs import SEED
+from lead.plan.rows import SEED
+from lead.plan.stage_settings import execution_of, recipe_of, settings_of
+from lead.plan.targets import check_target
 
 R = TypeVar("R")
 DEFAULT_CONFIG = Path("config/config.yaml")
@@ -36,7 +41,7 @@ def load_plan(workflow: Any) -> Plan:
     try:
         plan = Plan(load(path, _typed(dict(given.config))))
         for argument in sys.argv[1:]:  # Snakemake parses its targets only after it has read the rules
-            plan.check_target(argument, granted if isinstance(granted, int) else None)
+            check_target(plan, argument, granted if isinstance(granted, int) else None)
     except LeadError as e:
         _stop(e)
     return plan
@@ -54,21 +59,52 @@ def one_line(function: Callable[..., R]) -> Callable[[Any], R]:
     return checked
 
 
-def slices(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
-    """`settings("train")`: the params function of the settings that a stage's job reads (a change reruns the job)."""
+def checked(job: Job) -> Job:
+    """The job, once it has been checked: a run that makes no sense is refused whatever the target."""
+    check(job)
+    return job
+
+
+def recipes(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
+    """`settings("train")`: the params function of the recipe that a stage's job reads (a change reruns the job)."""
 
     def settings(stage: str) -> Callable[[Any], str]:
-        of = "tokenizer" if stage == "tokenize" else "run"
-        return one_line(lambda w: plan.settings_json(stage, w.dataset, w.get(of), w.get("shard", "")))
+        def of(wildcards: Any) -> str:
+            shard = wildcards.get("shard") if stage in ("tokenize", "encode") else None
+            tree = recipe_of(stage, _settings(plan, stage, wildcards)) | ({"shard": shard[1:]} if shard else {})
+            return json.dumps(tree, sort_keys=True)
+
+        return one_line(of)
 
     return settings
+
+
+def executions(plan: Plan) -> Callable[[str], Callable[..., str]]:
+    """`execution("train")`: the params function of what a stage's job reads that decides only time and memory.
+
+    Snakemake does not compare a parameter whose function takes `output` with that of the last execution: a change
+    reruns nothing. Wherever the job is executed, the parameter is evaluated from the Snakefile like any other.
+    """
+
+    def execution(stage: str) -> Callable[..., str]:
+        def of(wildcards: Any, output: Any) -> str:
+            return json.dumps(execution_of(stage, _settings(plan, stage, wildcards)), sort_keys=True)
+
+        return of
+
+    return execution
+
+
+def _settings(plan: Plan, stage: str, wildcards: Any) -> dict[str, Any]:
+    name = wildcards.get("tokenizer" if stage == "tokenize" else "run")
+    return settings_of(plan.jobs, stage, wildcards.dataset, name)
 
 
 class Memory(NamedTuple):
     """MB that a stage takes at most: its process, and so much for each MB of some inputs."""
 
     base: int
-    whole: dict[str, float] = {}  # of inputs that are in memory as a whole
+    full: dict[str, float] = {}  # of inputs that are in memory as a whole
     shard: dict[str, float] = {}  # of inputs of which one shard is at a time
     largest: dict[str, float] = {}  # of inputs of several files, one of which is at a time
     ranks: bool = False  # all of it once for each rank
@@ -79,7 +115,7 @@ MEMORY = {
     "prepare": Memory(3000, {"sources": 0.3, "corpus": 1}),
     "bm25": Memory(2000, {"corpus": 4, "queries": 150}),  # the index; 100 negatives a query
     # the corpus's ids; lists hold texts, or packed ids
-    "given": Memory(2000, {"corpus": 1, "queries": 4, "lists": 0.5}),
+    "external": Memory(2000, {"corpus": 1, "queries": 4, "lists": 0.5}),
     # ADORE's passages: a file while it is read, and a rank's part of all
     # texts are mapped from a file; ids are looked up in memory
     "train": Memory(5000, {"corpus": 0.4, "queries": 5, "negatives": 14}, {"passages": 6}, ranks=True),
@@ -111,11 +147,12 @@ def memories(plan: Plan) -> Callable[[str], Callable[..., int]]:
                 paths = input.get(name, [])
                 return [_size(path) / 1e6 for path in ([paths] if isinstance(paths, str) else paths)]
 
-            shards = len(plan.shards(wildcards.dataset))
-            mb = of.base + sum(factor * sum(sizes(name)) for name, factor in of.whole.items())
+            dataset = plan.datasets[wildcards.dataset]
+            shards = len(dataset.shards)
+            mb = of.base + sum(factor * sum(sizes(name)) for name, factor in of.full.items())
             mb += sum(factor * sum(sizes(name)) / shards for name, factor in of.shard.items())
             mb += sum(factor * max(sizes(name), default=0) for name, factor in of.largest.items())
-            return round(mb * attempt * (plan.gpus(wildcards.dataset) if of.ranks else 1))
+            return round(mb * attempt * (dataset.gpus if of.ranks else 1))
 
         return mem_mb
 
@@ -132,16 +169,16 @@ def one_of(names: Iterable[str]) -> str:
     """A wildcard constraint: exactly one of these names, with or without a seed (nothing at all, if there are none)."""
     names = list(names)
     either = "|".join(map(re.escape, sorted(names)))
-    return _whole(rf"(?:{either})(?:{SEED})?") if names else "(?!)"
+    return _full(rf"(?:{either})(?:{SEED})?") if names else "(?!)"
 
 
 def exactly(names: Iterable[str]) -> str:
     """A wildcard constraint: exactly one of these names, such as datasets."""
     either = "|".join(map(re.escape, sorted(names)))
-    return _whole(f"(?:{either})") if either else "(?!)"
+    return _full(f"(?:{either})") if either else "(?!)"
 
 
-def _whole(pattern: str) -> str:
+def _full(pattern: str) -> str:
     """A pattern that must match the whole name.
 
     Snakemake also tries a constraint with `match` on a bare name, where `lead_cb` would do for `lead_cb_teacher`: hence

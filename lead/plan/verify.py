@@ -1,9 +1,8 @@
-"""`lead verify`: whether a dataset's results are whole, and what the configuration of today would make."""
+"""`lead verify`: whether a dataset's results are intact, and what the configuration of today would make."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from lead.commands import STAGES
+from lead.commands import STAGES, settings_class
 from lead.config.load import validate
+from lead.config.recipe import recipe
 from lead.errors import LeadError
 from lead.plan.plan import Plan
-from lead.plan.runs import TRAINING
+from lead.plan.stage_settings import settings_of
 from lead.store.checksums import check_pages, identity
 from lead.store.provenance import Record, code, named_files, pretrained, record_of
 from lead.store.tables import check_folder, read_json, read_table
@@ -32,9 +32,8 @@ def verify(plan: Plan, dataset: str) -> list[Finding]:
     input that is another one now, or from something stale. Missing: what a result was made from, or its values. A note
     says that artifacts were made by other code. Raises LeadError for an unknown dataset, or one without any result.
     """
-    folder = Path(plan.results) / dataset
+    folder = Path(plan.datasets[dataset].folder)
     results = sorted(folder.glob("*.json"))
-    plan.resolve(dataset)
     if not results:
         raise LeadError(f"{folder} holds no result; make one with: snakemake --cores 2 -- {folder}/student.json")
     paths = [*results, *sorted(folder.glob("data/*.json"))]
@@ -48,10 +47,6 @@ def verify(plan: Plan, dataset: str) -> list[Finding]:
     if others := sum(record.get("code") != code() for record in verifier.records.values()):
         found.append(("note", f"{others} of {len(paths)} were made by another version of the code than {code()}"))
     return found
-
-
-def _settings_class(stage: str) -> Any:
-    return getattr(importlib.import_module("lead.config.stages"), STAGES[stage].settings)
 
 
 class Verifier:
@@ -92,28 +87,28 @@ class Verifier:
         except LeadError as e:
             yield "stale", f"{path}: would not be made any more: {e}"
         sources = set(self._sources(record))
-        for given, sum_ in record["inputs"].items():
-            yield from self._input(path, given, sum_, given in sources)
+        for name, sum_ in record["inputs"].items():
+            yield from self._input(path, name, sum_, name in sources)
         if len(path.relative_to(self.plan.results).parts) == 2:
             yield from self._values(path)
 
     def _changed(self, path: Path, record: Record) -> list[str]:
-        """The first keys in which the settings of today differ from those that the artifact was made with."""
-        dataset, *folders, name = path.relative_to(self.plan.results).parts
+        """The first keys in which the recipe of today differs from that which the artifact was made with."""
+        dataset, *folders, last = path.relative_to(self.plan.results).parts
         stage = record["stage"]
-        run = folders[1] if len(folders) == 2 else Path(name).stem if path.is_file() else name
+        run = folders[1] if len(folders) == 2 else Path(last).stem if path.is_file() else last
         if stage in ("train", "distil"):
-            row = self.plan.rows[run] if run in self.plan.rows else None
-            run = run if row is not None and row.method in TRAINING else run.removesuffix("_teacher")
+            rows = self.plan.rows
+            run = run if run in rows and rows.method(run).trains else run.removesuffix("_teacher")
         elif stage == "denoise":  # NEGATIVES.MODEL, both names of runs
             splits = ((run[: dot.start()], run[dot.end() :]) for dot in re.finditer(r"\.", run))
             run = next((r for r, by in splits if r in self.plan.rows and by in self.plan.rows), run)
-        today = self.plan.settings(stage, dataset, None if stage == "prepare" else run)
-        cls = _settings_class(stage)
+        today = settings_of(self.plan.jobs, stage, dataset, run)
+        cls = settings_class(stage)
         shard = {"shard": record["settings"]["shard"]} if stage in ("tokenize", "encode") else {}
         # through the class, so that a key that did not exist then has its default
         then, now = (
-            validate(cls, settings, str(path)).model_dump(mode="json", exclude={"made_by"})
+            recipe(validate(cls, settings, str(path))) | {"made_by": None}
             for settings in (record["settings"], today | shard)
         )
         if "made_by" in today and path.suffix == ".json":  # a result: the settings of everything behind it
@@ -122,33 +117,33 @@ class Verifier:
 
     def _sources(self, record: Record) -> list[str]:
         """Files of the user's own that an artifact was made from, wherever they lie."""
-        cls = _settings_class(record["stage"])
+        cls = settings_class(record["stage"])
         with contextlib.suppress(LeadError):
             return [str(path) for path in named_files(validate(cls, record["settings"], record["stage"]))]
         return []
 
-    def _input(self, path: Path, given: str, sum_: str, source: bool) -> Iterator[Finding]:
-        """What is wrong with an input of an artifact: `given`, whose content had this sum; `source`: not made by us."""
-        ours = Path(given).is_relative_to(self.plan.results) and Path(given).exists() and not source
-        states = {state for state, _ in self(Path(given))} if ours else set()
+    def _input(self, path: Path, name: str, sum_: str, source: bool) -> Iterator[Finding]:
+        """What is wrong with an input of an artifact: `name`, whose content had this sum; `source`: not made by us."""
+        ours = Path(name).is_relative_to(self.plan.results) and Path(name).exists() and not source
+        states = {state for state, _ in self(Path(name))} if ours else set()
         if "altered" in states:  # said there; what was made from it before is none the worse
             return
-        today = self._sum(given)
+        today = self._sum(name)
         if today is None:
-            yield "missing", f"{given}, which {path} was made from"
+            yield "missing", f"{name}, which {path} was made from"
         elif today != sum_:
-            yield "stale", f"{path}: {given} is not what it was made from any more"
+            yield "stale", f"{path}: {name} is not what it was made from any more"
         elif "stale" in states:
-            yield "stale", f"{path}: {given}, which it was made from, is stale"
+            yield "stale", f"{path}: {name}, which it was made from, is stale"
 
-    def _sum(self, given: str) -> str | None:
-        if given not in self.sums:
+    def _sum(self, name: str) -> str | None:
+        if name not in self.sums:
             try:
-                model = given.partition(":")[0] in ("path", "package")
-                self.sums[given] = pretrained(given) if model else identity(Path(given))
+                model = name.partition(":")[0] in ("path", "package")
+                self.sums[name] = pretrained(name) if model else identity(Path(name))
             except LeadError:
-                self.sums[given] = None
-        return self.sums[given]
+                self.sums[name] = None
+        return self.sums[name]
 
     def _values(self, path: Path) -> Iterator[Finding]:
         """Whether a result's means are those of its queries' values."""

@@ -15,6 +15,7 @@ from lead.config.schema import Evaluation
 from lead.errors import LeadError
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
 from lead.plan.plan import Plan
+from lead.plan.targets import sensible, twin
 from lead.report.render import Cells, Mark, csv_text, html_page, html_table, markdown
 from lead.report.seeds import Run, Runs, together
 from lead.report.table import difference
@@ -50,7 +51,7 @@ def tables(
     Raises LeadError for a dataset that does not exist or a result that is damaged; missing runs are shown as missing.
     """
     plan = Plan(load(config, overrides))
-    measures = plan.resolve(dataset).evaluation.measures
+    measures = plan.datasets[dataset].settings.evaluation.measures
     paper = plan.paper
     folder = results or Path(plan.results) / dataset
     runs, out = Runs(folder, plan.rows), out or folder / "tables"
@@ -82,7 +83,7 @@ def preamble_text(plan: Plan, dataset: str, measures: list[str], runs: Runs) -> 
         "seeds share the warm-up; each has its own distillation" if False in own else "",
         "every seed has its own chain, warm-up included" if True in own else "",
     ]
-    confidence = plan.resolve(dataset).evaluation.confidence
+    confidence = plan.datasets[dataset].settings.evaluation.confidence
     return (
         f"Measures: {', '.join(measures)}, in percent; the first with a {100 * confidence:g} % bootstrap interval over "
         f"queries (drawn in HTML; dashed: {CONTROL}). Differences are in the first measure, in points, over the seeds "
@@ -99,7 +100,7 @@ def build(
     """One table of one dataset: a row for each of the paper's rows that we can run or that it reports here."""
     rows = [_made(row, dataset, runs, plan) for row in table.rows if row.run is not None or dataset in row.values]
     ours = any(dataset in row.values for row in rows)
-    first, evaluation = measures[0], plan.resolve(dataset).evaluation
+    first, evaluation = measures[0], plan.datasets[dataset].settings.evaluation
     against = _tests([(row, row.against) for row in rows], runs, first)
     control = _tests([(row, CONTROL) for row in rows if row.run != CONTROL], runs, first)
     seeded = any(runs[str(row.run)].seeds != [1] for row in rows if row.run in runs)
@@ -111,7 +112,7 @@ def build(
         f"vs {CONTROL}",
     ]
     header += [f"paper: {m}" for m in measures] if ours else []
-    lines, missing, sensible = [], [], plan.sensible(dataset) if any(r.run not in runs for r in rows) else []
+    lines, missing, fitting = [], [], sensible(plan, dataset) if any(r.run not in runs for r in rows) else []
     marks = [_mark(runs[str(row.run)], first, evaluation) if row.run in runs else None for row in rows]
     for row, mark in zip(rows, marks, strict=True):
         cells = [row.label]
@@ -123,7 +124,7 @@ def build(
             cells += ["shared" if run.shared else run.named_seeds()]
             cells += [against.get(row.label, ""), control.get(row.label, "")]
         else:
-            possible = row.run in sensible
+            possible = row.run in fitting
             cells += ["missing" if possible else "not possible here"] + [""] * (len(measures) + 2)
             missing += [row.run] if possible else []
         if ours:
@@ -145,12 +146,12 @@ def _made(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:
     """The row with the run that has its result, or whose result is asked for: its own, or one that is the same here."""
     if row.run is None or row.run in (plan.loaded.datasets[dataset][0].runs or []):
         return row
-    twin = plan.twin(dataset, row.run)  # first: nothing makes a row's own anew where it is not wanted
-    return row if twin not in runs and row.run in runs else row.model_copy(update={"run": twin})
+    same = twin(plan[dataset, row.run])  # first: nothing makes a row's own anew where it is not wanted
+    return row if same not in runs and row.run in runs else row.model_copy(update={"run": same})
 
 
 def _command(plan: Plan, dataset: str, missing: list[str]) -> str:
-    gpus = plan.gpus(dataset)
+    gpus = plan.datasets[dataset].gpus
     granted = f"--cores {gpus} --resources gpu={gpus}" if gpus > 1 else "--cores 2"
     return f"snakemake {granted} -- " + " ".join(
         f"{plan.results}/{dataset}/{run}.json" for run in dict.fromkeys(missing)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lead.config.experiments import UNTRAINED
 from lead.errors import LeadError
-from lead.plan.runs import SeededRows, split_seed
+from lead.plan.rows import Rows, split_seed
 from lead.report.table import Result, read_result
 
 Values = NDArray[np.float64]
@@ -94,7 +93,7 @@ def together(*runs: Run) -> list[Run] | None:
 class Runs:
     """The results of a dataset that exist, read when they are asked for."""
 
-    def __init__(self, folder: Path, rows: SeededRows) -> None:
+    def __init__(self, folder: Path, rows: Rows) -> None:
         """`folder`: results/{dataset}."""
         self.folder, self.rows = folder, rows
         self.files: dict[str, list[Path]] = {}
@@ -127,7 +126,7 @@ class Runs:
             self._read[name] = Run(
                 name,
                 seeds,
-                name in self.rows and (self.rows[name].method in UNTRAINED or self.rows[name].phase != "distil"),
+                name in self.rows and (not self.rows.method(name).has_model or self.rows[name].phase != "distil"),
                 qids,
                 {m: np.stack(c) for m, c in columns.items()},
                 min(r.depth for r in results),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import lead
+from lead.config.recipe import recipe
 from lead.errors import LeadError
 from lead.store.checksums import identity, sha256
 
@@ -84,7 +85,7 @@ def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
     with contextlib.suppress(LeadError):
         if reference is not None and (weights := pretrained(reference)) is not None:
             inputs[reference] = weights
-    kept = settings.model_dump(mode="json", exclude={"made_by"})
+    kept = {key: value for key, value in recipe(settings).items() if key != "made_by"}
     return {"stage": stage, "settings": kept, "inputs": inputs, "code": code()}
 
 
@@ -93,7 +94,7 @@ def named_files(settings: Any) -> list[Path]:
     from lead.config.load import source_files
     from lead.config.sources import IR_DATASETS
 
-    source, given = getattr(settings, "source", None), getattr(settings, "given", None)
+    source, given = getattr(settings, "source", None), getattr(settings, "external_run", None)
     files = [] if source is None else source_files(source)
     return [Path(name) for name in files + ([given] if given and not given.startswith(IR_DATASETS) else [])]
 

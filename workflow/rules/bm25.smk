@@ -31,7 +31,7 @@ rule bm25:
 
 rule bm25_evaluation:
     input:
-        corpus=one_line(lambda w: plan.corpus(w.dataset)),
+        corpus=one_line(lambda w: plan.datasets[w.dataset].corpus),
         test_queries=f"{DATA}/queries.test.parquet",
     output:
         f"{RESULTS}/{{dataset}}/runs/bm25.parquet",

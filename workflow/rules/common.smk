@@ -3,10 +3,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from lead.plan.snakemake import exactly, load_plan, memories, one_line, one_of, option, slices
+from lead.plan.snakemake import checked, exactly, executions, load_plan, memories, one_line, one_of, option, recipes
+from lead.plan.targets import targets
 
 plan = load_plan(workflow)
-settings = slices(plan)
+settings = recipes(plan)
+execution = executions(plan)
 memory = memories(plan)
 
 RESULTS = plan.results

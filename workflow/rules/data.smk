@@ -1,7 +1,7 @@
 # Raw text to Parquet: corpus, queries and judgements of train, dev and test.
 rule prepare:
     input:
-        sources=one_line(lambda w: plan.source_files(w.dataset)),
+        sources=one_line(lambda w: plan.datasets[w.dataset].source_files),
     output:
         corpus=f"{DATA}/corpus.parquet",
         queries=expand(f"{DATA}/queries.{{split}}.parquet", split=["train", "dev", "test"], allow_missing=True),
@@ -31,8 +31,8 @@ rule prepare:
 # More evaluation queries of a collection: corpus, models, embeddings and index are that one's.
 use rule prepare as prepare_evaluation with:
     input:
-        sources=one_line(lambda w: plan.source_files(w.dataset)),
-        corpus=one_line(lambda w: plan.corpus(w.dataset)),
+        sources=one_line(lambda w: plan.datasets[w.dataset].source_files),
+        corpus=one_line(lambda w: plan.datasets[w.dataset].corpus),
     output:
         queries=f"{DATA}/queries.test.parquet",
         qrels=f"{DATA}/qrels.test.parquet",

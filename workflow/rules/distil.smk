@@ -6,9 +6,9 @@ rule distil:
         qrels=f"{DATA}/qrels.train.parquet",
         dev_queries=f"{DATA}/queries.dev.parquet",
         dev_qrels=f"{DATA}/qrels.dev.parquet",
-        negatives=one_line(lambda w: plan.negatives(w.dataset, w.run)),
-        start=one_line(lambda w: plan.start(w.dataset, w.run)),
-        teacher=one_line(lambda w: plan.teacher(w.dataset, w.run)),
+        negatives=one_line(lambda w: plan[w.dataset, w.run].negatives),
+        start=one_line(lambda w: checked(plan[w.dataset, w.run]).start),
+        teacher=one_line(lambda w: plan[w.dataset, w.run].teacher),
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
         metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
@@ -17,15 +17,16 @@ rule distil:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/distil.{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.frozen()),
+        run=one_of(plan.rows.frozen()),
     retries: 3
     threads: 8
     resources:
         mem_mb=memory("distil"),
         runtime=lambda w, attempt: 1440 * attempt,
-        gpu=lambda w: plan.gpus(w.dataset),
+        gpu=lambda w: plan.datasets[w.dataset].gpus,
     params:
         settings=settings("distil"),
+        execution=execution("distil"),
         teacher_out=lambda w, output: option("teacher-out", output.get("teacher")),
         state=f"{RESULTS}/{{dataset}}/state/{{run}}",
     message:
@@ -35,7 +36,7 @@ rule distil:
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q}"
         " --start {input.start:q} --teacher {input.teacher:q}"
         " --out {output.model:q} {params.teacher_out} --state {params.state:q} --metrics {output.metrics:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+        " --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
 
 
 use rule distil as distil_joint with:
@@ -44,6 +45,6 @@ use rule distil as distil_joint with:
         teacher=directory(f"{RESULTS}/{{dataset}}/models/{{run}}_teacher"),
         metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
     wildcard_constraints:
-        run=one_of(plan.joint()),
+        run=one_of(plan.rows.joint()),
     message:
         "{wildcards.dataset}: distilling {wildcards.run}, teacher and student trained jointly"

@@ -11,7 +11,7 @@ rule evaluate:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/evaluate.{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.runs()),
+        run=one_of(plan.rows),
     threads: 1
     resources:
         mem_mb=memory("evaluate"),

@@ -28,9 +28,9 @@ rule tokenize:
 
 rule encode_passages:
     input:
-        model=one_line(lambda w: plan.model(w.dataset, w.run)),
+        model=one_line(lambda w: plan[w.dataset, w.run].model),
         texts=rules.prepare.output.corpus,
-        tokens=one_line(lambda w: plan.tokens(w.dataset, w.run, w.shard)),
+        tokens=one_line(lambda w: plan[w.dataset, w.run].tokens(w.shard)),
     output:
         f"{RESULTS}/{{dataset}}/embeddings/{{run}}/passages{{shard}}.parquet",
     log:
@@ -39,24 +39,25 @@ rule encode_passages:
         f"{RESULTS}/{{dataset}}/timings/encode.{{run}}.passages{{shard}}.tsv"
     wildcard_constraints:
         shard=r"|\.\d+of\d+",
-    threads: lambda w: plan.encode_threads(w.dataset)
+    threads: lambda w: plan.datasets[w.dataset].encode_threads
     resources:
         mem_mb=memory("encode_passages"),
         runtime=lambda w, attempt: 720 * attempt,
         gpu=1,
     params:
         settings=settings("encode"),
+        execution=execution("encode"),
         tokens=lambda w, input: option("tokens", input.get("tokens")),
     message:
         "{wildcards.dataset}: encoding passages{wildcards.shard} with {wildcards.run}"
     shell:
         "lead encode --model {input.model:q} --texts {input.texts:q} {params.tokens} --out {output:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+        " --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
 
 
 use rule encode_passages as encode_queries with:
     input:
-        model=one_line(lambda w: plan.model(w.dataset, w.run)),
+        model=one_line(lambda w: plan[w.dataset, w.run].model),
         texts=f"{DATA}/queries.{{split}}.parquet",
     output:
         f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.{{split}}.parquet",
@@ -84,7 +85,7 @@ rule index:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/index.{{run}}{{shard}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.runs(kind="de")),
+        run=one_of(plan.rows.ranked_by("search")),
         shard=r"|\.\d+of\d+",
     threads: 8
     resources:
@@ -102,8 +103,8 @@ rule index:
 
 rule mine:
     input:
-        passages=one_line(lambda w: plan.vectors(w.dataset, w.run, w.get("shard"))),
-        indexes=one_line(lambda w: plan.indexes(w.dataset, w.run, w.get("shard"))),
+        passages=one_line(lambda w: plan[w.dataset, w.run].vectors(w.get("shard"))),
+        indexes=one_line(lambda w: plan[w.dataset, w.run].indexes(w.get("shard"))),
         queries=expand(
             f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.{{split}}.parquet",
             split=["train", "dev"],
@@ -118,7 +119,7 @@ rule mine:
         f"{RESULTS}/{{dataset}}/timings/mine.{{run}}.tsv"
     wildcard_constraints:
         dataset=exactly(plan.scattered(False)),
-        run=one_of(plan.runs(kind="de")),
+        run=one_of(plan.rows.ranked_by("search")),
     threads: 8
     resources:
         mem_mb=memory("search"),
@@ -142,7 +143,7 @@ use rule mine as mine_part with:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/mine.{{run}}{{shard}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.runs(kind="de")),
+        run=one_of(plan.rows.ranked_by("search")),
         shard=r"\.\d+of\d+",
     threads: 1
     message:
@@ -151,7 +152,7 @@ use rule mine as mine_part with:
 
 rule gather_negatives:
     input:
-        parts=one_line(lambda w: plan.parts(w.dataset, "negatives", w.run)),
+        parts=one_line(lambda w: plan.datasets[w.dataset].parts("negatives", w.run)),
         queries=rules.mine.input.queries,
         qrels=rules.mine.input.qrels,
     output:
@@ -162,7 +163,7 @@ rule gather_negatives:
         f"{RESULTS}/{{dataset}}/timings/mine.{{run}}.tsv"
     wildcard_constraints:
         dataset=exactly(plan.scattered(True)),
-        run=one_of(plan.runs(kind="de")),
+        run=one_of(plan.rows.ranked_by("search")),
     threads: 1
     resources:
         mem_mb=memory("gather"),
@@ -179,7 +180,7 @@ rule gather_negatives:
 
 rule denoise:
     input:
-        model=one_line(lambda w: plan.model(w.dataset, w.by)),
+        model=one_line(lambda w: plan[w.dataset, w.by].model),
         corpus=rules.prepare.output.corpus,
         queries=expand(f"{DATA}/queries.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
         qrels=expand(f"{DATA}/qrels.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
@@ -191,8 +192,8 @@ rule denoise:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/denoise.{{run}}.{{by}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.runs()),
-        by=one_of(plan.reranking()),
+        run=one_of(plan.rows),
+        by=one_of(plan.rows.ranked_by("rerank")),
     threads: 8
     resources:
         mem_mb=memory("denoise"),
@@ -200,9 +201,10 @@ rule denoise:
         gpu=1,
     params:
         settings=settings("denoise"),
+        execution=execution("denoise"),
     message:
         "{wildcards.dataset}: denoising the negatives of {wildcards.run} with {wildcards.by}"
     shell:
         "lead denoise --model {input.model:q} --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
         " --negatives {input.negatives:q} --out {output:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+        " --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"

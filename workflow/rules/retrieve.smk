@@ -1,8 +1,8 @@
 # Ranked lists of the test queries (section 4.3): search for dual encoders, reranking for ColBERT and cross encoders.
 rule retrieve:
     input:
-        passages=one_line(lambda w: plan.vectors(w.dataset, w.run, w.get("shard"))),
-        indexes=one_line(lambda w: plan.indexes(w.dataset, w.run, w.get("shard"))),
+        passages=one_line(lambda w: plan[w.dataset, w.run].vectors(w.get("shard"))),
+        indexes=one_line(lambda w: plan[w.dataset, w.run].indexes(w.get("shard"))),
         queries=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.test.parquet",
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
@@ -12,7 +12,7 @@ rule retrieve:
         f"{RESULTS}/{{dataset}}/timings/retrieve.{{run}}.tsv"
     wildcard_constraints:
         dataset=exactly(plan.scattered(False)),
-        run=one_of(plan.runs(kind="de")),
+        run=one_of(plan.rows.ranked_by("search")),
     threads: 8
     resources:
         mem_mb=memory("search"),
@@ -37,7 +37,7 @@ use rule retrieve as retrieve_part with:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/retrieve.{{run}}{{shard}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.runs(kind="de")),
+        run=one_of(plan.rows.ranked_by("search")),
         shard=r"\.\d+of\d+",
     threads: 1
     message:
@@ -46,7 +46,7 @@ use rule retrieve as retrieve_part with:
 
 rule gather_run:
     input:
-        parts=one_line(lambda w: plan.parts(w.dataset, "runs", w.run)),
+        parts=one_line(lambda w: plan.datasets[w.dataset].parts("runs", w.run)),
         queries=f"{RESULTS}/{{dataset}}/embeddings/{{run}}/queries.test.parquet",
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
@@ -56,7 +56,7 @@ rule gather_run:
         f"{RESULTS}/{{dataset}}/timings/retrieve.{{run}}.tsv"
     wildcard_constraints:
         dataset=exactly(plan.scattered(True)),
-        run=one_of(plan.runs(kind="de")),
+        run=one_of(plan.rows.ranked_by("search")),
     threads: 1
     resources:
         mem_mb=memory("gather"),
@@ -73,10 +73,10 @@ rule gather_run:
 
 rule rerank:
     input:
-        model=one_line(lambda w: plan.model(w.dataset, w.run)),
-        corpus=one_line(lambda w: plan.corpus(w.dataset)),
+        model=one_line(lambda w: plan[w.dataset, w.run].model),
+        corpus=one_line(lambda w: plan.datasets[w.dataset].corpus),
         queries=f"{DATA}/queries.test.parquet",
-        ranked=one_line(lambda w: plan.rerank_from(w.dataset, w.run)),
+        ranked=one_line(lambda w: plan[w.dataset, w.run].rerank_from),
     output:
         f"{RESULTS}/{{dataset}}/runs/{{run}}.parquet",
     log:
@@ -84,7 +84,7 @@ rule rerank:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/rerank.{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.reranking()),
+        run=one_of(plan.rows.ranked_by("rerank")),
     threads: 8
     resources:
         mem_mb=memory("rerank"),
@@ -92,34 +92,35 @@ rule rerank:
         gpu=1,
     params:
         settings=settings("rerank"),
+        execution=execution("rerank"),
     message:
         "{wildcards.dataset}: reranking with {wildcards.run}"
     shell:
         "lead rerank --model {input.model:q} --corpus {input.corpus:q} --queries {input.queries:q} --ranked {input.ranked:q}"
-        " --out {output:q} --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+        " --out {output:q} --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
 
 
 # Lists that come with a collection, such as MS MARCO's top1000: a run like any other.
-rule given:
+rule external:
     input:
-        lists=one_line(lambda w: plan.given_files(w.dataset)),
-        corpus=one_line(lambda w: plan.corpus(w.dataset)),
+        lists=one_line(lambda w: plan.datasets[w.dataset].external_files),
+        corpus=one_line(lambda w: plan.datasets[w.dataset].corpus),
         queries=f"{DATA}/queries.test.parquet",
     output:
-        f"{RESULTS}/{{dataset}}/runs/given.parquet",
+        f"{RESULTS}/{{dataset}}/runs/external.parquet",
     log:
-        f"{RESULTS}/{{dataset}}/logs/given.log",
+        f"{RESULTS}/{{dataset}}/logs/external.log",
     benchmark:
-        f"{RESULTS}/{{dataset}}/timings/given.tsv"
+        f"{RESULTS}/{{dataset}}/timings/external.tsv"
     threads: 1
     resources:
-        mem_mb=memory("given"),
+        mem_mb=memory("external"),
         runtime=lambda w, attempt: 120 * attempt,
         gpu=0,
     params:
-        settings=settings("given"),
+        settings=settings("external"),
     message:
         "{wildcards.dataset}: reading the lists that come with the queries"
     shell:
-        "lead given --corpus {input.corpus:q} --queries {input.queries:q} --out {output:q}"
+        "lead external --corpus {input.corpus:q} --queries {input.queries:q} --out {output:q}"
         " --settings {params.settings:q} --threads {threads} --log {log:q}"

@@ -1,7 +1,7 @@
 # The paper's tables, rebuilt from every run of the dataset (`runs` of its file, or all that make sense).
 rule tables:
     input:
-        results=one_line(lambda w: plan.targets(w.dataset)),
+        results=one_line(lambda w: targets(plan, w.dataset)),
         paper=one_line(lambda w: plan.checked_paper()),
     output:
         multiext(f"{RESULTS}/{{dataset}}/tables/all", ".md", ".html"),

@@ -6,9 +6,9 @@ rule train:
         qrels=f"{DATA}/qrels.train.parquet",
         dev_queries=f"{DATA}/queries.dev.parquet",
         dev_qrels=f"{DATA}/qrels.dev.parquet",
-        negatives=one_line(lambda w: plan.negatives(w.dataset, w.run)),
-        start=one_line(lambda w: plan.start(w.dataset, w.run)),
-        passages=one_line(lambda w: plan.fixed(w.dataset, w.run)),
+        negatives=one_line(lambda w: plan[w.dataset, w.run].negatives),
+        start=one_line(lambda w: checked(plan[w.dataset, w.run]).start),
+        passages=one_line(lambda w: plan[w.dataset, w.run].passages),
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
         metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
@@ -17,15 +17,16 @@ rule train:
     benchmark:
         f"{RESULTS}/{{dataset}}/timings/train.{{run}}.tsv"
     wildcard_constraints:
-        run=one_of(plan.runs("contrastive")),
+        run=one_of(plan.rows.of_stage("train")),
     retries: 3
     threads: 8
     resources:
         mem_mb=memory("train"),
         runtime=lambda w, attempt: 1440 * attempt,
-        gpu=lambda w: plan.gpus(w.dataset),
+        gpu=lambda w: plan.datasets[w.dataset].gpus,
     params:
         settings=settings("train"),
+        execution=execution("train"),
         start=lambda w, input: option("start", input.start),
         passages=lambda w, input: option("passages", input.passages),
         state=f"{RESULTS}/{{dataset}}/state/{{run}}",
@@ -35,4 +36,4 @@ rule train:
         "lead train --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q} {params.start} {params.passages}"
         " --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"
-        " --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
+        " --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"

@@ -11,10 +11,13 @@ import pytest
 import yaml
 
 from lead.config.load import load
-from lead.config.stages import GivenSettings
-from lead.data.external_run import given
+from lead.config.stages import ExternalSettings
+from lead.data.external_run import external
 from lead.errors import LeadError
+from lead.plan.checks import check
 from lead.plan.plan import Plan
+from lead.plan.stage_settings import settings_of, stage_settings
+from lead.plan.targets import sensible
 from lead.store.tables import SCHEMAS, read_table, write_table
 
 PIDS = ["10", "9", "a b", "d", "07"]
@@ -42,9 +45,9 @@ def folder(tmp_path: Path) -> Path:
 def lists(folder: Path, name: str, content: str, depth: int = 1000) -> dict[str, list[str]]:
     """What the stage makes of a file: passages of each query, in order."""
     (folder / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
-    out = folder / "given.parquet"
-    settings = GivenSettings(given=str(folder / name), depth=depth)
-    given(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=out)
+    out = folder / "external.parquet"
+    settings = ExternalSettings(external_run=str(folder / name), depth=depth)
+    external(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=out)
     table = read_table(out, "ranked")
     found: dict[str, list[str]] = {}
     for row in table.to_pylist():
@@ -63,20 +66,20 @@ def test_layouts(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["top1000.tsv", "top1000.tsv.gz"])
 def test_lists_without_an_order_say_so(folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert lists(folder, name, TOP1000) == {"q2": ["9"], "q1": ["10", "d"]}
-    assert read_table(folder / "given.parquet").schema.metadata[b"about"] == b'{"unordered": true}'
+    assert read_table(folder / "external.parquet").schema.metadata[b"about"] == b'{"unordered": true}'
     assert lists(folder, name, TOP1000, depth=1) == {"q2": ["9"], "q1": ["10"]}
     assert "retrieval.depth 1 cuts them by id, raise it to 2" in caplog.text
     lists(folder, "run.txt", LAYOUTS["run.txt"])
-    assert b"about" not in read_table(folder / "given.parquet").schema.metadata
+    assert b"about" not in read_table(folder / "external.parquet").schema.metadata
 
 
 def test_gzip_and_parquet(folder: Path) -> None:
     assert lists(folder, "run.tsv.gz", LAYOUTS["run.tsv"])["q1"] == ["d", "10"]
     run = pa.table({"qid": ["q1", "q1"], "pid": ["10", "d"], "score": [1.0, 2.0]})
     pa.parquet.write_table(run, folder / "run.parquet")
-    settings = GivenSettings(given=str(folder / "run.parquet"))
-    out = folder / "given.parquet"
-    given(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=out)
+    settings = ExternalSettings(external_run=str(folder / "run.parquet"))
+    out = folder / "external.parquet"
+    external(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=out)
     assert read_table(out, "ranked")["pid"].to_pylist() == ["d", "10"]
 
 
@@ -113,15 +116,17 @@ def test_one_line_for_what_is_wrong(folder: Path, content: str, message: str) ->
     with pytest.raises(LeadError) as e:
         lists(folder, "run.tsv", content)
     assert message in str(e.value) and "\n" not in str(e.value)
-    assert not (folder / "given.parquet").exists()
+    assert not (folder / "external.parquet").exists()
 
 
 def test_archives_and_missing_files(folder: Path) -> None:
     with pytest.raises(LeadError, match="is an archive; unpack it"):
         lists(folder, "top1000.dev.tar.gz", TOP1000)
-    settings = GivenSettings(given=str(folder / "nothing.parquet"))
-    with pytest.raises(LeadError, match=r"given: no file .*nothing.parquet; mend the path"):
-        given(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=folder / "x")
+    settings = ExternalSettings(external_run=str(folder / "nothing.parquet"))
+    with pytest.raises(LeadError, match=r"external_run: no file .*nothing.parquet; fix the path"):
+        external(
+            settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=folder / "x"
+        )
 
 
 @pytest.mark.parametrize(
@@ -141,12 +146,12 @@ def test_a_sealed_source_that_is_damaged_is_not_used(folder: Path) -> None:
     """Its footer says what the pages are; nothing else would notice."""
     lists(folder, "run.tsv", LAYOUTS["run.tsv"])
     damaged = folder / "damaged.parquet"
-    content = bytearray((folder / "given.parquet").read_bytes())
+    content = bytearray((folder / "external.parquet").read_bytes())
     content[content.rindex(b"score") + 1] ^= 1
     damaged.write_bytes(content)
     paths = {"corpus": folder / "corpus.parquet", "queries": folder / "queries.parquet", "out": folder / "x.parquet"}
     with pytest.raises(LeadError, match="damaged"):
-        given(settings=GivenSettings(given=str(damaged)), **paths)
+        external(settings=ExternalSettings(external_run=str(damaged)), **paths)
 
 
 def test_lists_of_ir_datasets(folder: Path) -> None:
@@ -160,25 +165,25 @@ def test_lists_of_ir_datasets(folder: Path) -> None:
 
     (folder / "run.txt").write_text(LAYOUTS["run.txt"])
     ir_datasets.registry.register("leadtest-lists", Dataset(TrecScoredDocs(Local())))
-    out = folder / "given.parquet"
+    out = folder / "external.parquet"
     for id_, message in (("leadtest-lists", None), ("leadtest-no", "ir_datasets has no 'leadtest-no'")):
-        settings = GivenSettings(given=f"ir_datasets:{id_}")
+        settings = ExternalSettings(external_run=f"ir_datasets:{id_}")
         paths = {"corpus": folder / "corpus.parquet", "queries": folder / "queries.parquet", "out": out}
         if message is None:
-            given(settings=settings, **paths)
+            external(settings=settings, **paths)
             assert read_table(out, "ranked")["pid"].to_pylist() == ["9", "d", "10"]
         else:
             with pytest.raises(LeadError, match=message):
-                given(settings=settings, **paths)
+                external(settings=settings, **paths)
 
 
 # --- in the plan -----------------------------------------------------------------------------------------------------
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """The configuration of the DAG tests, with a run `given`."""
+    """The configuration of the DAG tests, with a run `external`."""
     shutil.copytree(Path(__file__).parent / "dag" / "config", tmp_path / "config")
     with (tmp_path / "config" / "experiments.yaml").open("a") as f:
-        f.write("  given: {method: given}\n")
+        f.write("  external: {method: external}\n")
     return tmp_path / "config"
 
 
@@ -190,29 +195,36 @@ def plan(config: Path, **changes: object) -> Plan:
 
 def test_a_dataset_without_lists_has_no_such_run(config: Path) -> None:
     made = plan(config)
-    assert "given" not in made.sensible("docs")
-    with pytest.raises(LeadError, match=r"docs.yaml: key 'given' is missing; name the ranked lists"):
-        made.check("docs", "given")
+    assert "external" not in sensible(made, "docs")
+    with pytest.raises(LeadError, match=r"docs.yaml: key 'external_run' is missing; name the ranked lists"):
+        check(made["docs", "external"])
 
 
 def test_a_missing_file_is_refused_before_any_work(config: Path) -> None:
-    with pytest.raises(LeadError, match=r"docs.yaml: key 'given': .*top1000.tsv does not exist"):
-        plan(config, given="top1000.tsv").check("docs", "given")
+    with pytest.raises(LeadError, match=r"docs.yaml: key 'external_run': .*top1000.tsv does not exist"):
+        check(plan(config, external_run="top1000.tsv")["docs", "external"])
 
 
 def test_lists_are_a_run_and_can_be_reranked(config: Path) -> None:
     (config / "datasets" / "top1000.tsv").write_text(TOP1000)
-    made = plan(config, given="top1000.tsv", settings={"retrieval": {"rerank_from": "given"}})
-    made.check("docs", "given")
-    plan(config, given="nowhere.tsv", settings=made.loaded.datasets["docs"][0].settings).check("docs", "bm25")
-    reranks = {"retrieval": {"rerank_from": "given"}}
-    assert "teacher_cb" not in plan(config, given=None, settings=reranks).sensible("docs")
-    made = plan(config, given="top1000.tsv", settings=reranks)
-    assert made.stages("docs", "given") == ["given", "evaluate"]
-    assert made.rerank_from("docs", "teacher_cb").endswith("docs/runs/given.parquet")
-    assert made.settings("given", "docs")["given"].endswith("config/datasets/top1000.tsv")
-    facts = made.settings("evaluate", "docs", "teacher_cb")["made_by"]
-    assert facts["rerank_from"] == "given" and "given.given" in facts["settings"]
-    assert "given" not in str(made.settings("prepare", "docs"))  # lists are nothing that the collection is made from
-    with pytest.raises(LeadError, match="no run 'given-s2'"):
-        made.check("docs", "given-s2")
+    made = plan(config, external_run="top1000.tsv", settings={"retrieval": {"rerank_from": "external"}})
+    check(made["docs", "external"])
+    check(plan(config, external_run="nowhere.tsv", settings=made.loaded.datasets["docs"][0].settings)["docs", "bm25"])
+    reranks = {"retrieval": {"rerank_from": "external"}}
+    assert "teacher_cb" not in sensible(plan(config, external_run=None, settings=reranks), "docs")
+    made = plan(config, external_run="top1000.tsv", settings=reranks)
+    assert made["docs", "external"].stages == ["external", "evaluate"]
+    assert made["docs", "teacher_cb"].rerank_from.endswith("docs/runs/external.parquet")
+    assert settings_of(made.jobs, "external", "docs")["external_run"].endswith("config/datasets/top1000.tsv")
+    facts = stage_settings(made["docs", "teacher_cb"], "evaluate")["made_by"]
+    assert facts["rerank_from"] == "external" and "external.external" in facts["settings"]
+    assert "external" not in str(
+        settings_of(made.jobs, "prepare", "docs")
+    )  # lists are nothing that the collection is made from
+    with pytest.raises(LeadError, match="the run 'given' is called 'external' now; rename it"):
+        check(made["docs", "given"])
+    old = plan(config, external_run="top1000.tsv", settings={"retrieval": {"rerank_from": "given"}})
+    with pytest.raises(LeadError, match="rerank_from': the run 'given' is called 'external' now; rename it"):
+        check(old["docs", "external"])
+    with pytest.raises(LeadError, match="no run 'external-s2'"):
+        check(made["docs", "external-s2"])

@@ -1,0 +1,104 @@
+"""One dataset as the workflow sees it: its collection, its shards, and the files that it is read from."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+
+from lead.config.load import Loaded, seen_path, source_files, source_paths
+from lead.config.schema import Settings
+from lead.config.sources import IR_DATASETS, AnySource, EvaluationSource, FilesSource
+from lead.errors import LeadError, Named
+from lead.plan.settings import dataset_settings
+
+
+class PlannedDataset:
+    """A file of config/datasets/, and where what is made of it lies.
+
+    data, file: its keys, and the file that they are in. folder: its results. collection: the dataset whose corpus,
+    models and vectors it uses: itself, unless it is more evaluation queries of another dataset.
+    """
+
+    def __init__(self, loaded: Loaded, name: str, collection: PlannedDataset | None = None) -> None:
+        """`collection`: None for a dataset with its own corpus."""
+        self.loaded, self.name = loaded, name
+        self.data, self.file = loaded.datasets[name]
+        self.folder = f"{os.path.normpath(loaded.config.results)}/{name}"  # as Snakemake does it to targets
+        self.collection = collection or self
+
+    @cached_property
+    def settings(self) -> Settings:
+        """Its settings, without those of any run."""
+        return dataset_settings(self.loaded, self.name)
+
+    @property
+    def corpus(self) -> str:
+        """File of the passages that its queries are asked of."""
+        return f"{self.collection.folder}/data/corpus.parquet"
+
+    @property
+    def shards(self) -> list[str]:
+        """Endings of the files of the shards that a corpus is encoded and searched in: .1of2, .2of2; or one, empty."""
+        n = self.collection.data.shards
+        return [f".{i}of{n}" for i in range(1, n + 1)] if n > 1 else [""]
+
+    @property
+    def scattered(self) -> bool:
+        """Whether its shards are searched by one job each.
+
+        More evaluation queries of a collection are few: one job goes from shard to shard.
+        """
+        return self.collection is self and len(self.shards) > 1
+
+    def parts(self, kind: str, run: str) -> list[str]:
+        """Files of a run's lists over each shard, gathered into one; kind: runs or negatives."""
+        return [f"{self.folder}/{kind}/{run}/part{shard}.parquet" for shard in self.shards]
+
+    @property
+    def encode_threads(self) -> int:
+        """Threads of a job that encodes: one for a part of a corpus, whose tokens are stored: parts go together."""
+        return 1 if len(self.shards) > 1 else 8
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a training job asks for."""
+        return self.collection.data.gpus
+
+    @property
+    def source(self) -> AnySource:
+        """Its source, with paths as they are seen from here."""
+        source = self.data.source
+        return source_paths(source, self.file) if isinstance(source, FilesSource | EvaluationSource) else source
+
+    @property
+    def source_files(self) -> list[str]:
+        """Files that it is read from."""
+        return source_files(self.source)
+
+    @property
+    def external_run(self) -> str:
+        """Where the ranked lists are that come with its test queries: a file, or ir_datasets:ID. Raises LeadError."""
+        lists = self.data.external_run
+        if lists is None:
+            raise LeadError(
+                f"{self.file}: key 'external_run' is missing; name the ranked lists that come with the test queries"
+            )
+        return lists if lists.startswith(IR_DATASETS) else seen_path(lists, self.file, "external_run")
+
+    @property
+    def external_files(self) -> list[str]:
+        """Files of the ranked lists that come with its test queries."""
+        lists = self.external_run
+        return [] if lists.startswith(IR_DATASETS) else [lists]
+
+
+def planned_datasets(loaded: Loaded) -> Named[PlannedDataset]:
+    """Every dataset by name, in the order of the configuration."""
+    sources = {name: data.source for name, (data, _) in loaded.datasets.items()}
+    found = {n: PlannedDataset(loaded, n) for n, source in sources.items() if not isinstance(source, EvaluationSource)}
+    found |= {
+        n: PlannedDataset(loaded, n, found[source.of])
+        for n, source in sources.items()
+        if isinstance(source, EvaluationSource)
+    }
+    return Named("dataset", loaded.path.parent / loaded.config.datasets, {name: found[name] for name in sources})

@@ -1,0 +1,141 @@
+"""One run on one dataset: its settings, its stages, and the files that it reads. Asking it checks nothing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from lead.config.experiments import Row
+from lead.config.kinds import Kind
+from lead.config.load import Loaded
+from lead.config.methods import Method
+from lead.config.schema import ModelRef, Settings
+from lead.errors import Named
+from lead.plan.datasets import PlannedDataset
+from lead.plan.rows import Rows, split_seed
+from lead.plan.settings import run_settings
+
+
+class Jobs(dict[tuple[str, str], "Job"]):
+    """Jobs by dataset and run, each made when it is first asked for. Raises LeadError for an unknown name."""
+
+    def __init__(self, loaded: Loaded, rows: Rows, datasets: Named[PlannedDataset]) -> None:
+        super().__init__()
+        self.loaded, self.rows, self.datasets = loaded, rows, datasets
+
+    def __missing__(self, key: tuple[str, str]) -> Job:
+        dataset, run = key
+        planned, row, method = self.datasets[dataset], self.rows[run], self.rows.method(run)
+        self[key] = Job(self, planned, run, row, method, self.rows.kind(run) if method.has_model else None)
+        return self[key]
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run on a dataset.
+
+    method, kind: the records of its method, and of its model's kind (None for a list that is no model's).
+    """
+
+    jobs: Jobs
+    dataset: PlannedDataset
+    run: str
+    row: Row
+    method: Method
+    kind: Kind | None
+
+    def other(self, run: str | None) -> Job:
+        """Another run on the same dataset."""
+        return self.jobs[self.dataset.name, str(run)]
+
+    @cached_property
+    def settings(self) -> Settings:
+        """All settings of the run on the dataset."""
+        return run_settings(self.jobs.loaded, self.jobs.rows, self.dataset.name, self.run)
+
+    @cached_property
+    def stages(self) -> list[str]:
+        """The stages that make this run itself, in order."""
+        if self.kind is None:
+            return [str(self.method.stage), "evaluate"]
+        train = [str(self.method.stage)] if self.method.trains else []
+        if self.kind.ranks_by == "rerank":
+            return [*train, "rerank", "evaluate"]
+        return [*train, "encode", *(["index"] if self.indexes() else []), "retrieve", "evaluate"]
+
+    # --- models ------------------------------------------------------------------------------------------------------
+    @property
+    def model(self) -> str:
+        """Model folder: its own, or, for `teacher_of`, the one that the joint run leaves."""
+        name = self.run if self.row.of is None else f"{self.row.of}_teacher"
+        return f"{self.dataset.collection.folder}/models/{name}"
+
+    @property
+    def start(self) -> list[str]:
+        """Model folder that training goes on from; none when it starts from a pretrained encoder."""
+        return [] if self.row.start is None else [self.other(self.row.start).model]
+
+    @property
+    def teacher(self) -> str:
+        """Model folder of the teacher of a run that distils."""
+        return self.other(self.row.teacher).model
+
+    @property
+    def origin(self) -> Job:
+        """The run that trained the pretrained encoder from which its model grew."""
+        return self.other(self.jobs.rows.origin(self.run))
+
+    @property
+    def encoder(self) -> ModelRef:
+        """The pretrained encoder that its model grew from."""
+        origin = self.origin
+        return origin.settings.models["teacher" if origin.row.init == "teacher" else "student"]
+
+    # --- vectors and lists -------------------------------------------------------------------------------------------
+    @property
+    def negatives(self) -> str:
+        """File of hard negatives that it trains with."""
+        row = self.row
+        name = row.negatives if row.denoise is None else f"{row.negatives}.{row.denoise}"
+        return f"{self.dataset.folder}/negatives/{name}.parquet"
+
+    @property
+    def passages(self) -> list[str]:
+        """Files of passages' vectors that it trains against; none, but for a run that learns queries only."""
+        return self.vectors() if self.row.passages else []
+
+    def vectors(self, shard: str | None = None) -> list[str]:
+        """Files of the vectors that it searches, one a shard, or that of `shard`; evaluation sets share them."""
+        folder = f"{self.dataset.collection.folder}/embeddings/{self.row.passages or self.run}"
+        return [f"{folder}/passages{s}.parquet" for s in (self.dataset.shards if shard is None else [shard])]
+
+    def indexes(self, shard: str | None = None) -> list[str]:
+        """Folders of approximate indexes of these vectors, one for each file; none when search is exact."""
+        if self.jobs[self.dataset.collection.name, self.run].settings.retrieval.index is None:
+            return []
+        return [re.sub(r"/passages([^/]*)\.parquet$", r"/index\1", file) for file in self.vectors(shard)]
+
+    @property
+    def tokenizer(self) -> tuple[str, str, int]:
+        """Name of the store of its passages' token ids; the encoder whose tokenizer it is, and the length of a passage.
+
+        The name is like hub_Luyu_co-condenser-marco-144.
+        """
+        reference, length = self.encoder.reference, self.origin.settings.lengths.passage
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", reference) + f"-{length}", reference, length
+
+    def tokens(self, shard: str) -> list[str]:
+        """Folder of a shard's token ids for its model; none for a corpus in one part, which is tokenized anew."""
+        return [f"{self.dataset.folder}/tokens/{self.tokenizer[0]}/passages{shard}"] if shard else []
+
+    @property
+    def reranked(self) -> str:
+        """The run whose list a ColBERT or cross encoder reranks."""
+        source = self.dataset.settings.retrieval.rerank_from
+        return str(self.jobs.rows.reference(source, split_seed(self.run)[1]))
+
+    @property
+    def rerank_from(self) -> str:
+        """File of the list that a ColBERT or cross encoder reranks."""
+        return f"{self.dataset.folder}/runs/{self.reranked}.parquet"

@@ -1,0 +1,131 @@
+"""The rows of the experiments: what each run is made from, of which kind, for which seed.
+
+`{run}-s2`, `{run}-s3`, .. are runs too: the same row with another seed, made from the rows it names with that seed
+(`seeds` of config.yaml says which of them are made anew, and which are shared by all seeds).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lead.config.experiments import Row
+from lead.config.kinds import KINDS, Kind
+from lead.config.methods import METHODS, RENAMED, Method
+from lead.errors import LeadError, Named
+
+SEED = r"-s(?:[2-9]|[1-9][0-9]{1,8})"  # the first seed has no suffix
+REFERENCES = ("start", "teacher", "passages", "of", "negatives", "denoise")  # keys of a row that name other runs
+
+
+def split_seed(run: str) -> tuple[str, int]:
+    """The name of a run's row, and which seed it is for.
+
+    >>> split_seed("lead_cb-s3"), split_seed("lead_cb")
+    (('lead_cb', 3), ('lead_cb', 1))
+    """
+    match = re.fullmatch(rf"(.+){SEED}", run)
+    return (match[1], int(run[len(match[1]) + 2 :])) if match else (run, 1)
+
+
+def seeded(settings: dict[str, Any], run: str) -> dict[str, Any]:
+    """Settings of a run with its seed: that of the first plus how many seeds came before."""
+    seed = split_seed(run)[1]
+    return settings if seed == 1 else settings | {"seed": settings.get("seed", 1) + seed - 1}
+
+
+class Rows(Named[Row]):
+    """Rows by name; the row of `{name}-s2` is derived from that of `{name}`. Nothing here depends on a dataset."""
+
+    def __init__(self, where: object, rows: Mapping[str, Row], seeds: str = "distil") -> None:
+        """`where`: the experiments file. `seeds`: `distil` or `chain`, as in config.yaml."""
+        super().__init__("run", where, rows)
+        self.where, self.seeds = where, seeds
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the row exists, with or without a seed. BM25 and an external run have no seeds."""
+        base, seed = split_seed(str(name))
+        return super().__contains__(base) and (seed == 1 or self.method(base).has_model)
+
+    def __missing__(self, name: str) -> Row:
+        """The row of a seed: the rows it names are those of the same seed. Raises LeadError."""
+        base, seed = split_seed(name)
+        if name in RENAMED:
+            raise LeadError(f"the run '{name}' is called '{RENAMED[name]}' now; rename it")
+        if seed == 1 or name not in self:
+            return super().__missing__(name)
+        row = self[base]
+        return row.model_copy(update={key: self.reference(getattr(row, key), seed) for key in REFERENCES})
+
+    def reference(self, run: str | None, seed: int) -> str | None:
+        """The run that a run of this seed is made from, where its row names `run`."""
+        if run is None or seed == 1 or run not in self or not self.method(run).has_model:
+            return run
+        return f"{run}-s{seed}" if self.seeds == "chain" or self[run].phase == "distil" else run
+
+    # --- groups of runs ----------------------------------------------------------------------------------------------
+    def of_stage(self, stage: str) -> list[str]:
+        """Runs whose model or list this stage makes."""
+        return [name for name in self if self.method(name).stage == stage]
+
+    def ranked_by(self, way: Literal["search", "rerank"]) -> list[str]:
+        """Runs whose model searches (dual encoders), or reranks the list of another run (ColBERT, cross encoders)."""
+        return [name for name in self if self.method(name).has_model and self.kind(name).ranks_by == way]
+
+    def joint(self) -> list[str]:
+        """Runs that train the teacher too, and so leave a model `<run>_teacher`, on every dataset."""
+        switched = {name: row.settings.get("distil", {}).get("joint", True) for name, row in self.items()}
+        return [name for name in self if self.method(name).joint and switched[name]]
+
+    def frozen(self) -> list[str]:
+        """Runs that distil from a teacher that stays as it is."""
+        joint = self.joint()
+        return [name for name in self.of_stage("distil") if name not in joint]
+
+    # --- one run -----------------------------------------------------------------------------------------------------
+    def method(self, run: str) -> Method:
+        """The record of the run's method."""
+        return METHODS[self[run].method]
+
+    def kind(self, run: str) -> Kind:
+        """The kind of the model that this run evaluates."""
+        return KINDS[self[self.origin(run)].kind]
+
+    def origin(self, run: str) -> str:
+        """The run that trained the pretrained encoder from which this run's model grew."""
+        row = self[run]
+        if row.of is not None:
+            return self.origin(str(self[row.of].teacher))
+        return run if row.init is not None else self.origin(str(row.start))
+
+    def root(self, run: str) -> str:
+        """Which of `models` the run's model grew from: `teacher` or `student`."""
+        return str(self[self.origin(run)].init)
+
+    def generation(self, run: str) -> int:
+        """How many trainings the models that a run trains or learns from have behind them: 0 for a warm-up."""
+        row = self[run]
+        if row.of is not None:
+            return self.generation(row.of)
+        return max((1 + self.generation(name) for name in (row.start, row.teacher) if name is not None), default=0)
+
+    def ancestors(self, run: str) -> list[str]:
+        """A run and every run that it is made from, itself first."""
+        row = self[run]
+        negatives = row.negatives if self.method(run).trains else None
+        found = [run]
+        for name in (row.start, row.teacher, row.passages, row.of, negatives, row.denoise):
+            if name in self:
+                found += [a for a in self.ancestors(str(name)) if a not in found]
+        return found
+
+    def phases(self, run: str) -> list[str]:
+        """Which of `phases` a run's training is in, later ones winning."""
+        row = self[run]
+        if not self.method(run).has_model:
+            return []
+        learnt = [run, row.teacher, *([self[row.of].teacher] if row.of else [])]
+        crossed = any(name is not None and self.kind(name).candidates == "own" for name in learnt)
+        warm_up = crossed and row.init is not None
+        return [row.phase, *(["cross"] if crossed else []), *(["teacher_ce"] if warm_up else [])]

@@ -1,0 +1,203 @@
+"""What each stage reads of a run's settings: keys of its class in lead.config.stages, and nothing else.
+
+The recipe decides what a stage makes: a stage runs again when its recipe changes, and only then. The execution decides
+time and memory (lead.config.recipe).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lead.commands import settings_class
+from lead.config.load import Tree, validate
+from lead.config.recipe import execution, recipe
+from lead.config.schema import Settings
+from lead.config.sources import EvaluationSource
+from lead.errors import Named
+from lead.plan.datasets import PlannedDataset
+from lead.plan.job import Job, Jobs
+
+
+def settings_of(jobs: Jobs, stage: str, dataset: str, name: str | None = None) -> Tree:
+    """The settings of a stage on a dataset. `name`: of the run, or of the tokenizer. Raises LeadError."""
+    if stage == "tokenize":
+        return _tokenizer(jobs, dataset, str(name))
+    if stage in OF_DATASET:  # whatever the run
+        planned = jobs.datasets[dataset]
+        return OF_DATASET[stage](planned, jobs[dataset, stage].settings if stage in jobs.rows else planned.settings)
+    return OF_RUN[stage](jobs[dataset, str(name)])
+
+
+def stage_settings(job: Job, stage: str) -> Tree:
+    """The settings of a stage of this run. Raises LeadError."""
+    return settings_of(job.jobs, stage, job.dataset.name, job.run)
+
+
+def recipe_of(stage: str, settings: Tree) -> Tree:
+    """The keys of a stage's settings that decide what it makes."""
+    return _within(recipe(validate(settings_class(stage), settings, stage)), settings)
+
+
+def execution_of(stage: str, settings: Tree) -> Tree:
+    """The keys of a stage's settings that decide only time and memory."""
+    return _within(execution(validate(settings_class(stage), settings, stage)), settings)
+
+
+def _within(part: Tree, settings: Tree) -> Tree:
+    """The keys of `part` that `settings` has too: those that a run does not read are in neither."""
+    found = {key: (value, settings[key]) for key, value in part.items() if key in settings}
+    return {key: _within(v, s) if isinstance(v, dict) and isinstance(s, dict) else v for key, (v, s) in found.items()}
+
+
+# --- stages of a dataset ---------------------------------------------------------------------------------------------
+def _prepare(dataset: PlannedDataset, s: Settings) -> Tree:
+    source = dataset.source
+    share = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
+    relevance = s.evaluation.relevance
+    return _json(source=source, **share, relevance=relevance, checks=s.checks, expect=dataset.data.expect)
+
+
+def _bm25(dataset: PlannedDataset, s: Settings) -> Tree:
+    r = s.retrieval
+    return _json(bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=s.evaluation.relevance)
+
+
+def _external(dataset: PlannedDataset, s: Settings) -> Tree:
+    return {"external_run": dataset.external_run, "depth": s.retrieval.depth}
+
+
+def _tokenizer(jobs: Jobs, dataset: str, name: str) -> Tree:
+    """The tokenizer and the length of passages of the store of token ids with this name."""
+    stores = [jobs[dataset, run].tokenizer for run in jobs.rows.ranked_by("search")]
+    known = {store: {"reference": reference, "length": length} for store, reference, length in stores}
+    return Named("tokenizer", f"the runs on {dataset}", known)[name]
+
+
+# --- stages of a run -------------------------------------------------------------------------------------------------
+def _train(job: Job) -> Tree:
+    shared, s, row = _training(job), job.settings, job.row
+    if row.init is None:  # the model folder says what kind of model it is
+        return shared
+    scoring = getattr(s.scoring, row.kind)
+    return shared | _json(model=s.models[row.init], kind=row.kind, scoring=scoring, lengths=s.lengths)
+
+
+def _distil(job: Job) -> Tree:
+    distil = job.settings.distil.model_dump(mode="json", include=dict(job.method.reads))
+    return _training(job) | {"method": job.row.method, "distil": distil}
+
+
+def _training(job: Job) -> Tree:
+    s, generation = job.settings, job.jobs.rows.generation(job.run)
+    return _json(seed=s.seed, train=s.train, generation=generation, relevance=s.evaluation.relevance)
+
+
+def _encode(job: Job) -> Tree:
+    return {"fp16": job.settings.retrieval.fp16, **_encoding(job)}
+
+
+def _index(job: Job) -> Tree:
+    return {"index": job.settings.retrieval.index, "seed": job.settings.seed}
+
+
+def _mine(job: Job) -> Tree:
+    s = job.settings
+    return {"mine_depth": s.retrieval.mine_depth, "relevance": s.evaluation.relevance, **_searching(job)}
+
+
+def _denoise(job: Job) -> Tree:
+    s = job.settings
+    return _json(**s.denoise.model_dump(), relevance=s.evaluation.relevance, **_encoding(job))
+
+
+def _retrieve(job: Job) -> Tree:
+    return {"depth": job.settings.retrieval.depth, **_searching(job)}
+
+
+def _rerank(job: Job) -> Tree:
+    r = job.settings.retrieval
+    one_at_a_time = job.kind is not None and job.kind.candidates == "own"  # a cross encoder reads every pair
+    depth = r.cross_depth if one_at_a_time and r.cross_depth is not None else r.rerank_depth
+    return {"rerank_depth": depth, **_encoding(job)}
+
+
+def _evaluate(job: Job) -> Tree:
+    return _json(evaluation=job.settings.evaluation, seed=job.settings.seed, made_by=_made_by(job))
+
+
+def _encoding(job: Job) -> Tree:
+    return {"batch_tokens": job.settings.retrieval.batch_tokens, "precision": job.settings.train.precision}
+
+
+def _searching(job: Job) -> Tree:
+    """What a search reads of an approximate index's settings; nothing when it is exact."""
+    r = job.settings.retrieval
+    return {} if r.index is None else {"index_parameters": r.index_parameters}
+
+
+OF_DATASET: dict[str, Callable[[PlannedDataset, Settings], Tree]] = {
+    "prepare": _prepare,
+    "bm25": _bm25,
+    "external": _external,
+}
+OF_RUN: Named[Callable[[Job], Tree]] = Named(
+    "stage",
+    "lead.plan.stage_settings",
+    {
+        "train": _train,
+        "distil": _distil,
+        "encode": _encode,
+        "index": _index,
+        "mine": _mine,
+        "denoise": _denoise,
+        "retrieve": _retrieve,
+        "rerank": _rerank,
+        "evaluate": _evaluate,
+    },
+)
+LISTING = ("bm25", "external", "retrieve", "rerank")  # stages that an evaluation set has of its own
+
+
+# --- the whole chain -------------------------------------------------------------------------------------------------
+def _made_by(job: Job) -> Tree:
+    """What a result tells of its making: the recipe of every stage behind it, by `run.stage`."""
+    jobs, dataset = job.jobs, job.dataset.name
+    collection = job.dataset.collection.name
+    made = {"prepare": _recipe(jobs, "prepare", collection)}
+    if collection != dataset:
+        made["prepare_evaluation"] = _recipe(jobs, "prepare", dataset)
+    lists = [job.run, *([job.reranked] if "rerank" in job.stages else [])]
+    for listed in lists:
+        for name in jobs.rows.ancestors(listed):
+            behind = jobs[collection, name]
+            # of the runs whose lists are read, all stages; of the others, what made their model or negatives
+            stages = [stage for stage in jobs[dataset, name].stages if stage != "evaluate"]
+            for stage in stages if name in lists else stages[:1]:
+                of = dataset if stage in LISTING and name in lists else collection
+                made[f"{name}.{stage}"] = _recipe(jobs, stage, of, name)
+            row = behind.row
+            if behind.method.trains and row.negatives != "bm25":
+                searched = [*_vector_stages(behind.other(row.negatives)), "mine"]
+                made |= {f"{row.negatives}.{s}": _recipe(jobs, s, collection, row.negatives) for s in searched}
+            if row.passages is not None:
+                stages = _vector_stages(behind.other(row.passages))
+                made |= {f"{row.passages}.{s}": _recipe(jobs, s, collection, row.passages) for s in stages}
+            if row.denoise is not None:
+                denoised = f"{row.negatives}.{row.denoise}.denoise"
+                made[denoised] = _recipe(jobs, "denoise", collection, row.negatives)
+    facts = {"dataset": dataset, "run": job.run, "settings": made}
+    return facts if len(lists) == 1 else {**facts, "rerank_from": lists[1]}
+
+
+def _recipe(jobs: Jobs, stage: str, dataset: str, run: str | None = None) -> Tree:
+    return recipe_of(stage, settings_of(jobs, stage, dataset, run))
+
+
+def _vector_stages(job: Job) -> list[str]:
+    """The stages that make a dual encoder's vectors of passages ready for search."""
+    return [stage for stage in job.stages if stage in ("encode", "index")]
+
+
+def _json(**parts: Any) -> Tree:
+    return {k: v.model_dump(mode="json") if hasattr(v, "model_dump") else v for k, v in parts.items()}

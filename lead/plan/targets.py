@@ -1,0 +1,84 @@
+"""Which results a dataset gets, and what a target on the command line of Snakemake is checked for."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from lead.config.recipe import recipe
+from lead.errors import LeadError, nearest
+from lead.plan.checks import check, check_grant, check_meant, check_models
+from lead.plan.job import Job
+from lead.plan.plan import Plan
+from lead.plan.rows import split_seed
+
+
+def check_target(plan: Plan, target: str, gpus: int | None = None) -> None:
+    """Check the job of a target like results/demo/lead_cb.json, the dataset of any other file there. Raises LeadError.
+
+    Other targets pass. `gpus`: how many are granted, if that is known.
+    """
+    path = Path(os.path.normpath(target))
+    if not path.is_relative_to(plan.results) or len(below := path.relative_to(plan.results).parts) < 2:
+        return
+    _ = plan.datasets[below[0]]
+    if path.suffix == ".json" and len(below) == 2:
+        job = plan[below[0], path.stem]
+        check(job)
+        if gpus is not None:
+            check_grant(job, gpus)
+
+
+def targets(plan: Plan, dataset: str) -> list[str]:
+    """Result files of the dataset's `runs`, or of every run that makes sense on it, with their further seeds.
+
+    These are as many as `repeats` wants, and those that are there. Of runs that are the same here (`twin`) the
+    first is enough, unless `runs` names them.
+    """
+    planned, rows = plan.datasets[dataset], plan.rows
+    data = planned.data
+    for name in data.runs or []:
+        if name not in rows:
+            raise LeadError(f"{planned.file}: key 'runs': no run '{name}'; {nearest(name, rows)}")
+    chosen = data.runs
+    if chosen is None:
+        chosen = [n for n in sensible(plan, dataset) if n in data.repeats or twin(plan[dataset, n]) == n]
+    for name in data.repeats:
+        if name not in chosen or f"{name}-s2" not in rows:
+            seeded = [n for n in chosen if f"{n}-s2" in rows]
+            hint = nearest(name, seeded)
+            raise LeadError(f"{planned.file}: key 'repeats': '{name}' is no run of it with seeds; {hint}")
+    seeds = [f"{n}-s{seed}" for n in chosen for seed in range(2, data.repeats.get(n, 1) + 1)]
+    found = (path.stem for path in sorted(Path(planned.folder).glob("*-s*.json")))
+    there = [n for n in found if split_seed(n)[1] != 1 and split_seed(n)[0] in chosen and n in rows]
+    return [f"{planned.folder}/{n}.json" for n in dict.fromkeys([*chosen, *seeds, *there])]
+
+
+def sensible(plan: Plan, dataset: str) -> list[str]:
+    """Runs that make sense on a dataset: meant for it, with layers that its models have, and lists that it has."""
+    return [name for name in plan.rows if _makes_sense(plan[dataset, name])]
+
+
+def _makes_sense(job: Job) -> bool:
+    lists = job.reranked if "rerank" in job.stages else job.run
+    if lists == "external" and job.dataset.data.external_run is None:
+        return False
+    try:
+        check_meant(job)
+        for name in job.jobs.rows.ancestors(job.run):
+            check_models(job.other(name))
+    except LeadError:
+        return False
+    return True
+
+
+def twin(job: Job) -> str:
+    """The first run that does exactly what this one does on its dataset (`lead_cb` for its own K), or itself."""
+    return next((name for name in job.jobs.rows if _what(job.other(name)) == _what(job)), job.run)
+
+
+@functools.lru_cache(maxsize=1024)
+def _what(job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
+    return job.row.model_dump(exclude={"about", "settings"}), recipe(job.settings)
