@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from lead.errors import LeadError
 from lead.store.atomic import atomic_file
-from lead.store.checksums import MANIFEST, read_checksum, sha256, write_checksum
+from lead.store.checksums import check_folder as check_folder
+from lead.store.checksums import read_checksum, write_checksum
 from lead.store.provenance import KEY, current, dumps
 
 ABOUT = "about"  # key of a table's metadata: what its maker has to say of it, as JSON
@@ -37,29 +38,6 @@ SCHEMAS: dict[str, pa.Schema] = {
     "ranked": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]),
     "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
 }
-
-
-def check_folder(path: str | Path) -> Path:
-    """`path`, once every file in its manifest is found there with the right checksum. Raises LeadError."""
-    path = Path(path)
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if not isinstance(manifest, dict):
-            raise ValueError("not a JSON object")
-    except FileNotFoundError:
-        raise LeadError(
-            f"{path} is not a folder written by lead (no {MANIFEST}); rerun the stage that makes it"
-        ) from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise LeadError(f"{path / MANIFEST} cannot be read ({e}); delete {path} and rerun its stage") from e
-    for name, expected in manifest.items():
-        file = path / name
-        if not file.is_file() or sha256(file) != expected:
-            raise LeadError(f"{file} is missing or damaged (checksum); delete {path} and rerun its stage")
-    for file in path.rglob("[!.]*"):
-        if file.is_file() and str(file.relative_to(path)) not in {*manifest, MANIFEST}:
-            raise LeadError(f"{file} was not written by lead with the rest of {path}; move it away")
-    return path
 
 
 def write_table(
