@@ -82,7 +82,7 @@ def _search_batch(
 def _products(queries: Floats, passages: Floats, candidates: Ints) -> Floats:
     """Inner products [b, c] of `queries` [b, d] with their `candidates` [b, c] among `passages`; -inf for candidate -1.
 
-    Rounded once: products of two float32 are exact in float64, and einsum adds them in an order that depends on d alone.
+    Rounded once: products of two float32 are exact in float64, and einsum adds them in an order set by d alone.
     """
     result = np.empty(candidates.shape, dtype=np.float32)
     for row, query, chosen in zip(result, queries.astype(np.float64), candidates, strict=True):

@@ -49,9 +49,7 @@ def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
 def _remove(path: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if path.is_dir():
-        with contextlib.suppress(
-            OSError
-        ):  # renamed first: a process that writes into it fails, and saves no part of it
+        with contextlib.suppress(OSError):  # renamed first: a process that still writes into it fails
             path = path.rename(path.with_suffix(f".{secrets.token_hex(4)}.tmp"))
         shutil.rmtree(path, ignore_errors=True)
     else:
