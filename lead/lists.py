@@ -1,4 +1,4 @@
-"""Ranked lists as arrays and tables: the best of some scores, ranks, and the order of ids."""
+"""Ranked lists as arrays and tables: the best scores, ranks, and the order of ids."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ranks(groups: NDArray[Any]) -> Ints:
 def ranked_table(
     qids: pa.Array, pids: pa.Array, queries: Ints, passages: Ints, scores: NDArray[np.floating[Any]]
 ) -> pa.Table:
-    """Make a `ranked` table of m rows from positions in `qids` and `pids` [m], a query's rows together, best first."""
+    """Make a `ranked` table from m positions in `qids` and `pids`; a query's rows come together, best first."""
     columns = {"qid": qids.take(pa.array(queries)), "pid": pids.take(pa.array(passages))}
     return pa.table(columns | {"rank": ranks(queries), "score": scores}).cast(SCHEMAS["ranked"])
 

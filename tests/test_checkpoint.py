@@ -77,7 +77,7 @@ def test_a_checkpoint_is_safetensors_and_json_only(tmp_path: Path) -> None:
     steps(models, optimizer, 0, 1)
     checkpoint.save(tmp_path, 1, models, optimizer, {"lines": []}, keep=1)
     assert sorted(p.name for p in (tmp_path / "step-00000001").iterdir()) == [
-        "manifest.json",
+        "SHA256SUMS",
         "optimizer.safetensors",
         "state.json",
         "student.safetensors",
@@ -95,7 +95,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-FILES = ["student.safetensors", "teacher.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+FILES = ["student.safetensors", "teacher.safetensors", "optimizer.safetensors", "state.json", "SHA256SUMS"]
 DAMAGE: dict[str, Any] = {
     f"{how.__name__} {name}": lambda f, how=how, name=name: how(f / name)
     for name in FILES

@@ -232,7 +232,7 @@ def test_verify_notices_an_intact_file_in_the_place_of_another(inside: Path) -> 
 
 @pytest.mark.parametrize(
     ("name", "at"),
-    [("models/fd_ce/model.safetensors", 2000), ("models/fd_ce/manifest.json", 40), ("models/fd_ce/made_by.json", 40),
+    [("models/fd_ce/model.safetensors", 2000), ("models/fd_ce/SHA256SUMS", 40), ("models/fd_ce/made_by.json", 40),
      ("runs/student.parquet", 100), ("runs/student.parquet", -60), ("data/corpus.parquet", -9),
      ("embeddings/student/passages.1of2.parquet", 60), ("data/report.json", 60), ("student.json", 200)],
 )  # fmt: skip

@@ -229,11 +229,11 @@ def tables(name: str) -> list[str]:
 
 
 CASES = [(stage, table) for stage in EVERY if stage in STAGES for table in tables(stage)]
-FILES = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "lead.json", "manifest.json"]
+FILES = ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "lead.json", "SHA256SUMS"]
 FOLDERS = [
     *(("encode", "de", file) for file in FILES),
-    *(("encode tokens", "tokens", file) for file in ("tokens.safetensors", "tokens.json", "manifest.json")),
-    *(("retrieve approximately", "index", file) for file in ("index.faiss", "index.json", "manifest.json")),
+    *(("encode tokens", "tokens", file) for file in ("tokens.safetensors", "tokens.json", "SHA256SUMS")),
+    *(("retrieve approximately", "index", file) for file in ("index.faiss", "index.json", "SHA256SUMS")),
 ]
 
 

@@ -17,7 +17,8 @@ from lead.errors import LeadError
 from lead.methods.layers import check_layers
 from lead.plan.plan import Plan
 from lead.store.atomic import atomic_folder
-from lead.store.tables import MANIFEST, write_table
+from lead.store.checksums import MANIFEST
+from lead.store.tables import write_table
 from lead.train.stages import _clear
 
 ROOT = Path(__file__).parents[1]

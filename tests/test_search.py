@@ -15,6 +15,7 @@ from lead.errors import LeadError
 from lead.lists import best, ranks
 from lead.retrieval import engine, search
 from lead.retrieval.engine import load_faiss, openblas_coretype
+from lead.store import vectors as vectors_module
 from lead.store.tables import read_table, write_table
 from lead.store.vectors import read_vectors, write_vectors
 
@@ -125,7 +126,7 @@ def test_best_and_ranks() -> None:
 
 @pytest.mark.parametrize("fp16", [False, True])
 def test_vectors_round_trip(tmp_path: Path, fp16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "ROW_GROUP", 20)  # several row groups
+    monkeypatch.setattr(vectors_module, "ROW_GROUP", 20)  # several row groups
     vectors = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float16 if fp16 else np.float32)
     ids = [f"id {i}" for i in range(11)]
     write_vectors(ids, vectors.astype(np.float32), tmp_path / "v.parquet", fp16=fp16)

@@ -1,4 +1,4 @@
-"""The texts of a corpus, mapped into memory: any of them at once, whatever its size and the number of ranks."""
+"""The texts of a corpus, mapped into memory: any text at once, whatever the size and the number of ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lead.store.tables import SCHEMAS, open_table, without_nulls
 
 
 class Ranks(Protocol):
-    """What ranks must do together to share a file: lead.train.exchange.Exchange."""
+    """What ranks do together to share a file; lead.train.exchange.Exchange does it."""
 
     rank: int
 
@@ -29,16 +29,16 @@ class Ranks(Protocol):
 
 
 def mapped(corpus: Path, beside: Path, ranks: Ranks | None = None) -> pa.Table:
-    """A corpus whose ids and texts stay on disk: in an uncompressed file, gone when nobody reads it any more.
+    """A corpus whose ids and texts stay on disk, in an uncompressed temporary file beside the path `beside`.
 
-    The file has a name of its own in the folder of `beside`; all `ranks` share the one that the first of them writes.
-    Memory: what the system keeps of it, which it can drop at any time; one row group while it is written. Raises
-    LeadError for a damaged corpus, and where nothing can be written or mapped.
+    The first of the `ranks` writes it, and all map it. Its name is removed at once; the system frees the file when no
+    process maps it any more. Memory: one row group while it is written; the system's cache of the file. Raises
+    LeadError for a damaged corpus, and if the file cannot be written or mapped.
     """
     with contextlib.ExitStack() as stack:
         name = ""
         if ranks is None or ranks.rank == 0:
-            file = stack.enter_context(scratch_file(beside))  # what is mapped stays when its name has gone
+            file = stack.enter_context(scratch_file(beside))  # mapped pages stay when the name is gone
             _write(corpus, file)
             name = str(file)
         name = name if ranks is None else ranks.told(name)
@@ -59,7 +59,7 @@ def _write(corpus: Path, file: Path) -> None:
 
 
 def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
-    """Strings of these rows. Arrow's own `take` joins all chunks first, which copies, and fails above 2 GB of text."""
+    """Strings of these rows. Arrow's `take` would join all chunks first: a copy, and an error above 2 GB of text."""
     starts, wanted = np.cumsum([0, *map(len, column.chunks)]), np.asarray(rows, dtype=np.int64)
     chunks = np.searchsorted(starts, wanted, side="right") - 1
     places = zip(chunks.tolist(), (wanted - starts[chunks]).tolist(), strict=True)

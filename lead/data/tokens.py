@@ -1,7 +1,7 @@
 """Passages as token ids on disk: tokenized once, for every model with the same tokenizer and length.
 
 A store is a folder with `tokens.safetensors` (ids [tokens], of 16 bits if the vocabulary allows, and ends [n]), which
-is mapped into memory, `tokens.json` (tokenizer, length) and a manifest of checksums.
+is mapped into memory, `tokens.json` (tokenizer, length) and checksums.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOKENS, DESCRIPTION = "tokens.safetensors", "tokens.json"
 
 
 def tokenizer_sum(tokenizer: Any) -> str:
-    """SHA-256 of a fast tokenizer: everything that makes ids from a text, but for cutting and padding."""
+    """SHA-256 of a fast tokenizer, without its settings for truncation and padding."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     parts = {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -38,8 +38,8 @@ def tokenizer_sum(tokenizer: Any) -> str:
 def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:
     """Write the token ids of all passages, or of one shard of them, cut to `length` tokens.
 
-    Memory: `CHUNK` texts with their ids, and 2 bytes a token of the shard. Raises LeadError for a file of other
-    columns, or a tokenizer that cannot be loaded.
+    Memory: `CHUNK` texts with their ids, and 2 bytes for each token of the shard. Raises LeadError for a file with
+    other columns, or a tokenizer that cannot be loaded.
     """
     file = open_table(texts, "corpus")
     tokenizer = load_tokenizer(resolve(settings.reference), settings.reference)
@@ -60,10 +60,10 @@ def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:
 
 
 class Tokens:
-    """Token ids of n passages, read from the mapped file as they are asked for."""
+    """Token ids of n passages, read from the mapped file on demand."""
 
     def __init__(self, folder: Path, tokenizer: Any, length: int, n: int) -> None:
-        """Open a store. Raises LeadError when it is damaged, or of another tokenizer, length or number of passages."""
+        """Open a store. Raises LeadError if it is damaged, or of another tokenizer, length or number of passages."""
         description = read_json(check_folder(folder) / DESCRIPTION)
         self._file = safe_open(folder / TOKENS, "numpy")
         self._ids, self._ends = self._file.get_slice("ids"), self._file.get_tensor("ends")

@@ -1,7 +1,7 @@
-"""What proposes candidates for a search: faiss's exact search, on the CPU or on a GPU, or an approximate index.
+"""Engines propose candidates for a search: faiss's exact search, on the CPU or on a GPU, or an approximate index.
 
-faiss only proposes: scores of candidates are computed again in float64 (lead.retrieval.search), so they are exact
-whatever the engine. An exact engine finds the true lists, an approximate one most of them.
+The scores of candidates are computed again in float64 (lead.retrieval.search), so they are exact with every engine. An
+exact engine finds all passages of the true lists, an approximate one most of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Engine:
     """
 
     propose: Callable[[Floats, int], tuple[Floats, Ints]]
-    exact: bool = True  # whether the k best are proposed, up to rounding in float32
+    exact: bool = True  # whether it proposes the k best, up to rounding in float32
 
 
 # --- faiss -----------------------------------------------------------------------------------------------------------
@@ -59,9 +59,9 @@ def _cpu_flags() -> list[str]:
 
 
 def load_faiss() -> Any:
-    """Import faiss, late because its OpenBLAS reads the environment when it is loaded.
+    """Import faiss. Its OpenBLAS reads the environment when it is loaded.
 
-    The OpenBLAS inside the wheel is older than many CPUs and falls back to kernels that are several times slower.
+    The OpenBLAS inside the wheel does not know newer CPUs; without a name it would take kernels that are much slower.
     """
     coretype = openblas_coretype(_cpu_flags())
     if coretype is not None:
@@ -72,17 +72,17 @@ def load_faiss() -> Any:
 
 
 def reason(error: RuntimeError) -> str:
-    """What an exception of faiss says, in one line, without where in faiss it was raised."""
+    """The message of an exception of faiss in one line, without the place in faiss's source."""
     return " ".join(re.sub(r"^Error in .*? at \S+:\d+: ", "", str(error), flags=re.DOTALL).split())
 
 
 # --- exact search ----------------------------------------------------------------------------------------------------
 def exact_engine(passages: Floats, gpu: int | None = None) -> Engine:
-    """All of `passages` [n, d] are compared, on the CPU or on the GPU of this number, which then holds a copy."""
+    """Compares all of `passages` [n, d], on the CPU, or on GPU number `gpu`, which then holds a copy of them."""
     faiss = load_faiss()
 
     def on_cpu(queries: Floats, k: int) -> tuple[Floats, Ints]:
-        # what IndexFlatIP.search calls, without the copy of all passages that an index would hold
+        # the same computation as IndexFlatIP.search, without its copy of all passages
         products, rows = faiss.knn(queries, passages, k, metric=faiss.METRIC_INNER_PRODUCT)
         return products, rows
 
@@ -97,14 +97,14 @@ def exact_engine(passages: Floats, gpu: int | None = None) -> Engine:
 
 @cache
 def _gpu_resources() -> Any:
-    """Scratch memory and streams of the GPU that this process searches on."""
+    """Scratch memory and streams of this process's GPU."""
     return load_faiss().StandardGpuResources()
 
 
 def search_gpu(gpu: int) -> int | None:
-    """Number of the GPU to search on, or None for the CPU: no GPU is granted, or faiss was built without.
+    """Number of the GPU to search on; None for the CPU: no GPU was asked for, or faiss was built without GPUs.
 
-    Raises LeadError when a GPU is granted but absent.
+    Raises LeadError if a GPU was asked for and is absent.
     """
     if gpu == 0:
         return None
@@ -112,7 +112,7 @@ def search_gpu(gpu: int) -> int | None:
 
     chosen = device(gpu).index
     if not load_faiss().get_num_gpus():
-        log.warning("--gpu %d: this faiss knows no GPU (faiss-cpu, not faiss-gpu): searching on the CPU", gpu)
+        log.warning("--gpu %d: this faiss has no GPU support (faiss-cpu, not faiss-gpu): searching on the CPU", gpu)
         return None
     return int(chosen)
 
@@ -141,9 +141,9 @@ def _set_parameters(made: Any, index: str, parameters: str | None) -> None:
 
 
 def check_index(index: str | None, parameters: str | None, width: int | None) -> None:
-    """Refuse an index and its parameters that faiss does not take, before any work. Raises LeadError.
+    """Raises LeadError if faiss does not take this index with these parameters.
 
-    `width`: of the vectors; None where it is not known, and any usual one will do.
+    `width`: of the vectors; None if it is not known: then faiss must take one of `WIDTHS`.
     """
     if index is None:
         if parameters is not None:
@@ -161,7 +161,7 @@ def check_index(index: str | None, parameters: str | None, width: int | None) ->
 def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> tuple[Engine, str]:
     """The engine of an index that `lead index` made of `passages`, and its index_factory string.
 
-    Raises LeadError for a damaged index, one of other vectors, or parameters that it does not take.
+    Raises LeadError for a damaged index, an index of other vectors, or parameters that it does not take.
     """
     description = read_json(check_folder(folder) / DESCRIPTION)
     if description["passages"] != identity(passages):
@@ -172,10 +172,7 @@ def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> 
 
 
 def write_index(index: Any, folder: Path, description: dict[str, Any]) -> None:
-    """Write a faiss index and what it was made of into a folder, which lead.store.tables is about to put in place.
-
-    Raises OSError where nothing more can be written.
-    """
+    """Write a faiss index and its description into a folder, inside `atomic_folder`. Raises OSError."""
     try:
         load_faiss().write_index(index, str(folder / INDEX))
     except RuntimeError as e:

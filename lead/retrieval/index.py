@@ -21,10 +21,10 @@ SAMPLE = 1 << 17  # vectors that an index is trained on, at most
 
 
 def index(*, settings: IndexSettings, passages: Path, out: Path) -> None:
-    """Train an index on a sample of a shard's vectors, drawn with the seed, and add all of them.
+    """Train an index on a sample of a shard's vectors, drawn with the seed, then add all vectors.
 
-    Deterministic: one thread adds, for the edges of a graph depend on the order. Memory: the vectors, and the index
-    (which for Flat and HNSW holds them again). Raises LeadError when there are too few vectors to train it.
+    Deterministic: one thread adds, since the edges of a graph depend on the order. Memory: the vectors and the index
+    (Flat and HNSW hold the vectors again). Raises LeadError if there are too few vectors to train it.
     """
     _, vectors = read_vectors(passages)
     made = make_index(settings.index, vectors.shape[1])

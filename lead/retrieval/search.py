@@ -1,9 +1,9 @@
-"""Search over vectors by inner product (eq. 1, section 4.3), with results that depend on nothing but the vectors.
+"""Search over vectors by inner product (eq. 1, section 4.3). The lists depend on the vectors and ids alone.
 
 A float32 matrix product rounds differently with the CPU, the thread count, the batch and the position of a passage.
-So faiss only proposes: it fetches somewhat more than k passages, their scores are computed again in float64, and a
-bound on the rounding error tells whether a passage that was not fetched could belong to the top k. If so, more are.
-With an approximate index (`retrieval.index`) scores are as exact, but passages may be missed: how many is measured.
+So faiss only proposes candidates, somewhat more than k. Their scores are computed again in float64. A bound on the
+rounding error tells whether a passage that was not proposed could belong to the top k; if so, more are proposed. With
+an approximate index (`retrieval.index`) scores are exact too, but passages may be missed: `recall` measures how many.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lead.errors import LeadError
-from lead.lists import Floats, Ints, alphabetical, best, ranked_table
+from lead.lists import Floats, Ints, alphabetical, ranked_table
 from lead.retrieval.engine import Engine, approximate_engine, exact_engine, search_gpu
 from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
 
 BATCH = 1024  # queries; below about 512 the matrix product of a batch is too small for the BLAS to be fast
-FETCHED = 2**25  # entries of the list that faiss returns for a batch, at most: bounds memory when k is large
+FETCHED = 2**23  # candidates of a batch, at most: bounds memory (some 36 bytes each) when k is large
 RECALL_QUERIES = 256  # of each file, evenly spaced: an approximate index's recall is measured on them
 
 
@@ -36,15 +36,16 @@ def search(
 ) -> Iterator[tuple[Ints, Ints, Floats]]:
     """Top k of `passages` [n, d] for `queries` [m, d], a batch of b queries at a time.
 
-    Yields (queries [b], passages [b, k], scores [b, k]): the positions of the batch's queries, those of their best
+    Yields (queries [b], passages [b, k], scores [b, k]): positions of the batch's queries, positions of their best
     passages, and the inner products, correct to the last bit of float32. Scores fall along a row; equal scores are
     ordered by `order` [n], also at the cut-off, so the order of `passages` does not matter. k is at most n.
-    `engine`: what proposes (default: faiss on the CPU, exact); an approximate one may leave passages -1 at a row's end.
+    `engine` proposes candidates (default: faiss on the CPU, exact). An approximate one may find fewer than k: the row
+    then ends with passages -1, scores -inf.
     """
     engine = engine or exact_engine(passages)
     k = min(k, len(passages))
     # |fl(q.p) - q.p| <= d u |q| |p| in any order of summation, u = 2**-24; the rest is room for rounding the true score
-    longest = max((float(np.linalg.norm(block, axis=1).max()) for block in _blocks(passages)), default=0.0)
+    longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0))
     slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * longest * np.linalg.norm(queries, axis=1)
     with tqdm(total=len(queries), desc="search", unit="query", disable=None) as progress:
         for start in range(0, len(queries), BATCH):
@@ -58,36 +59,35 @@ def _search_batch(
     queries: Floats, passages: Floats, k: int, order: Ints, slack: NDArray[Any], engine: Engine
 ) -> tuple[Ints, Floats]:
     """Passages and scores [b, k] for `queries` [b, d]; `slack` [b] bounds the error of faiss's scores."""
-    found = np.full((len(queries), k), -1, dtype=np.int64)
-    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    found = np.empty((len(queries), k), dtype=np.int64)
+    scores = np.empty((len(queries), k), dtype=np.float32)
     rows = np.arange(len(queries) if k else 0)
-    fetch = k + k // 8 + 64 if engine.exact else 2 * k  # an approximate index has another order: it is put right below
+    fetch = k + k // 8 + 64 if engine.exact else 2 * k  # an approximate index may have another order
     while rows.size:
         fetch = min(fetch, len(passages))
-        unsure: list[int] = []
+        unsure = [rows[:0]]
         for part in np.array_split(rows, -(-rows.size * fetch // FETCHED)):
-            for row, products, proposed in zip(part.tolist(), *engine.propose(queries[part], fetch), strict=True):
-                candidates = proposed[proposed >= 0]
-                exact = _products(queries[row], passages[candidates])
-                top = best(exact, order[candidates], k)
-                found[row, : len(top)], scores[row, : len(top)] = candidates[top], exact[top]
-                # a passage that was not fetched scores at most as the last that was, + slack
-                if engine.exact and fetch < len(passages) and float(products[-1]) + slack[row] >= scores[row, -1]:
-                    unsure.append(row)
-        rows, fetch = np.array(unsure, dtype=np.int64), 2 * fetch
+            products, candidates = engine.propose(queries[part], fetch)
+            exact = _products(queries[part], passages, candidates)
+            best = np.lexsort((order[candidates], -exact))[:, :k]
+            found[part] = np.take_along_axis(candidates, best, axis=1)
+            scores[part] = np.take_along_axis(exact, best, axis=1)
+            # a passage that was not proposed scores at most as the last proposed one, + slack
+            if engine.exact and fetch < len(passages):
+                unsure.append(part[products[:, -1] + slack[part] >= scores[part, -1]])
+        rows, fetch = np.concatenate(unsure), 2 * fetch
     return found, scores
 
 
-def _blocks(vectors: Floats) -> Iterator[Floats]:
-    return (vectors[start : start + 2**16] for start in range(0, len(vectors), 2**16))
+def _products(queries: Floats, passages: Floats, candidates: Ints) -> Floats:
+    """Inner products [b, c] of `queries` [b, d] with their `candidates` [b, c] among `passages`; -inf for candidate -1.
 
-
-def _products(query: Floats, passages: Floats) -> Floats:
-    """Inner products of `query` [d] with each of `passages` [c, d], rounded once.
-
-    Products of two float32 are exact in float64, and NumPy sums each row in an order that depends on d alone.
+    Rounded once: products of two float32 are exact in float64, and einsum adds them in an order set by d alone.
     """
-    result: Floats = (passages.astype(np.float64) * query.astype(np.float64)).sum(axis=1).astype(np.float32)
+    result = np.empty(candidates.shape, dtype=np.float32)
+    for row, query, chosen in zip(result, queries.astype(np.float64), candidates, strict=True):
+        row[:] = np.einsum("cd,d->c", passages[chosen].astype(np.float64), query)
+    result[candidates < 0] = -np.inf
     return result
 
 

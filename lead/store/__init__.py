@@ -1,1 +1,1 @@
-"""Artifacts on disk: tables, folders, atomic writes, checksums, and how each was made."""
+"""Artifacts on disk: tables, folders, atomic writes, checksums, and records of how each was made."""

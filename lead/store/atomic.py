@@ -1,21 +1,19 @@
-"""Outputs appear whole or not at all: written beside their final place, flushed to disk, and renamed."""
+"""Outputs appear whole or not at all: written under a temporary name beside their place, flushed to disk, renamed."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
-import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from lead.errors import LeadError
-from lead.store.checksums import MANIFEST, sha256
+from lead.store.checksums import MANIFEST, write_manifest
 from lead.store.provenance import FILE, current, dumps
 
 
@@ -28,55 +26,31 @@ def _fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _beside(path: Path, folder: bool) -> Iterator[Path]:
-    """A temporary file or folder beside `path`, locked while it is in use, and gone afterwards.
+def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
+    """A new file or folder beside `path`; it is removed at the end.
 
-    What killed processes have left of theirs for the same path, which nobody has locked any more, is removed first.
+    First removes what killed processes left beside the same path. Only one process should write a path at a time:
+    another one that is writing it now loses its temporary file, and fails with one line.
     """
-    prefix, suffix = f".{path.name}.", ".tmp"
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        with contextlib.suppress(OSError), _locked(left):  # a lock that somebody holds, or no locks on this file system
-            _remove(left)
-    while True:
-        temporary, lock = _new(path.parent, prefix, suffix, folder), contextlib.ExitStack()
-        with contextlib.suppress(OSError):  # no locks on this file system
-            lock.enter_context(_locked(temporary, wait=True))
-        if temporary.exists():
-            break
-        lock.close()  # before it was locked another process took it for what a killed one had left, and removed it
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        _remove(left)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    if folder:
+        temporary.mkdir()
+    else:
+        temporary.touch(exist_ok=False)
     try:
-        with lock:
-            yield temporary
+        yield temporary
     finally:
         _remove(temporary)
 
 
-def _new(parent: Path, prefix: str, suffix: str, folder: bool) -> Path:
-    """An empty file or folder in `parent` with a name of its own."""
-    if folder:
-        return Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=parent))
-    fd, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=parent)
-    os.close(fd)
-    return Path(name)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold the lock of a file or folder; the system gives it back when the process dies.
-
-    OSError if it is taken, unless it is waited for.
-    """
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(fd)
-
-
 def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     if path.is_dir():
+        with contextlib.suppress(OSError):  # renamed first: a process that still writes into it fails
+            path = path.rename(path.with_suffix(f".{secrets.token_hex(4)}.tmp"))
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -84,7 +58,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """What the file system refuses, and safetensors' word for it, as a LeadError that names the output."""
+    """Errors of the file system and of safetensors as a LeadError that names the output."""
     try:
         yield
     except (OSError, SafetensorError) as e:
@@ -94,13 +68,12 @@ def _one_line(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place (fsync, rename) when the block succeeds."""
+    """A temporary path beside `path`; it takes the place of `path` when the block succeeds."""
     path = Path(path)
-    with _one_line(path), _beside(path, folder=False) as temporary:
+    with _one_line(path), _temporary(path) as temporary:
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
@@ -108,39 +81,40 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_file(path: str | Path) -> Iterator[Path]:
-    """A file with a name of its own beside `path`, gone when the block ends; what killed processes left goes before."""
+    """A new file beside `path`, removed when the block ends."""
     path = Path(path)
-    with _one_line(path), _beside(path, folder=False) as temporary:
+    with _one_line(path), _temporary(path) as temporary:
         yield temporary
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that replaces it, with a manifest of checksums, when the block succeeds.
+    """A temporary folder beside `path`; it takes the place of `path`, with checksums, when the block succeeds.
 
-    Raises LeadError rather than replace anything that was not written this way.
+    Raises LeadError if `path` is something that was not written this way.
     """
     path = Path(path)
     check_replaceable(path)
-    with _one_line(path), _beside(path, folder=True) as temporary:
+    with _one_line(path), _temporary(path, folder=True) as temporary:
         yield temporary
         if record := current():
             (temporary / FILE).write_text(dumps(record), encoding="utf-8")
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        manifest = {str(p.relative_to(temporary)): sha256(p) for p in files}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        for file in (files := write_manifest(temporary)):
+            shutil.copymode(temporary / MANIFEST, file)  # as in atomic_file
         for p in [*files, temporary / MANIFEST, temporary]:
             _fsync(p)
-        temporary.chmod(0o755)
-        with _beside(path, folder=True) as old:  # a kill leaves the old folder, none, or the new one: never a part
+        old = temporary.with_suffix(".old.tmp")
+        try:  # a kill leaves the old folder, none, or the new one: never a part
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)
+        finally:
+            _remove(old)
         _fsync(path.parent)
 
 
 def check_replaceable(path: Path) -> None:
-    """Refuse an output folder that holds what lead did not write there. Raises LeadError."""
+    """Raises LeadError if the output folder holds something that lead did not write."""
     ours = (path / MANIFEST).is_file()
     if path.exists() and not ours and (not path.is_dir() or any(path.iterdir())):
         raise LeadError(f"cannot write {path}: it exists and was not written by lead; give another path")

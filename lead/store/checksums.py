@@ -1,13 +1,12 @@
-"""Sums of artifacts; above all the seal of a Parquet file, in a place where Parquet's readers do not look.
+"""SHA-256 checksums of artifacts: of any file, of a folder (a list in the format of `sha256sum`), of a Parquet file.
 
-Parquet's own checksums are of page bodies. The headers of the pages and the footer, which says what every byte of the
-file is, have none. A seal stands between pages and footer, which readers find by offsets and by its length:
+Parquet has checksums for the bodies of its pages only. Its footer says what type and place every column has, and has no
+checksum. So a Parquet file of lead carries 72 bytes between its pages and its footer, where other readers do not look:
 
-    pages | "LEADSEAL" | SHA-256 of the pages | SHA-256 of that and of the footer | footer | length | "PAR1"
+    pages | "LEADSEAL" | P = SHA-256 of the pages | F = SHA-256 of P and the footer | footer | length | "PAR1"
 
-The second sum is checked whenever a file is opened, for microseconds: with the checksums of page bodies it leaves page
-headers, whose damage ends in an error (tests/test_seal.py), to `check_pages`. It depends on every byte of the file, and
-so is its name wherever something records what it was made from.
+F is checked whenever a file is opened, which costs microseconds whatever the size of the file. F depends on every byte,
+so it also identifies the content. `lead verify` checks P. Why not a file beside it: docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -19,23 +18,14 @@ from typing import IO
 
 from lead.errors import LeadError
 
+MANIFEST = "SHA256SUMS"  # of a folder: `sha256sum -c SHA256SUMS` checks it
 MAGIC = b"LEADSEAL"
-SUM = hashlib.sha256().digest_size
-SIZE = len(MAGIC) + 2 * SUM
-MANIFEST = "manifest.json"  # of a folder: the sums of its files
-TAIL = 8  # length of the footer in four bytes, "PAR1"
-
-
-def identity(path: Path) -> str:
-    """Sum of an artifact's content: a Parquet file's seal, a folder's manifest's sum, another file's own. LeadError."""
-    try:
-        return (None if path.is_dir() else read_checksum(path)) or sha256(path)
-    except (OSError, ValueError) as e:  # ValueError: NUL in a name
-        raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+SIZE = len(MAGIC) + 2 * 32
+BLOCK = 1 << 22  # bytes read at a time
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, or of a folder's manifest (which holds its files' sums), in hex. Raises LeadError."""
+    """SHA-256 of a file, or of a folder's list of checksums, in hex. Raises LeadError."""
     path = Path(path)
     try:
         with (path / MANIFEST if path.is_dir() else path).open("rb") as f:
@@ -44,70 +34,100 @@ def sha256(path: str | Path) -> str:
         raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
 
 
+def identity(path: Path) -> str:
+    """Checksum of an artifact's content: a Parquet file's own, else as `sha256`. Raises LeadError."""
+    try:
+        return (None if path.is_dir() else read_checksum(path)) or sha256(path)
+    except (OSError, ValueError) as e:
+        raise LeadError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+def write_manifest(folder: Path) -> list[Path]:
+    """Write the checksums of all files in a folder, and return the files."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    lines = [f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
+    (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
+    return files
+
+
+def check_folder(path: str | Path) -> Path:
+    """`path`, if every file in its list of checksums is there unchanged. Raises LeadError.
+
+    Files that are not in the list are not looked at.
+    """
+    path = Path(path)
+    try:
+        lines = (path / MANIFEST).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise LeadError(
+            f"{path} is not a folder written by lead (no {MANIFEST}); rerun the stage that makes it"
+        ) from None
+    except (OSError, ValueError) as e:
+        raise LeadError(f"{path / MANIFEST} cannot be read ({e}); delete {path} and rerun its stage") from e
+    entries = [line.partition("  ") for line in lines]
+    if not entries or not all(name for _, _, name in entries):
+        raise LeadError(f"{path / MANIFEST} cannot be read (not lines of sha256sum); delete {path} and rerun its stage")
+    for expected, _, name in entries:
+        if not (path / name).is_file() or sha256(path / name) != expected:
+            raise LeadError(f"{path / name} is missing or damaged (checksum); delete {path} and rerun its stage")
+    return path
+
+
+# --- Parquet ---------------------------------------------------------------------------------------------------------
 def write_checksum(path: Path) -> None:
-    """Seal a Parquet file that was just written. Reads it once."""
+    """Put the checksums into a Parquet file that was just written. Reads the file once."""
     with path.open("r+b") as f:
-        start = _footer_start(f)
-        assert start is not None
+        start, _, footer = _tail(f)
         pages = _sum_of(f, start)
-        footer = f.read()
         f.seek(start)
         f.write(MAGIC + pages + hashlib.sha256(pages + footer).digest() + footer)
 
 
 def read_checksum(path: Path) -> str | None:
-    """The seal in hex, checked against the footer; None for a file that has none: a foreign one, or not Parquet.
+    """F of a Parquet file in hex, compared with P and the footer; None for a file without: made by others, not Parquet.
 
-    Raises LeadError for a file whose footer is not the one that was sealed.
+    Raises LeadError if the footer is not the one that was written.
     """
     with path.open("rb") as f:
-        found = _seal(f)
-        if found is None:
-            return None
-        _, pages, seal = found
-        if hashlib.sha256(pages + f.read()).digest() != seal:
-            raise LeadError(f"{path} is damaged: its footer is not what was written; delete it and rerun its stage")
-        return seal.hex()
+        _, sums, footer = _tail(f)
+    if not sums.startswith(MAGIC):
+        return None
+    pages, expected = sums[-64:-32], sums[-32:]
+    if hashlib.sha256(pages + footer).digest() != expected:
+        raise LeadError(f"{path} is damaged: its footer is not what was written; delete it and rerun its stage")
+    return expected.hex()
 
 
 def check_pages(path: Path) -> None:
-    """Compare every byte before the seal with it. Raises LeadError where they differ, or where there is no seal."""
+    """Compare every byte of a Parquet file with its checksums. Raises LeadError if they differ, or there are none."""
     if read_checksum(path) is None:
-        raise LeadError(f"{path} has no seal: damaged, or not written by lead; delete it and rerun its stage")
+        raise LeadError(f"{path} has no checksum: damaged, or not written by lead; delete it and rerun its stage")
     with path.open("rb") as f:
-        found = _seal(f)
-        assert found is not None
-        start, pages, _ = found
-        if _sum_of(f, start) != pages:
+        start, sums, _ = _tail(f)
+        if _sum_of(f, start - SIZE) != sums[-64:-32]:
             raise LeadError(f"{path} is damaged: its pages are not what was written; delete it and rerun its stage")
 
 
-def _seal(f: IO[bytes]) -> tuple[int, bytes, bytes] | None:
-    """Where the pages end, their sum, and the seal; `f` is left at the footer."""
-    start = _footer_start(f)
-    if start is None or start < SIZE:
-        return None
-    f.seek(start - SIZE)
-    magic, pages, seal = f.read(len(MAGIC)), f.read(SUM), f.read(SUM)
-    return (start - SIZE, pages, seal) if magic == MAGIC else None
+def _tail(f: IO[bytes]) -> tuple[int, bytes, bytes]:
+    """Offset of a Parquet file's footer, the 72 bytes before it, and all from the footer on.
 
-
-def _footer_start(f: IO[bytes]) -> int | None:
-    """Offset of the footer, None where the file does not end as Parquet does."""
+    Both are empty if the file does not end as a Parquet file does.
+    """
     size = f.seek(0, os.SEEK_END)
-    if size < TAIL:
-        return None
-    f.seek(size - TAIL)
-    tail = f.read(TAIL)
-    start = size - TAIL - int.from_bytes(tail[:4], "little")
-    return start if tail.endswith(b"PAR1") and start > 0 else None
+    f.seek(max(0, size - 8))
+    end = f.read()
+    start = size - 8 - int.from_bytes(end[:4], "little")
+    if start < 0 or end[4:] != b"PAR1":
+        return size, b"", b""
+    f.seek(max(0, start - SIZE))
+    return start, f.read(min(start, SIZE)), f.read()
 
 
 def _sum_of(f: IO[bytes], size: int) -> bytes:
-    """SHA-256 of the first `size` bytes; `f` is left after them."""
-    f.seek(0)
+    """SHA-256 of the first `size` bytes."""
     digest = hashlib.sha256()
-    while size and (block := f.read(min(size, 1 << 22))):
-        digest.update(block)
-        size -= len(block)
+    f.seek(0)
+    for done in range(0, size, BLOCK):
+        digest.update(f.read(min(BLOCK, size - done)))
     return digest.digest()

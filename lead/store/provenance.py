@@ -1,7 +1,7 @@
-"""How an artifact was made: what every command records, and where it is kept in each kind of artifact.
+"""Every artifact carries a record of how it was made.
 
-A record holds `stage`, `settings`, `inputs` (the path as it was given: the sum of its content) and `code`. It is in a
-Parquet file's metadata under the key `lead`, in a folder's made_by.json, in a JSON file under `provenance`.
+A record holds `stage`, `settings`, `inputs` (path as given: checksum of the content) and `code`. A Parquet file has it
+in its metadata under the key `lead`, a folder in made_by.json, a JSON file under `provenance`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from lead.store.checksums import identity, sha256
 Record = dict[str, Any]
 KEY = "lead"  # of a Parquet file's metadata
 FILE = "made_by.json"  # of a folder
-_records: list[Record] = []  # of the command that is running, if there is one
+_records: list[Record] = []  # of the running command, if there is one
 
 
 @contextlib.contextmanager
 def made_by(record: Record) -> Iterator[None]:
-    """What is written inside the block carries `record`."""
+    """Artifacts that are written inside the block carry `record`."""
     _records.append(record)
     try:
         yield
@@ -37,16 +37,16 @@ def made_by(record: Record) -> Iterator[None]:
 
 
 def current() -> Record | None:
-    """The record of the command that is running; None where functions are called by themselves."""
+    """The record of the running command; None outside of commands."""
     return _records[-1] if _records else None
 
 
 @contextlib.contextmanager
 def gathering(parts: Sequence[Path]) -> Iterator[None]:
-    """What is written inside the block was made from what `parts` were made from: they are deleted once it is there.
+    """Artifacts that are written inside the block record the inputs of `parts`, since parts are deleted later.
 
-    Raises LeadError for a part that another stage made, or the same one with other settings or inputs, and where the
-    parts of some shards are missing.
+    Raises LeadError for a part of another stage, of other settings or of other inputs, and if the part of a shard is
+    missing.
     """
     record = current()
     if record is None or not parts:
@@ -61,7 +61,7 @@ def gathering(parts: Sequence[Path]) -> Iterator[None]:
         for given, sum_ in of["inputs"].items():
             if inputs.setdefault(given, sum_) != sum_:
                 raise LeadError(f"{part} was made from another {given} than the rest; make it again")
-        made = of["code"] if of["code"] != record["code"] else made  # `lead verify` is to know
+        made = of["code"] if of["code"] != record["code"] else made  # so that `lead verify` can say it
     shards = [match for given in inputs if (match := re.search(r"\.(\d+)of(\d+)\.parquet$", given))]
     for missing in {i for m in shards for i in range(1, int(m[2]) + 1)} - {int(m[1]) for m in shards}:
         raise LeadError(
@@ -74,8 +74,8 @@ def gathering(parts: Sequence[Path]) -> Iterator[None]:
 def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
     """The record of a stage with these checked settings and input paths.
 
-    Sources and pretrained weights, which settings name, are inputs too; what a result tells of its making (`made_by`)
-    is in the result and not repeated here. An input that cannot be read is left out: the stage says more about it.
+    Sources and pretrained weights that the settings name are inputs too. Leaves out `made_by`, which the result itself
+    holds, and an input that cannot be read: the stage's own message says more.
     """
     inputs = {}
     for path in [*paths, *named_files(settings)]:
@@ -90,7 +90,7 @@ def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
 
 
 def named_files(settings: Any) -> list[Path]:
-    """Files that the settings of a stage name: the source of a dataset, and lists that come with it."""
+    """Files that the settings of a stage name: the source of a dataset, and lists of an external run."""
     from lead.config.load import source_files
     from lead.config.sources import IR_DATASETS
 
@@ -100,7 +100,7 @@ def named_files(settings: Any) -> list[Path]:
 
 
 def pretrained(reference: str) -> str | None:
-    """Sum of a pretrained model's weights on this machine; None for the hub's. Raises LeadError if it is not there."""
+    """Checksum of a pretrained model's local weights; None for a model of the hub. Raises LeadError if missing."""
     from lead.pretrained import local_weights
 
     weights = local_weights(reference)
@@ -109,7 +109,7 @@ def pretrained(reference: str) -> str | None:
 
 @functools.cache
 def code() -> str:
-    """Version of the package, and a sum of its sources: equal code, equal text."""
+    """Version of the package and a checksum of its sources."""
     digest = hashlib.sha256()
     for source in sorted(Path(lead.__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
@@ -117,7 +117,7 @@ def code() -> str:
 
 
 def record_of(path: Path) -> Record | None:
-    """The record that an artifact carries; None where it has none. The artifact must have been checked before."""
+    """The record that an artifact carries, or None. Check the artifact first."""
     if path.is_dir():
         file = path / FILE
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

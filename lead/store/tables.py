@@ -1,9 +1,7 @@
-"""Reading and writing artifacts: outputs appear whole or not at all, damage is noticed on reading.
+"""Reading and writing tables and JSON: they appear whole or not at all, and damage is found when they are read.
 
-Tables are Parquet with page checksums and a seal (lead.store.checksums), models are folders with a manifest of SHA-256
-sums, results are JSON with a sum of themselves; each carries how it was made (lead.store.provenance). Everything is
-written beside its final place, flushed to disk, and renamed. The schema of each table is in `SCHEMAS`;
-docs/artifacts.md explains it.
+Tables are Parquet files with checksums (lead.store.checksums), results are JSON with a checksum; both carry a record of
+how they were made (lead.store.provenance). `SCHEMAS` has the schema of each table; docs/artifacts.md explains them.
 """
 
 from __future__ import annotations
@@ -21,45 +19,23 @@ import pyarrow.parquet as pq
 
 from lead.errors import LeadError
 from lead.store.atomic import atomic_file
-from lead.store.checksums import MANIFEST, read_checksum, sha256, write_checksum
+from lead.store.checksums import check_folder as check_folder
+from lead.store.checksums import read_checksum, write_checksum
 from lead.store.provenance import KEY, current, dumps
 
-ABOUT = "about"  # key of a table's metadata: what its maker has to say of it, as JSON
+ABOUT = "about"  # key of a table's metadata: further facts as JSON
 
 SCHEMAS: dict[str, pa.Schema] = {
     # pid is unique; text is what encoders and BM25 see (fields already joined)
     "corpus": pa.schema([("pid", pa.string()), ("text", pa.string())]),
     # qid is unique within a split
     "queries": pa.schema([("qid", pa.string()), ("text", pa.string())]),
-    # graded relevance; what counts as relevant is the dataset's `relevance` threshold
+    # graded relevance; the dataset's `relevance` is the lowest grade that counts
     "qrels": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rel", pa.int32())]),
     # rank counts from 1; sorted by query (in the order of the queries file), then rank
     "ranked": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]),
     "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
 }
-
-
-def check_folder(path: str | Path) -> Path:
-    """`path`, once every file in its manifest is found there with the right checksum. Raises LeadError."""
-    path = Path(path)
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if not isinstance(manifest, dict):
-            raise ValueError("not a JSON object")
-    except FileNotFoundError:
-        raise LeadError(
-            f"{path} is not a folder written by lead (no {MANIFEST}); rerun the stage that makes it"
-        ) from None
-    except (OSError, ValueError, RecursionError) as e:
-        raise LeadError(f"{path / MANIFEST} cannot be read ({e}); delete {path} and rerun its stage") from e
-    for name, expected in manifest.items():
-        file = path / name
-        if not file.is_file() or sha256(file) != expected:
-            raise LeadError(f"{file} is missing or damaged (checksum); delete {path} and rerun its stage")
-    for file in path.rglob("[!.]*"):
-        if file.is_file() and str(file.relative_to(path)) not in {*manifest, MANIFEST}:
-            raise LeadError(f"{file} was not written by lead with the rest of {path}; move it away")
-    return path
 
 
 def write_table(
@@ -72,7 +48,7 @@ def write_table(
 ) -> None:
     """Write a Parquet table atomically; `schema` names an entry of `SCHEMAS` that it is cast to.
 
-    `about`: what else is to be known of it, kept as JSON in the file's metadata under `ABOUT`.
+    `about`: further facts; they go into the file's metadata under `ABOUT`, as JSON.
     """
     if schema is not None:
         table = table.select(SCHEMAS[schema].names).cast(SCHEMAS[schema])
@@ -84,7 +60,7 @@ def write_table(
 
 @contextlib.contextmanager
 def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
-    """Writes a Parquet file, with the record of the command that is running and, at the end, its seal."""
+    """A writer of a Parquet file, with the record of the running command and, at the end, the file's checksum."""
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True, **options) as writer:
         if record := current():
             writer.add_key_value_metadata({KEY: dumps(record)})
@@ -93,7 +69,7 @@ def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.P
 
 
 def write_lists(tables: Iterable[pa.Table], path: str | Path, about: dict[str, Any] | None = None) -> None:
-    """Write `ranked` tables as they come, each a row group: a list of lists that never is in memory as a whole."""
+    """Write `ranked` tables as they come, each as a row group. Memory: one table."""
     schema = SCHEMAS["ranked"]
     if about is not None:
         schema = schema.with_metadata({ABOUT: json.dumps(about, sort_keys=True)})
@@ -104,20 +80,20 @@ def write_lists(tables: Iterable[pa.Table], path: str | Path, about: dict[str, A
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What Parquet says of a file that is missing or damaged, as a LeadError that names it."""
+    """Errors of Parquet, for a missing or damaged file, as a LeadError that names the file."""
     try:
         yield
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
     except (OSError, ValueError, pa.ArrowException) as e:
         if getattr(e, "errno", None) in (errno.EMFILE, errno.ENFILE):
-            raise LeadError(f"{path} cannot be opened beside so many others; allow more (ulimit -n)") from e
+            raise LeadError(f"{path} cannot be opened: too many files are open; allow more (ulimit -n)") from e
         reason = str(e).splitlines()[0]
         raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
 
 
 def read_table(path: str | Path, schema: str | None = None, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet table, verifying seal and page checksums and, if given, that it has the named schema."""
+    """Read a Parquet table, and check its checksums and, if given, its schema. Raises LeadError."""
     path = Path(path)
     with _reading(path):
         read_checksum(path)
@@ -126,7 +102,7 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
     if schema is not None and columns is None:
         _check_schema(table.schema, schema, path)
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != KEY.encode()}
-    table = table.replace_schema_metadata(metadata)  # how it was made is not how what is made from it was
+    table = table.replace_schema_metadata(metadata)  # not the record: a table made from this one has another
     return table if schema is None else without_nulls(table, path)
 
 
@@ -137,7 +113,7 @@ def _check_schema(found: pa.Schema, name: str, path: str | Path) -> None:
 
 
 def without_nulls(table: pa.Table, path: str | Path) -> pa.Table:
-    """The table, if there is a value in every place. Raises LeadError."""
+    """The table, if no value is missing. Raises LeadError."""
     for name in table.column_names:
         if table[name].null_count:
             raise LeadError(f"{path}: column '{name}' is empty in {table[name].null_count:,} rows; fill or drop them")
@@ -156,7 +132,7 @@ class TableFile(pq.ParquetFile):
 
 
 def open_table(path: str | Path, schema: str | None = None) -> TableFile:
-    """A Parquet file, to be read row group by row group. Raises LeadError as `read_table` does."""
+    """Open a Parquet file to read it row group by row group. Raises LeadError as `read_table` does."""
     path = Path(path)
     with _reading(path):
         read_checksum(path)
@@ -171,7 +147,7 @@ def open_table(path: str | Path, schema: str | None = None) -> TableFile:
 def read_rows(
     file: TableFile, start: int, stop: int, size: int, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Rows [start, stop) as tables of `size` rows; no row group outside is read. Raises LeadError for damage."""
+    """Rows [start, stop) as tables of `size` rows; reads only their row groups. Raises LeadError for damage."""
     first, groups = 0, []
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
@@ -191,7 +167,7 @@ def read_rows(
 
 
 def shard_rows(n: int, shard: str | None) -> tuple[int, int]:
-    """First row and the row after the last of a shard of n rows.
+    """First row of a shard of n rows, and the row after its last.
 
     >>> shard_rows(10, "1of3"), shard_rows(10, "3of3"), shard_rows(10, None)
     ((0, 3), (6, 10), (0, 10))
@@ -207,7 +183,7 @@ def _sum(value: Any) -> str:
 
 
 def write_json(value: dict[str, Any], path: str | Path) -> None:
-    """Write JSON atomically, with the record of the command that is running, and a sum of it all under `sha256`."""
+    """Write JSON atomically, with the record of the running command, and the checksum of all of it under `sha256`."""
     record = current()
     value = value if record is None else {**value, "provenance": record}
     with atomic_file(path) as temporary:
@@ -215,7 +191,7 @@ def write_json(value: dict[str, Any], path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read what `write_json` wrote, without the sum. Raises LeadError naming the file when it is missing or damaged."""
+    """Read JSON that `write_json` wrote, without the checksum. Raises LeadError if it is missing or damaged."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -36,7 +36,7 @@ def write_vectors(ids: Sequence[str], vectors: NDArray[Any], path: str | Path, f
 def read_vectors(path: str | Path) -> tuple[list[str], Floats]:
     """Ids and vectors (float32 [n, d], C-contiguous) of a file written by `write_vectors`.
 
-    Raises LeadError naming the file when it is missing, damaged, of another kind, or holds NaN or infinite numbers.
+    Raises LeadError for a file that is missing, damaged, of another kind, or holds NaN or infinite numbers.
     """
     width = _width(path)
     table = without_nulls(read_table(path), path)

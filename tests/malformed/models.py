@@ -12,7 +12,7 @@ import torch
 from malformed.base import Bad, Command, Site, settings
 from safetensors.torch import load_file, save_file
 
-from lead.store.tables import MANIFEST, sha256
+from lead.store.checksums import MANIFEST, write_manifest
 
 WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
 
@@ -106,8 +106,7 @@ def saved(name: str, change: Callable[[Path], object], says: str, stage: str = "
         folder = Path(shutil.copytree(site.dual if stage == "encode" else site.cross, site.folder / "model"))
         change(folder)
         if signed:
-            sums = {p.name: sha256(p) for p in folder.iterdir() if p.name != MANIFEST}
-            (folder / MANIFEST).write_text(json.dumps(sums))
+            write_manifest(folder)
         corpus, queries = site.collection / "corpus.parquet", site.collection / "queries.dev.parquet"
         out = ["--out", site.folder / "out.parquet"]
         if stage == "encode":
@@ -154,6 +153,6 @@ ROWS = [
           "head.safetensors", "rerank"),
     saved("no checksums", remove(MANIFEST), "not a folder written by lead", signed=False),
     saved("a changed config", edit("config.json", hidden_act="relu"), "config.json is missing", signed=False),
-    saved("checksums nested without end", put(MANIFEST, b"[" * 100_000), "manifest.json cannot be read", signed=False),
+    saved("checksums of another format", put(MANIFEST, b"[" * 100_000), "SHA256SUMS cannot be read", signed=False),
     saved("a cross encoder to encode with", edit("lead.json", kind="ce"), "is a cross encoder|head.safetensors"),
 ]  # fmt: skip

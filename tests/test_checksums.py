@@ -45,7 +45,7 @@ def test_no_flipped_bit_is_read_as_something_else(tmp_path: Path, kind: str) -> 
     for position in range(0, len(whole), 3):
         bit = int(rng.integers(8))
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << bit]) + whole[position + 1 :])
-        where = "pages" if position < start - SIZE else "seal" if position < start else "footer"
+        where = "pages" if position < start - SIZE else "sums" if position < start else "footer"
         where = "mark" if start - SIZE <= position < start - SIZE + len(MAGIC) else where
         tried[where] += 1
         try:
@@ -55,8 +55,8 @@ def test_no_flipped_bit_is_read_as_something_else(tmp_path: Path, kind: str) -> 
             noticed[where] += 1
         with pytest.raises(LeadError, match="a.parquet"):  # what `lead verify` asks
             check_pages(path)
-    # without its mark a seal is not one, and the file is like those of others; page headers have bits without meaning
-    assert [noticed[w] for w in ("footer", "seal", "mark")] == [tried["footer"], tried["seal"], 0]
+    # without the mark there are no sums, and the file is read as one of others; page headers have bits without meaning
+    assert [noticed[w] for w in ("footer", "sums", "mark")] == [tried["footer"], tried["sums"], 0]
     assert noticed["pages"] > 0.8 * tried["pages"]
 
 
@@ -78,11 +78,11 @@ def test_other_readers_see_an_ordinary_file_and_files_of_others_are_read(tmp_pat
     pq.write_table(table, tmp_path / "theirs.parquet")
     assert read_checksum(tmp_path / "theirs.parquet") is None
     assert read_table(tmp_path / "theirs.parquet", "corpus").equals(table)
-    with pytest.raises(LeadError, match="theirs.parquet has no seal"):
+    with pytest.raises(LeadError, match="theirs.parquet has no checksum"):
         check_pages(tmp_path / "theirs.parquet")
 
 
-def test_the_seal_is_the_name_of_the_content(tmp_path: Path) -> None:
+def test_the_checksum_identifies_the_content(tmp_path: Path) -> None:
     a, b, c = (make(tmp_path / name, "corpus", n) for name, n in (("a", 40), ("b", 40), ("c", 41)))
     assert identity(a) == identity(b) != identity(c)
     assert read_checksum(a) == identity(a) and len(identity(a)) == 64
