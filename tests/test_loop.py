@@ -139,9 +139,8 @@ def test_training_starts_over_when_the_best_weights_so_far_cannot_be_read(
         step = build(tiny_model, teacher_folder, "de", "contrastive")
         run = loop(step, data, tmp_path / what[:1], dev, steps=4, checkpoint_every=2, dev_queries=4, select="best")
         if what == "stopped":
-            told = {1: signal.SIGTERM}
             run.optimizer.register_step_post_hook(
-                lambda *_, run=run: setattr(run.told, "signal", told.get(len(lines(run))))
+                lambda *_, run=run: setattr(run.told, "signal", {1: signal.SIGTERM}.get(len(lines(run))))
             )
             with pytest.raises(Preempted):
                 run.run()
@@ -237,9 +236,13 @@ def test_metrics_are_in_the_state_folder_step_by_step_and_no_checkpoint_holds_th
     assert (tmp_path / "metrics.jsonl").read_bytes() == run.metrics.path.read_bytes()
 
 
-@pytest.mark.parametrize("left", [b"", b'{"step": 3, "loss": {"to', b'{"step": 3, "loss": 1}\n{"step": 4}\n', b"\0\0\n"])
+@pytest.mark.parametrize(
+    "left", [b"", b'{"step": 3, "loss": {"to', b'{"step": 3, "loss": 1}\n{"step": 4}\n', b"\0\0\n"]
+)
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, left: bytes) -> None:
-    good = b'{"step": 0, "dev_mrr10": {"model": 0.5}}\n{"step": 1}\n{"step": 2}\n{"step": 2, "dev_mrr10": {"model": 1}}\n'
+    good = (
+        b'{"step": 0, "dev_mrr10": {"model": 0.5}}\n{"step": 1}\n{"step": 2}\n{"step": 2, "dev_mrr10": {"model": 1}}\n'
+    )
     metrics = Metrics(tmp_path / "metrics.jsonl")
     metrics.path.write_bytes(good + left)
     metrics.resume(2)
@@ -275,7 +278,10 @@ def test_the_start_that_no_later_step_beats_is_kept_and_said_to_be(
     assert first == last  # such small steps change no rank
     (said,) = [r for r in caplog.records if "select: best" in r.getMessage()]
     assert said.levelno == logging.WARNING
-    assert f"the weights of step 0, those before training: MRR@10 on dev {first:.4f}, after the last step (4)" in caplog.text
+    assert (
+        f"the weights of step 0, those before training: MRR@10 on dev {first:.4f}, after the last step (4)"
+        in caplog.text
+    )
     assert all(torch.equal(v, start[k]) for k, v in step.student.state_dict().items())
 
 

@@ -72,7 +72,7 @@ STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}
 
 def start(words: list[str]) -> subprocess.Popen[str]:
     """The command, as an interactive shell starts it: a script's `&` would have it ignore SIGINT, `nohup` SIGHUP."""
-    reset = "import os, signal, sys; [signal.signal(n, signal.SIG_DFL) for n in (1, 2)]; os.execv(sys.argv[1], sys.argv[1:])"
+    reset = "import os, signal as s, sys; [s.signal(n, s.SIG_DFL) for n in (1, 2)]; os.execv(sys.argv[1], sys.argv[1:])"
     return subprocess.Popen([sys.executable, "-c", reset, *words], stderr=subprocess.PIPE, text=True)
 
 
@@ -270,15 +270,21 @@ def test_memory_settings_may_change_after_a_kill_and_a_state_that_is_ignored_is_
     said = stopped_at(words(other, lr=2e-3), paths["state"], 15, signal.SIGTERM)
     assert "training starts anew; the checkpoints in" in said
     assert "train.lr: 0.001 -> 0.002; other inputs (negatives)" in said
-    done = subprocess.run(words(micro_tokens=100, cache_above=50, checkpoint_every=7), stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        words(micro_tokens=100, cache_above=50, checkpoint_every=7), stderr=subprocess.PIPE, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "going on from the checkpoint of step" in done.stderr and "starts anew" not in done.stderr
     assert "train.micro_tokens: 200 -> 100" in done.stderr
     undisturbed = outputs(tmp_path / "undisturbed")
-    subprocess.run(command("train", TrainSettings.model_validate_json(words()[5]), inputs(tiny_collection) | undisturbed))
+    subprocess.run(
+        command("train", TrainSettings.model_validate_json(words()[5]), inputs(tiny_collection) | undisturbed)
+    )
     a, b = (load_file(p["out"] / "model.safetensors") for p in (paths, undisturbed))
     assert max(float((a[k] - b[k]).abs().mean()) for k in a if not k.endswith("key.bias")) < 1e-5
-    assert [line["step"] for line in lines(paths["metrics"])] == [line["step"] for line in lines(undisturbed["metrics"])]
+    assert [line["step"] for line in lines(paths["metrics"])] == [
+        line["step"] for line in lines(undisturbed["metrics"])
+    ]
 
 
 @pytest.mark.parametrize(
