@@ -1,8 +1,8 @@
 """Encoding many texts in length-sorted micro-batches, with the graph or with cached gradients (GradCache).
 
-Both ways run the same micro-batches, each with its own dropout seed, so with the same split the gradients are equal, dropout
-included. Another split (`micro_tokens`) changes gradients by rounding alone without dropout; with dropout it draws other
-masks, and gradients are equal in distribution only.
+Both ways run the same micro-batches, each with its own dropout seed. With the same split the gradients are therefore
+equal, dropout included. With another split (`micro_tokens`) they are equal apart from rounding where there is no
+dropout; with dropout other units are dropped, so they are equal in distribution only.
 Memory: with the graph, activations of all texts; cached, those of one micro-batch (`micro_tokens` padded tokens).
 """
 
@@ -66,7 +66,7 @@ class MicroBatchEncoder:
     def cached(
         self, model: LayeredModel, ids: Sequence[Any], layers: tuple[int, ...], part: str
     ) -> tuple[Features, Callable[[], None]]:
-        """Features whose x is a leaf, and a function to call after backward: it encodes again and passes gradients on."""
+        """Features whose x is a leaf, and a function for after backward: it encodes again and passes gradients on."""
         with torch.no_grad():
             features = self(model, ids, layers, part)
         features.x.requires_grad_()
