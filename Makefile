@@ -40,7 +40,9 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 demo: $(STAMP) ## distil on the built-in collection, end to end, and print the table
-	@$(IN_VENV) snakemake --cores $(CORES) -- $(DEMO_RUNS:%=results/demo/%.json)
+	@$(IN_VENV) snakemake --cores $(CORES) -- $(DEMO_RUNS:%=results/demo/%.json) || \
+	{ s=$$?; [ -z "$$(ls .snakemake/locks 2>/dev/null)" ] || \
+	echo 'error: this directory is locked; if no other Snakemake works in it: $(BIN)/snakemake --unlock && make demo' >&2; exit $$s; }
 	@$(IN_VENV) lead table $(DEMO_RUNS:%=results/demo/%.json)
 
 test-fast: export HF_HUB_OFFLINE = 1

@@ -28,6 +28,12 @@ class Preempted(LeadError):
     status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
+class Interrupted(Preempted):
+    """The same, by SIGINT (Ctrl-C): somebody wants it to end, and shells expect this status."""
+
+    status = 130
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest valid one, else all of them.
 

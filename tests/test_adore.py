@@ -204,14 +204,14 @@ def test_the_stage_learns_queries_and_looks_at_dev_with_the_fixed_passages(
     log = lines(tmp_path / "metrics.jsonl")
     ranks = [line["reciprocal_rank"] for line in log if "loss" in line]
     assert len(ranks) == 24 and sum(ranks[-6:]) > sum(ranks[:6])
-    dev = [line["dev_mrr10"]["student"] for line in log if "dev_mrr10" in line]
+    dev = [line["dev_mrr10"]["model"] for line in log if "dev_mrr10" in line]
     assert len(dev) == 4
 
     # before the first step the model's own passages are those of the index
     plain = outputs(tmp_path / "plain")
     first = train.model_copy(update={"steps": 1})
     stages.train(settings=TrainSettings(train=first), gpu=0, start=star["start"], **inputs(tiny_collection), **plain)
-    assert lines(plain["metrics"])[0]["dev_mrr10"]["student"] == pytest.approx(dev[0], abs=1e-6)
+    assert lines(plain["metrics"])[0]["dev_mrr10"]["model"] == pytest.approx(dev[0], abs=1e-6)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -79,6 +80,13 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_was_asked_before(tmp_pa
     assert [rows(b.batch(s)) for s in reversed(range(12))][::-1] == forward
     assert [rows(a.batch(s)) for s in (7, 0, 11)] == [forward[s] for s in (7, 0, 11)]
     assert [rows(simple(tmp_path, seed=2).batch(s)) for s in range(12)] != forward
+
+
+def test_several_threads_may_ask_for_batches_at_once(tmp_path: Path) -> None:
+    data, wanted = simple(tmp_path), [s * 7 % 60 for s in range(240)]
+    want = {s: rows(simple(tmp_path).batch(s)) for s in range(60)}
+    with ThreadPoolExecutor(4) as pool:
+        assert [rows(batch) for batch in pool.map(data.batch, wanted)] == [want[s] for s in wanted]
 
 
 def test_a_model_does_not_see_the_batches_of_its_warm_up_again(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_bert, make_retriever
+from safetensors.torch import load_file
 
 from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
 from lead.config.stages import DistilSettings, TrainSettings
 from lead.errors import LeadError
+from lead.store.tables import read_table, write_table
 from lead.train import stages
 
 SCORING = Scoring(normalise="unit", scale=10.0, layer_normalise="unit", layer_scale=3.0)
@@ -64,16 +67,31 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
 
 
+STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    """The command, as an interactive shell starts it: a script's `&` would have it ignore SIGINT, `nohup` SIGHUP."""
+    reset = "import os, signal as s, sys; [s.signal(n, s.SIG_DFL) for n in (1, 2)]; os.execv(sys.argv[1], sys.argv[1:])"
+    return subprocess.Popen([sys.executable, "-c", reset, *words], stderr=subprocess.PIPE, text=True)
+
+
+def stopped_at(words: list[str], state: Path, step: int, number: int = signal.SIGKILL) -> str:
+    """Run the command and signal it just after the checkpoint of a step; what it said."""
+    with start(words) as process:
+        wait_for_checkpoint(process, state, step)
+        process.send_signal(number)
+        said = process.communicate()[1]
+    assert process.returncode == STATUS.get(number, 75), said
+    return said
+
+
 def killed_and_run_again(
     stage: str, settings: Any, paths: dict[str, Any], state: Path, number: int = signal.SIGKILL
 ) -> str:
     """Runs the stage, signals it just after the checkpoint of step 10, runs it again to the end; what it said first."""
     words = command(stage, settings, paths)
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_checkpoint(process, state, 10)
-        process.send_signal(number)
-        said = process.communicate()[1]
-    assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75)
+    said = stopped_at(words, state, 10, number)
     assert list(state.iterdir()) and not paths["out"].exists() and not paths["metrics"].exists()
     again = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=1200)
     assert again.returncode == 0, again.stderr
@@ -107,7 +125,7 @@ def test_a_killed_dual_encoder_ends_in_the_same_bytes(tiny_model: Path, tiny_col
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_preempted_stage_saves_the_step_at_hand_and_loses_nothing(
     tiny_model: Path, tiny_collection: Path, tmp_path: Path, number: int
 ) -> None:
@@ -119,8 +137,43 @@ def test_a_preempted_stage_saves_the_step_at_hand_and_loses_nothing(
     stages.train(settings=settings, gpu=0, start=None, **inputs(tiny_collection), **undisturbed)
     paths = outputs(tmp_path / "preempted")
     said = killed_and_run_again("train", settings, inputs(tiny_collection) | paths, paths["state"], number)
-    assert "stopped by a signal after step" in said and "Traceback" not in said
+    assert f"stopped by {signal.Signals(number).name} after step" in said and "Traceback" not in said
     assert_same(paths, undisturbed, ("out",))
+
+
+def long_steps(tiny_model: Path) -> TrainSettings:
+    """Steps of seconds."""
+    train = TRAIN.model_copy(update={"batch_size": 40, "negatives": 100, "dev_queries": 0, "select": "last"})
+    return TrainSettings(
+        model=ModelRef(reference=f"path:{tiny_model}"), lengths=Lengths(query=8, passage=24), train=train
+    )
+
+
+def test_a_second_sigint_ends_a_training_at_once(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    paths = outputs(tmp_path)
+    with start(command("train", long_steps(tiny_model), inputs(tiny_collection) | paths)) as process:
+        assert process.stderr is not None
+        for said in process.stderr:
+            if "M parameters" in said:
+                process.send_signal(signal.SIGINT)
+            if "a second SIGINT stops at once" in said:
+                process.send_signal(signal.SIGINT)
+                break
+        process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert not list(paths["state"].glob("*/step-*"))
+
+
+def test_an_ignored_sighup_does_not_stop_a_training(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
+    settings = TrainSettings(
+        model=ModelRef(reference=f"path:{tiny_model}"), lengths=Lengths(query=8, passage=24), train=TRAIN
+    )
+    words = command("train", settings, inputs(tiny_collection) | outputs(tmp_path))
+    with subprocess.Popen(["nohup", *words], stderr=subprocess.PIPE, text=True) as process:
+        wait_for_checkpoint(process, tmp_path / "state", 10)
+        process.send_signal(signal.SIGHUP)
+        said = process.communicate()[1]
+    assert process.returncode == 0, said
 
 
 @pytest.fixture(scope="module")
@@ -152,16 +205,129 @@ def test_a_killed_joint_run_ends_in_the_same_student_and_the_same_teacher(
 
 
 # --- when a state may be resumed -------------------------------------------------------------------------------------
-def test_a_state_is_only_resumed_with_the_same_settings_and_inputs(tiny_collection: Path, tmp_path: Path) -> None:
-    files: list[Path | None] = [*inputs(tiny_collection).values(), None]
-    key = stages.state_key(TrainSettings().model_dump(), files)
-    assert stages.state_key(TrainSettings().model_dump(), list(files)) == key
-    assert stages.state_key(TrainSettings(seed=2).model_dump(), files) != key
+def test_a_state_is_only_resumed_with_the_same_recipe_and_inputs(tiny_collection: Path, tmp_path: Path) -> None:
+    files: dict[str, Path | None] = {**inputs(tiny_collection), "start": None}
+    name = stages.state_name(stages.state_key(TrainSettings(), files))
+
+    def other(settings: TrainSettings | None = None, **changed: Path) -> bool:
+        return stages.state_name(stages.state_key(settings or TrainSettings(), files | changed)) != name
+
+    def train(**keys: Any) -> TrainSettings:
+        return TrainSettings(train=Train(**keys))
+
+    assert not other() and other(TrainSettings(seed=2)) and other(train(lr=1e-4)) and other(train(select="best"))
+    for keys in ({"micro_tokens": 1}, {"cache_above": 1}, {"checkpoint_every": 1}, {"checkpoint_keep": 9}):
+        assert not other(train(**keys)), keys
+    assert not other(train(dev_every=1))
+    best = [stages.state_key(train(select="best", dev_every=n), files) for n in (1, 2)]
+    assert best[0] != best[1]  # it decides which weights are kept
     copy = tmp_path / "elsewhere.parquet"
     copy.write_bytes((tiny_collection / "negatives.parquet").read_bytes())
-    assert stages.state_key(TrainSettings().model_dump(), [*files[:5], copy, None]) == key  # contents, not names
+    assert not other(negatives=copy)  # contents, not names
     copy.write_bytes((tiny_collection / "corpus.parquet").read_bytes())
-    assert stages.state_key(TrainSettings().model_dump(), [*files[:5], copy, None]) != key
+    assert other(negatives=copy)
+
+
+def test_the_code_of_a_state_is_all_that_training_imports_but_what_computes_nothing(tmp_path: Path) -> None:
+    listed = "import sys, lead.train.stages; print(*(m for m in sys.modules if m.startswith('lead.')))"
+    used = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
+    files = {name.removeprefix("lead.").replace(".", "/") + ".py" for name in used}
+    package = Path(stages.__file__).parents[1]
+    counted = stages.state_key(TrainSettings(), {})["code"].keys()
+    computes_nothing = {"errors.py", "device.py", "store/atomic.py", "store/checksums.py", "store/provenance.py"}
+    rest = {name for name in files - counted if (package / name).is_file() and not name.startswith("config/")}
+    assert rest <= computes_nothing
+
+    shutil.copytree(package, tmp_path / "lead")
+    before = stages.state_key(TrainSettings(), {}, tmp_path / "lead")
+    for name in ("cli.py", "report/table.py", "plan/plan.py", "evaluation/evaluate.py", "retrieval/search.py"):
+        with (tmp_path / "lead" / name).open("a") as file:
+            file.write("# edited\n")
+    assert stages.state_key(TrainSettings(), {}, tmp_path / "lead") == before
+    with (tmp_path / "lead/methods/losses.py").open("a") as file:
+        file.write("# edited\n")
+    assert stages.state_key(TrainSettings(), {}, tmp_path / "lead") != before
+
+
+@pytest.mark.slow
+def test_memory_settings_may_change_after_a_kill_and_a_state_that_is_ignored_is_explained(
+    tiny_model: Path, tiny_collection: Path, tmp_path: Path
+) -> None:
+    train = TRAIN.model_copy(update={"steps": 24, "dropout": 0.0, "precision": "fp32", "select": "last"})
+    paths = outputs(tmp_path)
+
+    def words(collection: Path = tiny_collection, **keys: Any) -> list[str]:
+        settings = TrainSettings(
+            model=ModelRef(reference=f"path:{tiny_model}"), lengths=Lengths(query=8, passage=24),
+            train=train.model_copy(update=keys),
+        )  # fmt: skip
+        return command("train", settings, inputs(collection) | paths)
+
+    stopped_at(words(), paths["state"], 10, signal.SIGTERM)
+    other = Path(shutil.copytree(tiny_collection, tmp_path / "other"))
+    table = read_table(other / "negatives.parquet")
+    write_table(table.slice(1), other / "negatives.parquet", "ranked")
+    said = stopped_at(words(other, lr=2e-3), paths["state"], 15, signal.SIGTERM)
+    assert "training starts anew; the checkpoints in" in said
+    assert "train.lr: 0.001 -> 0.002; other inputs (negatives)" in said
+    done = subprocess.run(
+        words(micro_tokens=100, cache_above=50, checkpoint_every=7), stderr=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on from the checkpoint of step" in done.stderr and "starts anew" not in done.stderr
+    assert "train.micro_tokens: 200 -> 100" in done.stderr
+    undisturbed = outputs(tmp_path / "undisturbed")
+    subprocess.run(
+        command("train", TrainSettings.model_validate_json(words()[5]), inputs(tiny_collection) | undisturbed)
+    )
+    a, b = (load_file(p["out"] / "model.safetensors") for p in (paths, undisturbed))
+    assert max(float((a[k] - b[k]).abs().mean()) for k in a if not k.endswith("key.bias")) < 1e-5
+    assert [line["step"] for line in lines(paths["metrics"])] == [
+        line["step"] for line in lines(undisturbed["metrics"])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "message"),
+    [
+        ("train", {"batch_size": 1}, "train.negatives: 0 with train.batch_size: 1 leaves one candidate"),
+        ("distil", {}, "train.negatives: 0 with distil.candidates: own leaves one candidate"),
+    ],
+)
+def test_a_loss_with_nothing_to_learn_from_is_refused_before_any_work(
+    models: dict[str, Path], tiny_collection: Path, tmp_path: Path, stage: str, keys: dict[str, Any], message: str
+) -> None:
+    train = TRAIN.model_copy(update={"negatives": 0} | keys)
+    with pytest.raises(LeadError, match=message):
+        if stage == "train":
+            settings = TrainSettings(train=train)
+            paths = inputs(tiny_collection) | outputs(tmp_path)
+            stages.train(settings=settings, gpu=0, start=models["start"], **paths)
+        else:
+            distil = DistilSettings(method="rd", train=train, distil=Distil(candidates="own", joint=False))
+            paths = inputs(tiny_collection) | models | outputs(tmp_path)
+            stages.distil(settings=distil, gpu=0, teacher_out=None, **paths)
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_cross_encoder_without_negatives_is_refused_before_any_work(
+    tiny_model: Path, tiny_collection: Path, tmp_path: Path
+) -> None:
+    train = TRAIN.model_copy(update={"negatives": 0})
+    settings = TrainSettings(model=ModelRef(reference=f"path:{tiny_model}"), kind="ce", train=train)
+    with pytest.raises(LeadError, match="train.negatives: 0 with .* leaves one candidate for each query"):
+        stages.train(settings=settings, gpu=0, start=None, **inputs(tiny_collection), **outputs(tmp_path))
+
+
+def test_more_than_three_epochs_are_warned_of_with_the_number(
+    models: dict[str, Path], tiny_collection: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for steps, warned in ((36, False), (37, True)):
+        train = TRAIN.model_copy(update={"steps": steps, "dev_queries": 0, "select": "last"})
+        with caplog.at_level("WARNING", "lead"):
+            paths = inputs(tiny_collection) | outputs(tmp_path / str(steps))
+            stages.train(settings=TrainSettings(train=train), gpu=0, start=models["start"], **paths)
+        assert ("train.steps: 37 steps of 4 queries are 3.1 epochs of the 48 train queries" in caplog.text) == warned
 
 
 def test_a_pretrained_model_that_changed_in_its_folder_is_another_state(tiny_collection: Path, tmp_path: Path) -> None:

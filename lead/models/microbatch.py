@@ -1,6 +1,8 @@
 """Encoding many texts in length-sorted micro-batches, with the graph or with cached gradients (GradCache).
 
-Both ways run the same micro-batches with the same seeds, so dropout draws the same masks and the gradients are equal.
+Both ways run the same micro-batches, each with its own dropout seed. With the same split the gradients are therefore
+equal, dropout included. With another split (`micro_tokens`) they are equal apart from rounding where there is no
+dropout; with dropout other units are dropped, so they are equal in distribution only.
 Memory: with the graph, activations of all texts; cached, those of one micro-batch (`micro_tokens` padded tokens).
 """
 
@@ -46,7 +48,10 @@ def _seed(*parts: object) -> int:
 
 @dataclass(frozen=True)
 class MicroBatchEncoder:
-    """How the texts of a step are encoded: device-independent numbers, and the key that seeds dropout."""
+    """How the texts of a step are encoded: sizes that do not depend on the device, and the key that seeds dropout.
+
+    A micro-batch's dropout seed is a function of `key`, the part (queries, passages, ..) and the micro-batch's number.
+    """
 
     micro_tokens: int
     precision: str = "bf16"
@@ -61,7 +66,7 @@ class MicroBatchEncoder:
     def cached(
         self, model: LayeredModel, ids: Sequence[Any], layers: tuple[int, ...], part: str
     ) -> tuple[Features, Callable[[], None]]:
-        """Features whose x is a leaf, and what to call after backward: it encodes again and passes the gradients on."""
+        """Features whose x is a leaf, and a function for after backward: it encodes again and passes gradients on."""
         with torch.no_grad():
             features = self(model, ids, layers, part)
         features.x.requires_grad_()

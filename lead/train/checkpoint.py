@@ -1,6 +1,7 @@
 """Checkpoints of a training run: weights, optimizer state and step; atomic, checksummed, no pickle.
 
 Data order, negatives, layer pairs and dropout are functions of seed, generation and step: exact resume needs no more.
+The lines of metrics are in a file beside the checkpoints (lead.train.metrics).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def save(
 ) -> None:
     """Write folder/step-N: weights by model name, optimizer state by parameter index. Only the newest `keep` stay.
 
-    Others of this step or later ones could not be read, or training would not be here: they are in the way, and go.
+    `extra`: anything small that JSON can hold. Folders of this step or of later ones are removed first: they could not
+    be read, or training would not be here. Raises LeadError when nothing can be written.
     """
     for unreadable in folder.glob("step-*"):
         if unreadable.name >= _name(step):
@@ -68,3 +70,9 @@ def restore(folder: Path, models: dict[str, nn.Module], optimizer: torch.optim.O
         state = json.loads((path / "state.json").read_text())
         return int(state["step"]), state["extra"]
     return None
+
+
+def clear(folder: Path) -> None:
+    """Remove all checkpoints, and the best weights so far."""
+    for old in (*folder.glob("step-*"), folder / "best"):
+        shutil.rmtree(old, ignore_errors=True)

@@ -130,19 +130,24 @@ class TrainingData:
         self.batch_size, self.n, self.seed, self.generation = batch_size, negatives, seed, generation
         self._permutations: dict[int, RowNumbers] = {}
 
+    def _permutation(self, epoch: int) -> RowNumbers:
+        known = self._permutations  # another thread may put a new dictionary in its place
+        if epoch not in known:
+            rng = np.random.default_rng([self.seed, 0xE90C, epoch, self.generation])
+            known = {e: p for e, p in known.items() if e >= epoch - 1} | {epoch: rng.permutation(len(self.queries))}
+            self._permutations = known
+        return known[epoch]
+
     def _query_rows(self, step: int) -> list[int]:
-        rows = []
-        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
-            epoch, offset = divmod(position, len(self.queries))
-            if epoch not in self._permutations:
-                rng = np.random.default_rng([self.seed, 0xE90C, epoch, self.generation])
-                self._permutations = {e: p for e, p in self._permutations.items() if e >= epoch - 1}
-                self._permutations[epoch] = rng.permutation(len(self.queries))
-            rows.append(int(self._permutations[epoch][offset]))
-        return rows
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        places = (divmod(position, len(self.queries)) for position in positions)
+        return [int(self._permutation(epoch)[offset]) for epoch, offset in places]
 
     def batch(self, step: int) -> Batch:
-        """The batch of this step (0-based): one positive and n negatives drawn for each query."""
+        """The batch of this step (0-based): one positive and n negatives drawn for each query.
+
+        Several threads may ask at once.
+        """
         rng = np.random.default_rng([self.seed, 0xBA7C, step, self.generation])
         rows = self._query_rows(step)
         passages: list[int] = []

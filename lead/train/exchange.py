@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 
 from lead.errors import LeadError, Preempted
 from lead.models.features import Features
+from lead.train.signals import STOPPING, heeded, stopped
 
 
 class _Gather(torch.autograd.Function):
@@ -159,14 +160,14 @@ def launch(ranks: int, arguments: list[str]) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+        signals_to_handle=",".join(number.name for number in heeded((*STOPPING, "SIGQUIT"))),
     )
     with tempfile.TemporaryDirectory() as errors:
         os.environ["LEAD_ERRORS"] = errors
         try:
             elastic_launch(config, sys.executable)("-m", "lead", *arguments)
         except SignalException as e:  # passed on to the ranks, which have 30 s to save their state
-            raise Preempted(f"stopped by {e.sigval.name}; started again, it goes on from its checkpoint") from e
+            raise stopped(e.sigval) from e
         except ChildFailedError as e:
             rank, failure = min(e.failures.items(), key=lambda item: item[1].timestamp)
             said = Path(errors, str(rank))

@@ -1,16 +1,11 @@
-"""The training loop: AdamW, linear schedule with warm-up, clipping, log, dev, checkpoints, exact resume."""
+"""The training loop: AdamW, linear schedule with warm-up, clipping, metrics, dev, checkpoints, exact resume."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
-import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +15,17 @@ from tqdm import tqdm
 
 from lead.config.schema import Train
 from lead.device import keep_freed_memory
-from lead.errors import LeadError, Preempted
+from lead.errors import LeadError
 from lead.methods.losses import Loss
 from lead.models.base import LayeredModel
 from lead.models.microbatch import MicroBatchEncoder
-from lead.store.atomic import atomic_file
 from lead.store.tables import check_folder
 from lead.train import checkpoint
-from lead.train.data import TrainingData
+from lead.train.ahead import LookAhead
+from lead.train.data import Batch, TrainingData
 from lead.train.dev import DevPool
+from lead.train.metrics import Metrics
+from lead.train.signals import Told, noted, stopped
 from lead.train.step import Step
 
 log = logging.getLogger("lead")
@@ -60,26 +57,8 @@ def make_optimizer(models: dict[str, LayeredModel], train: Train) -> torch.optim
     return torch.optim.AdamW(groups, fused=True)
 
 
-@contextlib.contextmanager
-def _told_by_signals(loop: Loop) -> Iterator[None]:
-    """SIGTERM and SIGUSR1 are noted instead of killing; handlers are Python's main thread's business only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(*_: object) -> None:
-        loop.told = True
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Loop:
-    """Runs a `Step` for `train.steps` steps. Everything that a kill must not lose is in `state`."""
+    """Runs a `Step` for `train.steps` steps. What a kill must not lose is in `state`: checkpoints and metrics."""
 
     def __init__(self, step: Step, data: TrainingData, dev: DevPool | None, train: Train, state: Path):
         """`state`: folder for checkpoints, created when needed, kept until the caller removes it."""
@@ -88,23 +67,27 @@ class Loop:
         self.main = self.exchange.rank == 0  # the rank that looks at dev, logs and writes
         self.optimizer = make_optimizer(self.models, train)
         self.encoder = MicroBatchEncoder(train.micro_tokens, train.precision)
-        self.lines: list[dict[str, Any]] = []
-        self.best = -1.0
-        self.told = False  # by a signal to stop
+        self.metrics = Metrics(state / "metrics.jsonl")
+        self.selected = next(iter(self.models))  # the model whose MRR on dev `select: best` goes by
+        self.best: tuple[float, int] = (-1.0, 0)  # MRR@10 and step of the weights in state/best
+        self.mrr = math.nan  # of the last evaluation
+        self.told = Told()
 
     def run(self) -> None:
         """Train to the last step, from the newest checkpoint if there is one. The models keep the final weights.
 
-        SIGTERM and SIGUSR1 (a scheduler that wants its machine back) end it after the step at hand, with a checkpoint:
-        raises Preempted.
+        SIGTERM, SIGUSR1, SIGINT and SIGHUP end it after the step at hand, with a checkpoint: raises Preempted.
         """
-        with _told_by_signals(self):
+        with noted(self.told, self.main, self.exchange.world > 1), contextlib.closing(self.metrics):
             self._run()
 
     def _run(self) -> None:
         if self.step.device.type == "cpu":
             keep_freed_memory()
         first = self._restore()
+        if self.main:
+            self.metrics.resume(first)
+            log.info("metrics, a line a step: %s", self.metrics.path)
         self.exchange.wait()
         for name, model in self.models.items():
             model.train()
@@ -116,8 +99,9 @@ class Loop:
             )
         if first == 0:
             self._evaluate(0)
+        steps = range(first, self.train.steps)
         bar = tqdm(
-            range(first, self.train.steps),
+            steps,
             initial=first,
             total=self.train.steps,
             disable=None if self.main else True,
@@ -125,30 +109,54 @@ class Loop:
             mininterval=1,
         )
         started, next_note = time.monotonic(), time.monotonic() + 30
-        for s in bar:
-            begun = time.monotonic()
-            loss = self.step(self.data.batch(s), s)
-            line, stop = self._line(s + 1, loss)  # raises before the weights are touched
-            line["gradient_norm"] = self._update(s)
-            line["seconds"] = round(time.monotonic() - begun, 3)
-            self.lines.append(line)
-            bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in line["loss"].items()))
-            if bar.disable and self.main and time.monotonic() > next_note:  # not a terminal: a line now and then
-                left = (time.monotonic() - started) / (s + 1 - first) * (self.train.steps - s - 1)
-                log.info(
-                    "step %d of %d, loss %.3f, about %.0f s left", s + 1, self.train.steps, line["loss"]["total"], left
-                )
-                next_note = time.monotonic() + 30
-            done = s + 1 == self.train.steps
-            if done or (self.train.dev_every and (s + 1) % self.train.dev_every == 0):
-                self._evaluate(s + 1)
-            if not done and (stop or (s + 1) % self.train.checkpoint_every == 0):
-                self._checkpoint(s + 1)
-            if stop and not done:
-                raise Preempted(f"stopped by a signal after step {s + 1}; started again, it goes on from there")
+        with LookAhead(self._prepare, steps) as batches:
+            for s in bar:
+                begun = time.monotonic()
+                loss = self.step(batches.take(), s)
+                line, stop = self._line(s + 1, loss)  # raises before the weights are touched
+                line["gradient_norm"] = self._update(s)
+                line["seconds"] = round(time.monotonic() - begun, 3)
+                self._log(line)
+                bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in line["loss"].items()))
+                if bar.disable and self.main and time.monotonic() > next_note:  # not a terminal: a line now and then
+                    left = (time.monotonic() - started) / (s + 1 - first) * (self.train.steps - s - 1)
+                    total = line["loss"]["total"]
+                    log.info("step %d of %d, loss %.3f, about %.0f s left", s + 1, self.train.steps, total, left)
+                    next_note = time.monotonic() + 30
+                done = s + 1 == self.train.steps
+                if done or (self.train.dev_every and (s + 1) % self.train.dev_every == 0):
+                    batches.settle()  # a tokenizer is not to be used by two threads at once
+                    self._evaluate(s + 1)
+                if not done and (stop or (s + 1) % self.train.checkpoint_every == 0):
+                    self._checkpoint(s + 1)
+                if stop and not done:
+                    raise stopped(self.told.signal, f" after step {s + 1}")
         if self.train.select == "best" and self.dev is not None:
-            for name, model in self.models.items():
-                model.load_state_dict(LayeredModel.load(self.state / "best" / name).state_dict())
+            self._take_best()
+
+    def _prepare(self, s: int) -> Batch:
+        """What a step computes on; called in a thread beside the steps before."""
+        return self.step.prepare(self.data.batch(s))
+
+    def _log(self, line: dict[str, Any]) -> None:
+        if self.main:
+            self.metrics.append(line)
+
+    def _take_best(self) -> None:
+        """Load the weights that were best on dev, and say whose they are where they are not the last."""
+        for name, model in self.models.items():
+            model.load_state_dict(LayeredModel.load(self.state / "best" / name).state_dict())
+        (mrr, step), steps = self.best, self.train.steps
+        if self.main and step < steps:
+            log.log(
+                logging.INFO if step else logging.WARNING,
+                "select: best keeps the weights of step %d%s: MRR@10 on dev %.4f, after the last step (%d) %.4f",
+                step,
+                "" if step else ", those before training",
+                mrr,
+                steps,
+                self.mrr,
+            )
 
     def _update(self, s: int) -> dict[str, float]:
         """Clip, step, clear. Raises LeadError when a gradient is not finite."""
@@ -171,7 +179,7 @@ class Loop:
     def _line(self, step: int, loss: Loss) -> tuple[dict[str, Any], bool]:
         """A line of the log, and whether a rank was told to stop. Raises LeadError when a loss part is not finite."""
         parts = {**loss.parts, "total": loss.total}
-        told = torch.tensor(float(self.told), device=loss.total.device)
+        told = torch.tensor(float(self.told.signal is not None), device=loss.total.device)
         # one collective and one wait for the parts
         *values, stop = self.exchange.mean(torch.stack([*(v.detach() for v in parts.values()), told])).tolist()
         for name, value in zip(parts, values, strict=True):
@@ -191,19 +199,19 @@ class Loop:
             return
         scores = {name: round(self.dev.mrr(model, self.encoder), 6) for name, model in self.models.items()}
         log.info("step %d: MRR@10 on the dev pool: %s", step, ", ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-        self.lines.append({"step": step, "dev_mrr10": scores})
-        if self.train.select == "best" and scores["student"] > self.best:
-            self.best = scores["student"]
+        self._log({"step": step, "dev_mrr10": scores})
+        self.mrr = scores[self.selected]
+        if self.train.select == "best" and self.mrr > self.best[0]:
+            self.best = (self.mrr, step)
             for name, model in self.models.items():
                 model.save(self.state / "best" / name)
         self.exchange.wait()
 
     def _checkpoint(self, step: int) -> None:
-        if not self.main:
-            self.exchange.wait()
-            return
-        extra = {"lines": self.lines, "best": self.best}
-        checkpoint.save(self.state, step, dict(self.models), self.optimizer, extra, self.train.checkpoint_keep)
+        if self.main:
+            self.metrics.sync()
+            extra = {"best": self.best}
+            checkpoint.save(self.state, step, dict(self.models), self.optimizer, extra, self.train.checkpoint_keep)
         self.exchange.wait()
 
     def _last_good(self) -> str:
@@ -216,29 +224,23 @@ class Loop:
 
         With `select: best` a checkpoint is of no use without the best weights so far.
         """
+        found = None
         try:
             if self.train.select == "best" and self.dev is not None and any(self.state.glob("step-*")):
                 for name in self.models:
                     check_folder(self.state / "best" / name)
+            found = checkpoint.restore(self.state, dict(self.models), self.optimizer)
         except LeadError as e:
             log.warning("training starts over: %s", e)
-            if self.main:
-                shutil.rmtree(self.state, ignore_errors=True)
-            return 0
-        found = checkpoint.restore(self.state, dict(self.models), self.optimizer)
         if found is None:
             if self.main:
-                shutil.rmtree(self.state, ignore_errors=True)
+                checkpoint.clear(self.state)
             return 0
         step, extra = found
-        self.lines, self.best = extra["lines"], extra["best"]
+        mrr, best_step = extra["best"]
+        self.best = (float(mrr), int(best_step))
         log.info("going on from the checkpoint of step %d of %d", step, self.train.steps)
         return step
-
-    def write_metrics(self, path: Path) -> None:
-        """JSON lines: one a step (loss parts, entropies, layer weights, gradient norms), one an evaluation on dev."""
-        with atomic_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
 
 
 def _rounded(value: Tensor) -> Any:

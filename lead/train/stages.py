@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
+import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from lead.config.kinds import KINDS
+from lead.config.methods import METHODS
+from lead.config.schema import Train
 from lead.config.stages import DistilSettings, TrainSettings
 from lead.data.texts import mapped
 from lead.device import device
@@ -21,17 +22,18 @@ from lead.models.base import LayeredModel
 from lead.models.retriever import Retriever
 from lead.pretrained import local_weights
 from lead.store.atomic import check_replaceable
-from lead.store.checksums import identity
-from lead.store.provenance import code
 from lead.train.adore import AdoreStep, FixedPassages
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
 from lead.train.exchange import Exchange, join_ranks
 from lead.train.fd import FdStep
 from lead.train.loop import Loop
+from lead.train.state import open_state, state_key, state_name
 from lead.train.step import DistilStep, LeadStep, Step
 
 log = logging.getLogger("lead")
+
+EPOCHS = 3  # of a train set, above which training is warned of
 
 
 def train(
@@ -69,8 +71,11 @@ def train(
         assert settings.model is not None
         torch.manual_seed(settings.seed)
         model = LayeredModel.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
-    weights = start if settings.model is None else local_weights(settings.model.reference)
-    files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, weights, *(passages or [])]
+    if not passages:
+        check_candidates(settings.train, KINDS[model.kind].candidates)
+    files: dict[str, Path | None] = _files(corpus, queries, qrels, dev_queries, dev_qrels, negatives)
+    files["start"] = start if settings.model is None else local_weights(settings.model.reference)
+    files |= {f"passages {i}": path for i, path in enumerate(passages or [], start=1)}
     model.to(on)
     index = FixedPassages(passages, corpus, model) if passages else None
     shared = model, settings.train, settings.seed
@@ -78,7 +83,7 @@ def train(
     loop.run()
     if loop.main:
         model.save(out)
-        loop.write_metrics(metrics)
+        loop.metrics.publish(metrics)
         _clear(state)
     loop.exchange.wait()
 
@@ -116,15 +121,16 @@ def distil(
     on = device(gpu)
     join_ranks(on)
     student, master = Retriever.load(start).to(on), LayeredModel.load(teacher).to(on)
+    _check_distil_candidates(settings, master)
     step = make_step(settings, student, master)
-    files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start, teacher]
+    files = _files(corpus, queries, qrels, dev_queries, dev_qrels, negatives) | {"start": start, "teacher": teacher}
     loop = _loop(step, settings, files, state)
     loop.run()
     if loop.main:
         student.save(out)
         if teacher_out is not None:
             master.save(teacher_out)
-        loop.write_metrics(metrics)
+        loop.metrics.publish(metrics)
         _clear(state)
     loop.exchange.wait()
 
@@ -148,18 +154,56 @@ def _clear(state: Path) -> None:
         state.rmdir()
 
 
+def check_candidates(train: Train, which: str, key: str = "") -> None:
+    """Refuse a loss with a single candidate for each query: it is 0, whatever the model does. Raises LeadError.
+
+    `which`: the candidates, a query's `own` or those of the whole `batch`. `key`: the setting that says so.
+    """
+    if train.negatives == 0 and (which == "own" or train.batch_size == 1):
+        why = "train.batch_size: 1" if which == "batch" else key or "candidates that are each query's own"
+        raise LeadError(
+            f"train.negatives: 0 with {why} leaves one candidate for each query, from which no loss can learn; "
+            "set train.negatives to 1 or more"
+        )
+
+
+def _check_distil_candidates(settings: DistilSettings, teacher: LayeredModel) -> None:
+    distil = settings.distil
+    check_candidates(
+        settings.train, distil.contrastive_candidates, f"distil.contrastive_candidates: {distil.contrastive_candidates}"
+    )
+    if METHODS[settings.method].sees != "maps":  # maps are compared over tokens
+        ce = KINDS[teacher.kind].candidates == "own"
+        own, key = (ce, "a cross encoder as teacher") if ce else (distil.candidates == "own", "distil.candidates: own")
+        check_candidates(settings.train, "own" if own else "batch", key)
+
+
+def _files(
+    corpus: Path, queries: Path, qrels: Path, dev_queries: Path, dev_qrels: Path, negatives: Path | None
+) -> dict[str, Path | None]:
+    """The inputs that every training has, by name."""
+    return {
+        "corpus": corpus,
+        "queries": queries,
+        "qrels": qrels,
+        "dev_queries": dev_queries,
+        "dev_qrels": dev_qrels,
+        "negatives": negatives,
+    }
+
+
 def _loop(
     step: Step,
     settings: TrainSettings | DistilSettings,
-    files: list[Path | None],
+    files: dict[str, Path | None],
     state: Path,
     index: FixedPassages | None = None,
 ) -> Loop:
-    """The loop over the data in `files` (corpus, queries, qrels, dev queries, dev qrels, negatives, ..).
+    """The loop over the data in `files`.
 
     `index`: passages whose vectors do not change, where each step finds its negatives itself.
     """
-    corpus, queries, qrels, dev_queries, dev_qrels, negatives = files[:6]
+    corpus, queries, qrels, dev_queries, dev_qrels, negatives = list(files.values())[:6]
     assert corpus and queries and qrels and dev_queries and dev_qrels
     train, relevance = settings.train, settings.relevance
     passages = mapped(corpus, state / "corpus.arrow", Exchange.here())
@@ -170,11 +214,26 @@ def _loop(
     if train.dev_queries:
         dev_judged = Queries(passages["pid"], dev_queries, dev_qrels, negatives, relevance, train.negatives_depth)
         dev = DevPool(passages, dev_judged, train.dev_queries, train.dev_negatives, index)
-    log.info("%d train queries, %.2f epochs", len(judged), train.steps * train.batch_size / len(judged))
-    return Loop(step, data, dev, train, state / state_key(settings.model_dump(), files))
+    _say_epochs(train, len(judged))
+    key = state_key(settings, files)
+    if Exchange.here().rank == 0:
+        open_state(state, settings, key)
+    return Loop(step, data, dev, train, state / state_name(key))
 
 
-def state_key(settings: dict[str, Any], files: list[Path | None]) -> str:
-    """Key of a training state: settings, contents of the inputs, code. Only where all agree is a state resumed."""
-    key = {"settings": settings, "inputs": [identity(f) if f else None for f in files], "code": code()}
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+def _say_epochs(train: Train, queries: int) -> None:
+    """Say how often each train query is seen; warn where it is so often that a small set is learnt by heart."""
+    epochs = train.steps * train.batch_size / queries
+    log.info("%d train queries, %.2f epochs", queries, epochs)
+    if epochs > EPOCHS:
+        log.warning(
+            "train.steps: %d steps of %d queries are %.1f epochs of the %d train queries; more than about %d tend to "
+            "overfit: %d steps are %d epochs",
+            train.steps,
+            train.batch_size,
+            epochs,
+            queries,
+            EPOCHS,
+            math.ceil(EPOCHS * queries / train.batch_size),
+            EPOCHS,
+        )

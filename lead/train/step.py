@@ -54,8 +54,12 @@ class Step:
         prepare_for_training(student.encoder, train.dropout)
 
     def trained(self) -> dict[str, LayeredModel]:
-        """The models that receive gradients, by name."""
-        return {"student": self.student}
+        """The models that receive gradients, by name; the first is the one that `select: best` looks at."""
+        return {"model": self.student}
+
+    def prepare(self, batch: Batch) -> Batch:
+        """What can be made of a batch beside the step before, in another thread."""
+        return batch
 
     def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
         """The loss of this batch, and the sides whose cached gradients must be replayed."""
@@ -147,7 +151,7 @@ class DistilStep(Step):
 
     def trained(self) -> dict[str, LayeredModel]:
         """Student, and the teacher under joint training."""
-        return super().trained() | ({"teacher": self.teacher} if self.joint else {})
+        return {"student": self.student} | ({"teacher": self.teacher} if self.joint else {})
 
     def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
         """The student's hard loss and what its final scores learn from the teacher's."""
