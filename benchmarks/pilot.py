@@ -20,8 +20,8 @@ import torch
 from lead.config.load import load, merge
 from lead.config.stages import DistilSettings
 from lead.models.base import LayeredModel
+from lead.models.bi_encoder import BiEncoder
 from lead.models.microbatch import MicroBatchEncoder
-from lead.models.retriever import Retriever
 from lead.plan.plan import Plan
 from lead.store.tables import read_table
 from lead.train.data import Queries, TrainingData
@@ -55,7 +55,7 @@ def main() -> None:
             for s in ("train", "dev")
         ]
         pool = DevPool(corpus, splits[1], args.queries, None)
-        student = Retriever.load(plan.start(args.dataset, run)[0])
+        student = BiEncoder.load(plan.start(args.dataset, run)[0])
         teacher = LayeredModel.load(plan.teacher(args.dataset, run))
         before = pool.mrr(student, encode)
         step = make_step(settings, student, teacher)

@@ -127,7 +127,7 @@ class Loop:
         started, next_note = time.monotonic(), time.monotonic() + 30
         for s in bar:
             begun = time.monotonic()
-            loss = self.step(self.data.batch(s), s)
+            loss = self.step(self.step.prepare(self.data.batch(s)), s)
             line, stop = self._line(s + 1, loss)  # raises before the weights are touched
             line["gradient_norm"] = self._update(s)
             line["seconds"] = round(time.monotonic() - begun, 3)

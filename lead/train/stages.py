@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
+from lead.config.methods import METHODS
 from lead.config.stages import DistilSettings, TrainSettings
 from lead.data.texts import mapped
 from lead.device import device
 from lead.errors import LeadError
-from lead.methods.layers import check_layers
 from lead.models.base import LayeredModel
-from lead.models.retriever import Retriever
+from lead.models.bi_encoder import BiEncoder
 from lead.pretrained import local_weights
 from lead.store.atomic import check_replaceable
 from lead.store.checksums import identity
@@ -29,7 +29,7 @@ from lead.train.dev import DevPool
 from lead.train.exchange import Exchange, join_ranks
 from lead.train.fd import FdStep
 from lead.train.loop import Loop
-from lead.train.step import DistilStep, LeadStep, Step
+from lead.train.step import DistilStep, Step
 
 log = logging.getLogger("lead")
 
@@ -105,7 +105,7 @@ def distil(
     Memory of a rank: as `train`, for both models (a frozen teacher is its parameters alone), and the scores of a
     batch's queries for its passages at the aligned layers.
     """
-    joint = settings.method == "lead" and settings.distil.joint
+    joint = METHODS[settings.method].moves_teacher(settings.distil)
     if joint != (teacher_out is not None):
         raise LeadError(
             "lead distil: --teacher-out is for joint training (method lead, distil.joint: true), and only for it"
@@ -115,29 +115,24 @@ def distil(
             check_replaceable(folder)
     on = device(gpu)
     join_ranks(on)
-    student, master = Retriever.load(start).to(on), LayeredModel.load(teacher).to(on)
-    step = make_step(settings, student, master)
+    student, teacher_model = BiEncoder.load(start).to(on), LayeredModel.load(teacher).to(on)
+    step = make_step(settings, student, teacher_model)
     files = [corpus, queries, qrels, dev_queries, dev_qrels, negatives, start, teacher]
     loop = _loop(step, settings, files, state)
     loop.run()
     if loop.main:
         student.save(out)
         if teacher_out is not None:
-            master.save(teacher_out)
+            teacher_model.save(teacher_out)
         loop.write_metrics(metrics)
         _clear(state)
     loop.exchange.wait()
 
 
-def make_step(settings: DistilSettings, student: Retriever, teacher: LayeredModel) -> DistilStep:
+def make_step(settings: DistilSettings, student: BiEncoder, teacher: LayeredModel) -> DistilStep:
     """The step of the settings' method. Raises LeadError when the two models do not fit it."""
-    shared = student, teacher, settings.train, settings.distil, settings.seed
-    if settings.method == "fd":
-        return FdStep(*shared)
-    if settings.method != "lead":
-        return DistilStep(*shared, joint=False, method=settings.method)
-    check_layers(settings.distil.layers, teacher.n_layers, student.n_layers)
-    return LeadStep(*shared, joint=settings.distil.joint)
+    step = FdStep if METHODS[settings.method].sees == "maps" else DistilStep
+    return step(student, teacher, settings.train, settings.distil, settings.seed, settings.method)
 
 
 def _clear(state: Path) -> None:
