@@ -3,8 +3,8 @@
     python benchmarks/gradients.py pydocs lead_cb
 
 At the start of a run, over some batches: the student's mean gradient of each part of the loss, and its cosine with
-the mean gradient of the hard loss on dev queries. A part whose cosine is zero teaches the student nothing that carries
-over to new queries; one whose gradient is small beside another's is not heard. `signal` is the norm of the mean
+the mean gradient of the contrastive loss on dev queries. A part whose cosine is zero teaches the student nothing that
+carries over to new queries; one whose gradient is small beside another's is not heard. `signal` is the norm of the mean
 gradient over what noise alone would leave of it: at 1 there is nothing but noise, and cosines mean nothing.
 
 Needs the models of the run's student and teacher and the mined negatives; results/ is not written to.
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from lead.config.load import load, merge
 from lead.config.stages import DistilSettings
-from lead.methods import losses
+from lead.methods.losses import contrastive_loss
 from lead.models.base import LayeredModel
-from lead.models.retriever import Retriever
+from lead.models.bi_encoder import BiEncoder
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
 from lead.store.tables import read_table
@@ -85,20 +85,20 @@ def main() -> None:
         )
         for s in ("train", "dev")
     )
-    student = Retriever.load(job.start[0])
+    student = BiEncoder.load(job.start[0])
     step = make_step(settings, student, LayeredModel.load(job.teacher))
     parts: dict[str, Mean] = {}
     for i in range(args.batches):
-        loss, _ = step.loss(train.batch(i), i)
+        loss, _ = step.loss(step.prepare(train.batch(i)), i)
         for name, part in loss.parts.items():
-            if name != "tch":  # the student has no part in the teacher's hard loss
+            if name != "tch":  # the student has no part in the teacher's contrastive loss
                 parts.setdefault(name, Mean()).add(gradient(part, student))
     held_out = Mean()
     for i in range(args.batches):
-        batch = dev.batch(i)
-        candidates = batch.candidates("batch")
-        side = step.encode(student, "student", batch, (student.n_layers,), i)
-        held_out.add(gradient(losses.hard_loss(side.score(candidates).final, candidates), student))
+        prepared = step.prepare(dev.batch(i))
+        candidates = step.candidates_of(prepared, "batch")
+        encoded = step.encode(student, "student", prepared.inputs["student"], (student.n_layers,), i)
+        held_out.add(gradient(contrastive_loss(encoded.score(candidates).final, candidates), student))
     for name, g in (parts | {"dev": held_out}).items():
         cosine = float(torch.nn.functional.cosine_similarity(g.mean, held_out.mean, dim=0))
         print(f"{name:4s} norm {float(g.mean.norm()):.3f}  signal {g.signal():.2f}  cosine with dev {cosine:+.3f}")

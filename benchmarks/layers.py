@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from lead.methods import losses
+from lead.methods.losses import entropy, log_distribution
+from lead.models.bi_encoder import BiEncoder
 from lead.models.features import mask_columns
 from lead.models.microbatch import MicroBatchEncoder
-from lead.models.retriever import Retriever
 from lead.store.tables import read_table
 from lead.train.data import Queries, TrainingData
 from lead.train.dev import DevPool
@@ -46,7 +46,7 @@ def main() -> None:
     everything = torch.arange(len(pool.passages)).expand(len(pool.queries), -1)
     candidates = mask_columns(everything, torch.zeros_like(pool.relevant), torch.zeros(len(pool.queries)).long())
     for run in args.runs:
-        model = Retriever.load(args.results / "models" / run).eval()
+        model = BiEncoder.load(args.results / "models" / run).eval()
         layers = tuple(range(1, model.n_layers + 1))
         dev, train = (
             [
@@ -62,11 +62,11 @@ def main() -> None:
             rank = 1 + ((s >= best) & ~pool.relevant).sum(-1)
             mrr = torch.where(rank <= 10, 1 / rank, torch.zeros(())).mean(-1)
             own = batch.candidates("batch")
-            log_p = losses.log_distribution(model.score(train[0], train[1], own).s, own.keep)
-            entropy = losses.entropy(log_p, own.keep).mean(-1)
+            log_p = log_distribution(model.score(train[0], train[1], own).s, own.keep)
+            entropies = entropy(log_p, own.keep).mean(-1)
             print(
                 f"{run:<14} {normalise:>8} x {scale:g}  MRR@10 {' '.join(f'{v:.3f}' for v in mrr)}"
-                f"  entropy {' '.join(f'{v:.2f}' for v in entropy)}",
+                f"  entropy {' '.join(f'{v:.2f}' for v in entropies)}",
                 flush=True,
             )
 

@@ -20,8 +20,8 @@ import torch
 from lead.config.load import load, merge
 from lead.config.stages import DistilSettings
 from lead.models.base import LayeredModel
+from lead.models.bi_encoder import BiEncoder
 from lead.models.microbatch import MicroBatchEncoder
-from lead.models.retriever import Retriever
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
 from lead.store.tables import read_table
@@ -56,7 +56,7 @@ def main() -> None:
             for s in ("train", "dev")
         ]
         pool = DevPool(corpus, splits[1], args.queries, None)
-        student = Retriever.load(job.start[0])
+        student = BiEncoder.load(job.start[0])
         teacher = LayeredModel.load(job.teacher)
         before = pool.mrr(student, encode)
         step = make_step(settings, student, teacher)

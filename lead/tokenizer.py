@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from lead.errors import LeadError
-from lead.pretrained import loading
+from lead.pretrained import loading, rules_sum
 
 TOKENIZED = 1 << 21  # characters tokenized at a time: until it cuts, a tokenizer keeps some 150 bytes for each token
 
@@ -20,6 +22,19 @@ def load_tokenizer(name: str, reference: str) -> Any:
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):  # made up by transformers where there is none
         raise LeadError(f"models: the tokenizer of '{reference}' knows no word; are its files missing?")
     return tokenizer
+
+
+def tokenizer_sum(tokenizer: Any) -> str:
+    """SHA-256 of a fast tokenizer: everything that makes ids from a text, but for cutting and padding."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def same_tokens(a: Any, b: Any) -> bool:
+    """Whether two tokenizers make the same tokens with the same ids of a text, whatever they put around it."""
+    rules = [rules_sum(json.loads(tokenizer.backend_tokenizer.to_str())) for tokenizer in (a, b)]
+    return rules[0] == rules[1] and bool(a.get_vocab() == b.get_vocab())
 
 
 def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:

@@ -151,8 +151,6 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_retriever(folder: Path, kind: Any = "de", **scoring: Any) -> Any:
     """An untrained retriever over the model in `folder`, queries of 8 and passages of 24 tokens."""
-    import lead.models.cross_encoder  # noqa: F401 (each registers its kinds)
-    import lead.models.retriever  # noqa: F401
     from lead.config.schema import Lengths, ModelRef, Scoring
     from lead.models.base import LayeredModel
 

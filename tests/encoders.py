@@ -9,8 +9,8 @@ import torch
 from conftest import vocabulary
 from torch import Tensor
 
+from lead.models.bi_encoder import BiEncoder
 from lead.models.features import Candidates, Features
-from lead.models.retriever import Retriever
 
 TEXTS = [
     "the array shape",
@@ -37,7 +37,7 @@ def stock_states(folder: Path, texts: list[str]) -> tuple[tuple[Tensor, ...], Te
 
 
 @torch.no_grad()
-def features(model: Retriever, texts: list[str], layers: tuple[int, ...], side: Any = "passage") -> Features:
+def features(model: BiEncoder, texts: list[str], layers: tuple[int, ...], side: Any = "passage") -> Features:
     return model.eval().encode(model.tokenize(side, texts), layers)
 
 

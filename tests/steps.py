@@ -10,10 +10,12 @@ from conftest import make_retriever
 from torch import Tensor
 
 from lead.config.schema import Distil, Layers, Train
+from lead.methods.losses import Loss
+from lead.models.base import LayeredModel
+from lead.models.bi_encoder import BiEncoder
 from lead.models.features import Candidates
-from lead.models.retriever import Retriever
 from lead.train.data import Batch
-from lead.train.step import DistilStep, LeadStep, Step
+from lead.train.step import DistilStep, Encoded, Step
 
 SCORING = {"normalise": "unit", "scale": 5.0, "layer_normalise": "unit", "layer_scale": 3.0}
 TRAIN = {"batch_size": 4, "negatives": 2, "precision": "fp32", "micro_tokens": 60, "dev_queries": 0, "warmup": 0.2}
@@ -39,17 +41,27 @@ def build(
         return Step(student, options, seed=3)
     distil = distil or Distil(layers=Layers(k=3))
     teacher = make_retriever(teacher_folder, "cb", **SCORING)
-    joint = method == "lead" and distil.joint
-    return (LeadStep if method == "lead" else DistilStep)(student, teacher, options, distil, 3, joint)
+    return DistilStep(student, teacher, options, distil, 3, method)
 
 
-def lead_step(tiny_model: Path, teacher_folder: Path, **distil: Any) -> LeadStep:
+def lead_step(tiny_model: Path, teacher_folder: Path, **distil: Any) -> DistilStep:
     step = build(tiny_model, teacher_folder, "de", "lead", Distil(**{"layers": Layers(k=3), **distil}), dropout=0.0)
-    assert isinstance(step, LeadStep)
+    assert isinstance(step, DistilStep)
     return step
 
 
-def naive_scores(model: Retriever, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
+def take(step: Step, batch: Batch, number: int) -> Loss:
+    """Both halves of a step."""
+    return step(step.prepare(batch), number)
+
+
+def encoded(
+    step: Step, model: LayeredModel, key: str, batch: Batch, layers: tuple[int, ...], number: int, frozen: bool = False
+) -> Encoded:
+    return step.encode(model, key, model.tokenize_batch(batch.queries, batch.passages), layers, number, frozen)
+
+
+def naive_scores(model: BiEncoder, batch: Batch) -> tuple[Tensor, dict[int, Tensor]]:
     """The whole model's scores [Q, P] and {layer: [Q, P]}: one padded pass, scored pair by pair, with the graph."""
     states = {}
     for side, texts in (("query", batch.queries), ("passage", batch.passages)):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_retriever
-from steps import TRAIN, gradients
+from steps import TRAIN, gradients, take
 from test_losses import own, random_candidates, random_scores
 from test_resume import SCORING, assert_same, inputs, killed_and_run_again, lines, outputs
 from test_resume import TRAIN as LONG
@@ -19,9 +19,9 @@ from torch import Tensor
 from lead.config.schema import Train
 from lead.config.stages import EncodeSettings, TrainSettings
 from lead.errors import LeadError
-from lead.methods.losses import lambda_rank
+from lead.methods.adore import lambda_rank
+from lead.models.bi_encoder import BiEncoder
 from lead.models.features import Candidates, Scores
-from lead.models.retriever import Retriever
 from lead.retrieval.encode import encode
 from lead.store.vectors import read_vectors, write_vectors
 from lead.train import stages
@@ -86,7 +86,7 @@ def vectors_of(star: dict[str, Any]) -> Tensor:
 
 
 def make_step(star: dict[str, Any], collection: Path, **train: Any) -> AdoreStep:
-    model = Retriever.load(star["start"]).train()
+    model = BiEncoder.load(star["start"]).train()
     index = FixedPassages(star["passages"], collection / "corpus.parquet", model)
     return AdoreStep(model, Train(**{**TRAIN, "negatives_depth": 6, "dropout": 0.0, **train}), 3, index)
 
@@ -111,7 +111,7 @@ def test_the_search_is_exact_whatever_the_blocks(
 def test_vectors_that_do_not_fit_the_corpus_or_the_model_are_refused(
     star: dict[str, Any], tiny_collection: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    model, corpus = Retriever.load(star["start"]), tiny_collection / "corpus.parquet"
+    model, corpus = BiEncoder.load(star["start"]), tiny_collection / "corpus.parquet"
     first, second = star["passages"]
     for files, says in (
         ([second, first], "not of the passages in .*corpus.parquet, in their order"),
@@ -165,11 +165,11 @@ def test_a_step_equals_a_naive_one_and_leaves_the_passages_as_they_are(
     step = make_step(star, tiny_collection, cache_above=cache_above)
     batch, every = one_positive(data).batch(0), vectors_of(star)
     before = step.index.vectors.clone()
-    loss = step(batch, 0)
+    loss = take(step, batch, 0)
     assert torch.equal(step.index.vectors, before) and not step.index.vectors.requires_grad
     got = gradients(step)
 
-    naive, total = Retriever.load(star["start"]), torch.zeros(())
+    naive, total = BiEncoder.load(star["start"]), torch.zeros(())
     for q, text in enumerate(batch.queries):
         ids = torch.tensor(naive.tokenize("query", [text]))
         x = naive.encoder(input_ids=ids).last_hidden_state[0, 0]
@@ -190,13 +190,13 @@ def test_a_step_equals_a_naive_one_and_leaves_the_passages_as_they_are(
 def test_the_stage_learns_queries_and_looks_at_dev_with_the_fixed_passages(
     star: dict[str, Any], tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenize, sides = Retriever.tokenize, set()
+    tokenize, sides = BiEncoder.tokenize, set()
 
-    def noted(model: Retriever, side: Any, texts: list[str]) -> list[list[int]]:
+    def noted(model: BiEncoder, side: Any, texts: list[str]) -> list[list[int]]:
         sides.add(side)
         return tokenize(model, side, texts)
 
-    monkeypatch.setattr(Retriever, "tokenize", noted)
+    monkeypatch.setattr(BiEncoder, "tokenize", noted)
     train = LONG.model_copy(update={"steps": 24, "dropout": 0.0, "precision": "fp32", "dev_every": 8})
     before = [path.read_bytes() for path in star["passages"]]
     stages.train(settings=TrainSettings(train=train), gpu=0, **inputs(tiny_collection), **star, **outputs(tmp_path))

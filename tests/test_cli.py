@@ -213,12 +213,12 @@ def test_a_gpu_that_is_not_there_is_one_line(tiny_model: Path, tmp_path: Path) -
     import torch
 
     from lead.config.schema import Lengths, ModelRef, Scoring
-    from lead.models.retriever import Retriever
+    from lead.models.bi_encoder import BiEncoder
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     reference = ModelRef(reference=f"path:{tiny_model}")
-    Retriever.pretrained(reference, "de", Scoring(), Lengths(query=8, passage=8)).save(tmp_path / "model")
+    BiEncoder.pretrained(reference, "de", Scoring(), Lengths(query=8, passage=8)).save(tmp_path / "model")
     texts = tmp_path / "texts.parquet"
     write_table(pa.table({"pid": ["a"], "text": ["array"]}), texts, "corpus")
     for gpu, says in (("1", "--gpu 1: PyTorch sees no GPU here; use --gpu 0"), ("-1", "--gpu -1")):

@@ -10,23 +10,23 @@ import pytest
 import torch
 from conftest import make_retriever
 from naive import naive_hard, naive_lead
-from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores, pick
+from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores, pick, take
 from transformers import AutoModel, AutoTokenizer
 
 from lead.config.schema import Distil, Layers, Train
 from lead.config.stages import RerankSettings
 from lead.errors import LeadError
 from lead.methods.layers import select
-from lead.methods.losses import hard_loss
+from lead.methods.losses import Scored, contrastive_loss
 from lead.models.base import LayeredModel
+from lead.models.bi_encoder import BiEncoder
 from lead.models.cross_encoder import CrossEncoder
 from lead.models.microbatch import MicroBatchEncoder
-from lead.models.retriever import Retriever
 from lead.retrieval.rerank import rerank
 from lead.store.tables import read_table, write_table
 from lead.train.data import TrainingData
 from lead.train.dev import DevPool
-from lead.train.step import DistilStep, LeadStep, Step
+from lead.train.step import DistilStep, Step
 
 QUERIES = ["array shape", "graph edge of a vertex path and a long cycle with the degree", "", "token"]
 PASSAGES = ["the array shape " * 20, "tree node leaf", "token", ""]
@@ -91,7 +91,7 @@ def test_saved_and_loaded_it_scores_the_same_and_a_lost_projection_is_noticed(
     assert isinstance(again, CrossEncoder)
     assert torch.equal(again.encode(pairs, ALL).x, cross.encode(pairs, ALL).x)
     with pytest.raises(LeadError, match="is a cross encoder, which cannot be used here"):
-        Retriever.load(tmp_path / "m")
+        BiEncoder.load(tmp_path / "m")
     with atomic_folder(tmp_path / "lost") as lost:
         for file in (tmp_path / "m").iterdir():
             if file.name not in ("head.safetensors", "SHA256SUMS") and file.suffix in (".json", ".safetensors"):
@@ -128,7 +128,7 @@ def test_its_warm_up_is_the_hard_loss_over_each_querys_own_list(
     model = make_retriever(tiny_model, "ce").train()
     step = Step(model, Train(**{**TRAIN, "dropout": 0.0, "cache_above": cache_above}), seed=3)
     batch = data.batch(1)
-    loss, got = step(batch, 1), gradients(step)
+    loss, got = take(step, batch, 1), gradients(step)
     model.zero_grad()
     want = naive_hard(ce_scores(model, batch)[4], naive_candidates(batch, own=True)[0])
     assert float(loss.total.detach()) == pytest.approx(float(want.detach()), rel=1e-4)
@@ -146,9 +146,9 @@ def test_lead_from_a_cross_encoder_equals_a_naive_one(
     distil = Distil(layers=Layers(k=3), joint=joint, contrastive_candidates=hard)
     torch.manual_seed(8)
     student, teacher = make_retriever(tiny_model, "de", **SCORING), make_retriever(teacher_folder, "ce")
-    step = LeadStep(student.train(), teacher, Train(**{**TRAIN, "dropout": 0.0}), distil, 3, joint)
+    step = DistilStep(student.train(), teacher, Train(**{**TRAIN, "dropout": 0.0}), distil, 3, "lead")
     batch = data.batch(2)
-    loss, got = step(batch, 2), gradients(step)
+    loss, got = take(step, batch, 2), gradients(step)
     student.zero_grad(), teacher.zero_grad()
     s, s_layers = naive_scores(student, batch)
     own, columns = naive_candidates(batch, own=True)
@@ -178,23 +178,23 @@ def test_response_losses_from_a_frozen_cross_encoder(
     tiny_model: Path, teacher_folder: Path, data: TrainingData, method: str
 ) -> None:
     student, teacher = make_retriever(tiny_model), make_retriever(teacher_folder, "ce")
-    step = DistilStep(student, teacher, Train(**TRAIN), Distil(), 3, joint=False, method=method)
+    step = DistilStep(student, teacher, Train(**TRAIN), Distil(), 3, method)
     batch = data.batch(0)
-    loss = step(batch, 0)
+    loss = take(step, batch, 0)
     assert all(p.grad is None for p in teacher.parameters()) and not teacher.training
     hard = batch.candidates("batch")
     student.eval()
-    side = step.encode(student, "student", batch, (4,), 0)
+    side = step.encode(student, "student", step.prepare(batch).inputs["student"], (4,), 0)
     step.student.train()
-    off = DistilStep(student, teacher, Train(**{**TRAIN, "dropout": 0.0}), Distil(), 3, joint=False, method=method)
-    assert float(off(batch, 0).parts["stu"].detach()) == pytest.approx(
-        float(hard_loss(side.score(hard).final, hard).detach()), rel=1e-4
+    off = DistilStep(student, teacher, Train(**{**TRAIN, "dropout": 0.0}), Distil(), 3, method)
+    assert float(take(off, batch, 0).parts["stu"].detach()) == pytest.approx(
+        float(contrastive_loss(side.score(hard).final, hard).detach()), rel=1e-4
     )
     assert set(loss.parts) == {"stu", "rep"}
 
 
 def test_margin_mse_by_hand() -> None:
-    from lead.methods.losses import margin_mse
+    from lead.methods.margin_mse import margin_mse
     from lead.models.features import Candidates, Scores
 
     # margins: teacher 3 - 1 = 2, 3 - 0 = 3 (masked); student 1 - 2 = -1: (2 - -1)^2 = 9. Second query: 0 and 0.
@@ -204,7 +204,7 @@ def test_margin_mse_by_hand() -> None:
     positive = torch.tensor([[True, False, False], [True, False, False]])
     c = Candidates(torch.arange(3).expand(2, -1), keep, positive)
     scores = [Scores(x[None], (1,), x) for x in (s, t)]
-    loss = margin_mse(scores[0], scores[1], c, c, scores[0], Distil(weights={"stu": 0.0}))
+    loss = margin_mse(Scored(c, scores[1], scores[0], c, scores[0], Distil(weights={"stu": 0.0})))
     assert float(loss.total) == pytest.approx((9 + 0) / 2)
 
 

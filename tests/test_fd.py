@@ -10,16 +10,16 @@ import pytest
 import torch
 from conftest import make_bert, make_retriever
 from naive import naive_hard
-from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores
+from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores, take
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
 from lead.config.schema import Distil, LossWeights, Train
 from lead.errors import LeadError
-from lead.methods.losses import map_loss
+from lead.methods.fd import map_loss
 from lead.models.base import LayeredModel
 from lead.models.cross_encoder import CrossEncoder
-from lead.models.maps import AttentionView, TokenView, join_maps, virtual_maps
+from lead.models.maps import Maps, virtual_maps
 from lead.models.microbatch import MicroBatchEncoder
 from lead.train.data import TrainingData
 from lead.train.fd import FdStep, map_layers
@@ -37,7 +37,7 @@ def softmax(row: list[float]) -> list[float]:
 @torch.no_grad()
 def test_virtual_maps_are_the_loops_over_content_tokens(tiny_model: Path) -> None:
     model = make_retriever(tiny_model).eval()
-    encode, view = MicroBatchEncoder(12, "fp32"), TokenView(model)
+    encode, view = MicroBatchEncoder(12, "fp32"), model.map_view()
     q = encode(view, model.tokenize("query", QUERIES), (2, 4), "q")
     p = encode(view, model.tokenize("passage", PASSAGES), (2, 4), "p")
     maps = virtual_maps(q, p, INDEX)
@@ -66,9 +66,9 @@ def test_a_cross_encoders_maps_are_its_attention_between_the_segments_normalised
     model = make_retriever(tiny_model, "ce").eval()
     texts = [QUERIES[i] for i in (0, 0, 1, 1)], PASSAGES
     pairs = model.tokenize(*texts)
-    view = AttentionView(model)
+    view = model.map_view()
     groups = [[1, 2], [0, 3]]
-    maps = join_maps([view.encode([pairs[i] for i in g], (2, 4)) for g in groups], groups)
+    maps = Maps.join([view.encode([pairs[i] for i in g], (2, 4)) for g in groups], groups)
     stock = AutoModel.from_pretrained(tiny_model, attn_implementation="eager").eval()
     for n, pair in enumerate(pairs):
         out = stock(
@@ -89,12 +89,12 @@ def test_a_cross_encoders_maps_are_its_attention_between_the_segments_normalised
 @torch.no_grad()
 def test_teacher_and_student_see_the_same_tokens_of_every_pair(tiny_model: Path) -> None:
     dual, cross = make_retriever(tiny_model).eval(), make_retriever(tiny_model, "ce").eval()
-    encode, view = MicroBatchEncoder(99, "fp32"), TokenView(dual)
+    encode, view = MicroBatchEncoder(99, "fp32"), dual.map_view()
     long = ["the array shape " * 30, "", "path", "unheardof words here"]
     q = encode(view, dual.tokenize("query", ["a long " * 9, "graph"]), (4,), "q")
     p = encode(view, dual.tokenize("passage", long), (4,), "p")
     pairs = cross.tokenize(["a long " * 9] * 2 + ["graph"] * 2, long)
-    assert torch.equal(AttentionView(cross).encode(pairs, (4,)).keep, virtual_maps(q, p, INDEX).keep)
+    assert torch.equal(cross.map_view().encode(pairs, (4,)).keep, virtual_maps(q, p, INDEX).keep)
 
 
 def test_the_map_loss_by_hand() -> None:
@@ -151,7 +151,7 @@ def test_a_step_equals_a_naive_one(
     teacher = make_retriever(make_bert(tmp_path / "t", 6, hidden=16, seed=1), kind)
     distil = Distil(map_layers=spread, weights=LossWeights(map=0.7, stu=1.3))
     step, batch = FdStep(student, teacher, Train(**{**TRAIN, "dropout": 0.0}), distil, 3), data.batch(1)
-    loss = step(batch, 1)
+    loss = take(step, batch, 1)
     got = {k: g for k, g in gradients(step).items() if k.startswith("student")}
     for model in (student, teacher):
         model.zero_grad(set_to_none=True)
@@ -182,7 +182,7 @@ def test_a_step_from_each_kind_of_teacher(tiny_model: Path, tmp_path: Path, data
         student = make_retriever(tiny_model).train()
         teacher = make_retriever(make_bert(tmp_path / f"t{cache_above}", 6, hidden=16, seed=1), kind)
         step = FdStep(student, teacher, Train(**{**TRAIN, "cache_above": cache_above, "dropout": 0.2}), Distil(), 3)
-        loss = step(data.batch(1), 1)
+        loss = take(step, data.batch(1), 1)
         assert set(loss.parts) == {"stu", "map"} and float(loss.parts["map"].detach()) > 0
         assert not teacher.training and all(p.grad is None for p in teacher.parameters())
         results.append({k: g for k, g in gradients(step).items() if k.startswith("student")})
@@ -207,11 +207,11 @@ def test_another_tokenizer_is_refused_in_one_line(tiny_model: Path, tmp_path: Pa
 def test_a_literal_separator_in_a_text_is_a_token_like_any_other(tiny_model: Path) -> None:
     dual, cross = make_retriever(tiny_model).eval(), make_retriever(tiny_model, "ce").eval()
     texts = ["the [SEP] array [CLS]", "tree node", "[SEP]", "path"]
-    encode, view = MicroBatchEncoder(99, "fp32"), TokenView(dual)
+    encode, view = MicroBatchEncoder(99, "fp32"), dual.map_view()
     q = encode(view, dual.tokenize("query", ["a [SEP] token", "graph"]), (4,), "q")
     p = encode(view, dual.tokenize("passage", texts), (4,), "p")
     pairs = cross.tokenize(["a [SEP] token"] * 2 + ["graph"] * 2, texts)
-    keep = AttentionView(cross).encode(pairs, (4,)).keep
+    keep = cross.map_view().encode(pairs, (4,)).keep
     assert torch.equal(keep, virtual_maps(q, p, INDEX).keep) and bool(keep[2, 0, 0])
 
 

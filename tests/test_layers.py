@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lead.config.schema import Layers
 from lead.errors import LeadError
-from lead.methods.layers import check_layers, informative, select
+from lead.methods.layers import check_layers, select
 
 
 def split(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
@@ -34,14 +34,16 @@ def test_informative_layers_have_the_highest_log_probability(log_probability: li
     n = len(log_probability)
     m = data.draw(st.integers(1, n))
     k = data.draw(st.integers(1, m))
-    a, b = split(informative(log_probability, k, m))
+    layers = Layers(k=k, strategy="informative")
+    a, b = split(select(layers, n, m, 0, 0, log_probability))
     assert b == list(range(m - k + 1, m + 1)) and a == sorted(set(a)) and len(a) == k
     left = [log_probability[i - 1] for i in range(1, n + 1) if i not in a]
     assert not left or max(left) <= min(log_probability[i - 1] for i in a)
 
 
-def test_of_layers_that_believe_as_much_the_last_are_chosen() -> None:
-    assert informative([-1.0, -1.0, -2.0, -1.0], 2, 2) == [(2, 1), (4, 2)]
+def test_of_layers_with_equal_log_probability_the_last_are_chosen() -> None:
+    layers = Layers(k=2, strategy="informative")
+    assert select(layers, 4, 2, 0, 0, [-1.0, -1.0, -2.0, -1.0]) == [(2, 1), (4, 2)]
 
 
 @given(st.data())

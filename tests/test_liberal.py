@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import COMMON, TOPICS, make_retriever, vocabulary
-from steps import TRAIN, gradients
+from steps import TRAIN, gradients, take
 from torch import nn
 
 from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
@@ -17,7 +17,7 @@ from lead.errors import LeadError
 from lead.models.base import LayeredModel
 from lead.models.encoder import check_encoder, hidden_states, load_encoder, positions, prepare_for_training
 from lead.train.data import TrainingData
-from lead.train.step import LeadStep
+from lead.train.step import DistilStep
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 66}
 
@@ -139,8 +139,8 @@ def test_lead_from_a_wordpiece_bert_into_each(
     student, teacher = make_retriever(make_encoder(tmp_path / "m", architecture)), make_retriever(tiny_model, kind)
     assert len(student.tokenizer.get_vocab()) != len(vocabulary()) and student.width != teacher.width
     distil = Distil(layers=Layers(k=3))
-    step = LeadStep(student.train(), teacher, Train(**{**TRAIN, "cache_above": 1}), distil, 3, joint=True)
-    before = float(step(data.batch(0), 0).total.detach())
+    step = DistilStep(student.train(), teacher, Train(**{**TRAIN, "cache_above": 1}), distil, 3, "lead")
+    before = float(take(step, data.batch(0), 0).total.detach())
     assert before > 0
     got = gradients(step)
     for name in ("student", "teacher"):

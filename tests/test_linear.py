@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_bert
-from steps import TRAIN, gradients
+from steps import TRAIN, gradients, take
 
 from lead.config.schema import Distil, Layers, Lengths, Linear, ModelRef, Scoring, Train
 from lead.errors import LeadError
 from lead.models.base import LayeredModel
 from lead.train.data import TrainingData
-from lead.train.step import LeadStep
+from lead.train.step import DistilStep
 
 QUERIES = ["array shape", "graph edge of a vertex path and a long cycle with the degree", "", "token"]
 PASSAGES = ["the array shape " * 20, "tree node leaf", "token", ""]
@@ -59,8 +59,8 @@ def test_a_smaller_linear_layer_makes_smaller_vectors(tiny_model: Path, tmp_path
 def test_lead_aligns_the_linear_layer_like_any_other(tiny_model: Path, tmp_path: Path, data: TrainingData) -> None:
     student, teacher = linear_model(tiny_model, "de", size=8), linear_model(make_bert(tmp_path / "t", 6), "cb")
     distil = Distil(layers=Layers(strategy="pairs", pairs=[[3, 2], [7, 5]]))
-    step = LeadStep(student.train(), teacher, Train(**{**TRAIN, "cache_above": 1}), distil, 3, True)
-    step(data.batch(0), 0)
+    step = DistilStep(student.train(), teacher, Train(**{**TRAIN, "cache_above": 1}), distil, 3, "lead")
+    take(step, data.batch(0), 0)
     got = gradients(step)
     for name in ("student.linear.weight", "teacher.linear.weight"):
         assert float(got[name].abs().sum()) > 0

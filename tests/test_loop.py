@@ -62,7 +62,7 @@ def test_an_update_clips_each_model_by_its_own_norm_and_follows_the_schedule(
 ) -> None:
     step = lead_step(tiny_model, teacher_folder)
     run = loop(step, data, tmp_path, clip=0.01, steps=10, lr=1e-3, warmup=0.2)
-    step(data.batch(0), 0)
+    step(step.prepare(data.batch(0)), 0)
     norm = {
         name: math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
         for name, model in step.trained().items()

@@ -12,18 +12,11 @@ from naive import naive_distribution, naive_hard, naive_kl, naive_lead, naive_we
 from torch import Tensor
 
 from lead.config.schema import Distil, LossWeights
-from lead.methods.losses import (
-    contrastive,
-    entropy,
-    hard_loss,
-    kl,
-    layer_loss,
-    layer_weights,
-    lead,
-    log_distribution,
-    rd,
-    response_loss,
-)
+from lead.errors import LeadError
+from lead.methods.contrastive import contrastive
+from lead.methods.lead import layer_loss, layer_weights, lead
+from lead.methods.losses import Loss, Scored, contrastive_loss, entropy, kl, log_distribution, response_loss, weighted
+from lead.methods.rd import rd
 from lead.models.features import Candidates, Scores, mask_columns
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -90,10 +83,10 @@ def test_entropy_is_log_of_the_candidates_when_flat_and_zero_when_saturated() ->
     assert float(entropy(log_distribution(torch.tensor([[900.0, 0, 0, 0]]), keep), keep)) == pytest.approx(0.0)
 
 
-def test_hard_loss_by_hand_ignores_masked_candidates() -> None:
+def test_contrastive_loss_by_hand_ignores_masked_candidates() -> None:
     s = torch.tensor([[LN2, 0.0, 50.0], [0.0, 0.0, 0.0]])
     c = own(0, 2, c=3, masked=((0, 2),))
-    assert float(hard_loss(s, c)) == pytest.approx((math.log(3 / 2) + LN3) / 2)
+    assert float(contrastive_loss(s, c)) == pytest.approx((math.log(3 / 2) + LN3) / 2)
 
 
 # --- layer weights ---------------------------------------------------------------------------------------------------
@@ -110,7 +103,7 @@ def test_layer_weights_by_hand() -> None:
     assert torch.equal(layer_weights(s, c, mode="uniform"), torch.full((2, 2), 0.5))
     # progress: the student gives 1/4 and 1/2 where the teacher gives 1/2 and 1/4: ratios of 2 and 1/2
     assert torch.allclose(layer_weights(s, c, mode="progress", student=s.flip(0))[:, 0], torch.tensor([0.8, 0.2]))
-    # a student that believes as much as its teacher at every layer is behind nowhere
+    # a student that assigns the probability of its teacher at every layer is behind nowhere
     assert torch.allclose(layer_weights(s, c, mode="progress", student=s), torch.full((2, 2), 0.5))
 
 
@@ -133,7 +126,7 @@ def test_per_query_weights_are_the_softmax_over_layers_of_the_positives_log_prob
     assert torch.allclose(layer_weights(s, c, 2.0), torch.softmax(log_probability / 2.0, 0))
 
 
-def test_a_layer_that_believes_in_the_positive_weighs_most() -> None:
+def test_the_layer_that_assigns_most_probability_to_the_positive_weighs_most() -> None:
     s = torch.zeros(3, 1, 4)
     s[1, 0, 2] = 3.0
     assert layer_weights(s, own(2, c=4)).argmax(0).item() == 1
@@ -187,6 +180,11 @@ def leaf_scores(rng: np.random.Generator, layers: tuple[int, ...], q: int, c: in
     return Scores(s, layers, random_scores(rng, q, c)), {layer: s[i] for i, layer in enumerate(layers)}
 
 
+def aligned(t: Scores, s: Scores, c: Candidates, pairs: list[tuple[int, int]], distil: Distil) -> Loss:
+    """LEAD's loss where all losses have the same candidates."""
+    return lead(Scored(c, t, s, c, s, distil, c, t, pairs))
+
+
 OPTIONS = [
     Distil(),
     Distil(joint=False),
@@ -211,7 +209,7 @@ def test_lead_equals_the_loops_in_every_part_and_every_gradient(distil: Distil, 
     if separate:
         t_hard, s_hard = leaf_scores(rng, (2, 5, 6, 8), 4, 9)[0], leaf_scores(rng, (1, 2, 4), 4, 9)[0]
         hard = random_candidates(rng, 4, 9)
-    got = lead(s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, distil)
+    got = lead(Scored(soft, t_soft, s_soft, hard, s_hard, distil, hard, t_hard, pairs))
     want = naive_lead(t_hard.final, s_hard.final, t_soft.final, s_soft.final, t_map, s_map, hard, soft, pairs, distil)
     assert (
         set(got.parts) | {"total"} == set(want) == {"total", "lyr", "rep", "stu"} | ({"tch"} if distil.joint else set())
@@ -229,35 +227,40 @@ def test_lead_equals_the_loops_in_every_part_and_every_gradient(distil: Distil, 
 def test_total_is_the_sum_of_the_parts_with_their_weights() -> None:
     rng = np.random.default_rng(7)
     t, s, c = leaf_scores(rng, (1, 3), 2, 5)[0], leaf_scores(rng, (1, 2), 2, 5)[0], own(0, 1, c=5)
-    plain = lead(s, t, c, c, s, t, [(1, 2)], Distil())
+    plain = aligned(t, s, c, [(1, 2)], Distil())
     assert torch.allclose(plain.total, sum(plain.parts.values()))
-    weighed = lead(s, t, c, c, s, t, [(1, 2)], Distil(weights=LossWeights(lyr=2.0, rep=0.0, tch=5.0, stu=0.0)))
+    weighed = aligned(t, s, c, [(1, 2)], Distil(weights=LossWeights(lyr=2.0, rep=0.0, tch=5.0, stu=0.0)))
     assert torch.allclose(weighed.total, 2 * plain.parts["lyr"] + 5 * plain.parts["tch"])
 
 
 def test_without_joint_training_neither_the_teachers_loss_nor_the_reverse_kl_is_left() -> None:
     rng = np.random.default_rng(8)
     t, s, c = leaf_scores(rng, (3,), 2, 5)[0], leaf_scores(rng, (2,), 2, 5)[0], own(0, 1, c=5)
-    loss = lead(s, t, c, c, s, t, [(3, 2)], Distil(joint=False))
+    loss = aligned(t, s, c, [(3, 2)], Distil(joint=False))
     assert "tch" not in loss.parts
     assert torch.allclose(loss.parts["rep"], response_loss(t.final, s.final, c.keep, both=False))
     assert not torch.allclose(loss.parts["rep"], response_loss(t.final, s.final, c.keep, both=True))
 
 
-def test_rd_is_the_students_hard_loss_and_one_kl() -> None:
+def test_rd_is_the_students_contrastive_loss_and_one_kl() -> None:
     rng = np.random.default_rng(9)
     t, s = leaf_scores(rng, (8,), 3, 4)[0], leaf_scores(rng, (4,), 3, 4)[0]
     s_hard, hard, soft = leaf_scores(rng, (4,), 3, 9)[0], random_candidates(rng, 3, 9), random_candidates(rng, 3, 4)
-    loss = rd(s_hard, t, hard, soft, s, Distil(tau=2.0))
+    loss = rd(Scored(soft, t, s, hard, s_hard, Distil(tau=2.0)))
     one_way = Distil(tau=2.0, joint=False)
     want = naive_lead(s_hard.final, s_hard.final, t.final, s.final, {}, {}, hard, soft, [], one_way)
     assert set(loss.parts) == {"stu", "rep"}
     assert float(loss.total.detach()) == pytest.approx(float((want["stu"] + want["rep"]).detach()))
-    loss = rd(s_hard, t, hard, soft, s, Distil(tau=2.0, weights=LossWeights(stu=0.1, rep=0.9)))
+    loss = rd(Scored(soft, t, s, hard, s_hard, Distil(tau=2.0, weights=LossWeights(stu=0.1, rep=0.9))))
     assert float(loss.total.detach()) == pytest.approx(float((0.1 * want["stu"] + 0.9 * want["rep"]).detach()))
 
 
-def test_contrastive_is_the_hard_loss_alone() -> None:
+def test_a_part_without_a_factor_is_one_line() -> None:
+    with pytest.raises(LeadError, match="no factor for the loss part 'margin'; name the part one of lyr, rep"):
+        weighted({"stu": torch.zeros(()), "margin": torch.zeros(())}, Distil())
+
+
+def test_contrastive_is_the_contrastive_loss_alone() -> None:
     rng = np.random.default_rng(10)
     s, c = leaf_scores(rng, (4,), 3, 6)[0], random_candidates(rng, 3, 6)
     loss = contrastive(s, c)
@@ -277,7 +280,7 @@ def test_nothing_is_nan_when_candidates_are_masked_or_scores_saturate(size: floa
     t, s = scores(1, 2, 3), scores(1, 2)
     c = random_candidates(rng, 4, 6, masked=1.0)  # only the positive is left
     c.keep[:2] = True
-    loss = lead(s, t, c, c, s, t, [(1, 1), (3, 2)], Distil())
+    loss = aligned(t, s, c, [(1, 1), (3, 2)], Distil())
     loss.total.backward()
     assert all(torch.isfinite(v).all() for v in [loss.total, *loss.parts.values(), *loss.watch.values()])
     for grad in (t.s.grad, s.s.grad, t.final.grad, s.final.grad):

@@ -18,7 +18,6 @@ from malformed.base import Bad, Site
 from lead import cli
 from lead.config.load import load
 from lead.errors import LeadError
-from lead.models import cross_encoder, retriever  # noqa: F401 (they register their kinds)
 from lead.plan.plan import Plan
 from lead.plan.targets import check_target
 

@@ -10,7 +10,7 @@ from conftest import make_retriever
 from encoders import ALL, TEXTS, features
 
 from lead.models.features import Features
-from lead.models.microbatch import MicroBatchEncoder, join, micro_batches, padded_tokens
+from lead.models.microbatch import MicroBatchEncoder, micro_batches, padded_tokens
 
 
 def test_micro_batches_hold_every_text_once_and_stay_within_the_limit() -> None:
@@ -42,7 +42,7 @@ def test_micro_batches_are_joined_in_the_order_of_the_texts(tiny_model: Path, ki
 def test_join_pads_token_axes_to_the_longest() -> None:
     a = Features(torch.ones(1, 1, 2, 3), (1,), torch.ones(1, 2, dtype=torch.bool))
     b = Features(2 * torch.ones(1, 2, 4, 3), (1,), torch.ones(2, 4, dtype=torch.bool))
-    f = join([a, b], [[1], [2, 0]])
+    f = Features.join([a, b], [[1], [2, 0]])
     assert f.mask is not None and f.mask.tolist() == [[True] * 4, [True, True, False, False], [True] * 4]
     assert f.x[0, :, 0, 0].tolist() == [2, 1, 2] and f.x[0, 1, 2:].abs().sum() == 0
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
+from lead.models.bi_encoder import BiEncoder
 from lead.models.encoder import prepare_for_training
-from lead.models.retriever import Retriever
 from lead.pretrained import local_weights, resolve
 from lead.store.checksums import sha256, write_manifest
 
@@ -28,7 +28,7 @@ def test_a_saved_retriever_loads_to_the_same_outputs_and_settings(tiny_model: Pa
             parameter.add_(torch.randn_like(parameter) * 0.01)
     prepare_for_training(model.encoder, 0.1)
     model.save(tmp_path / "m")
-    again = Retriever.load(tmp_path / "m")
+    again = BiEncoder.load(tmp_path / "m")
     assert (again.kind, again.scoring, again.lengths, again.n_layers) == (model.kind, model.scoring, model.lengths, 4)
     assert again.tokenize("query", TEXTS) == model.tokenize("query", TEXTS)
     a, b = features(model, TEXTS, ALL), features(again, TEXTS, ALL)
@@ -72,11 +72,11 @@ def test_a_checkpoint_that_lacks_weights_or_has_them_in_another_shape_is_refused
     make_retriever(tiny_model).save(tmp_path / "a")
     rewrite(tmp_path / "a", lambda w: w.pop(key))
     with pytest.raises(LeadError, match="lacks weights.*layer.2.attention.self.query.weight"):
-        Retriever.load(tmp_path / "a")
+        BiEncoder.load(tmp_path / "a")
     make_retriever(tiny_model).save(tmp_path / "b")
     rewrite(tmp_path / "b", lambda w: w.update({key: w[key][:16].contiguous()}))
     with pytest.raises(LeadError):
-        Retriever.load(tmp_path / "b")
+        BiEncoder.load(tmp_path / "b")
 
 
 def test_a_model_folder_with_a_flipped_byte_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -86,12 +86,12 @@ def test_a_model_folder_with_a_flipped_byte_is_refused(tiny_model: Path, tmp_pat
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     with pytest.raises(LeadError, match="model.safetensors"):
-        Retriever.load(tmp_path / "m")
+        BiEncoder.load(tmp_path / "m")
 
 
 def test_a_folder_that_lead_did_not_write_is_refused(tiny_model: Path) -> None:
     with pytest.raises(LeadError, match="not a folder written by lead"):
-        Retriever.load(tiny_model)
+        BiEncoder.load(tiny_model)
 
 
 def test_references_resolve_or_name_what_is_missing(tiny_model: Path) -> None:
@@ -104,4 +104,4 @@ def test_references_resolve_or_name_what_is_missing(tiny_model: Path) -> None:
 
 def test_lengths_beyond_the_models_positions_are_refused(tiny_model: Path) -> None:
     with pytest.raises(LeadError, match="lengths.passage.*64"):
-        Retriever.pretrained(ModelRef(reference=f"path:{tiny_model}"), "de", Scoring(), Lengths(query=8, passage=65))
+        BiEncoder.pretrained(ModelRef(reference=f"path:{tiny_model}"), "de", Scoring(), Lengths(query=8, passage=65))

@@ -14,9 +14,9 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
+from lead.models.bi_encoder import BiEncoder
 from lead.models.encoder import layer_list, load_encoder, prepare_for_training
 from lead.models.features import Candidates, Features, Scores
-from lead.models.retriever import Retriever
 from lead.models.scores import standardise
 
 
@@ -68,7 +68,7 @@ def test_a_text_encodes_the_same_alone_and_padded_in_a_batch(tiny_model: Path, k
 def test_a_model_with_layers_kept_has_the_weights_of_those_layers(tiny_model: Path, tmp_path: Path) -> None:
     full = load_encoder(str(tiny_model), "full")
     ref = ModelRef(reference=f"path:{tiny_model}", layers=[1, 3])
-    student = Retriever.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
+    student = BiEncoder.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=24))
     assert student.n_layers == 2
     big, small = (getattr(*layer_list(m)) for m in (full, student.encoder))
     for kept, original in zip(small, (big[0], big[2]), strict=True):
@@ -78,12 +78,12 @@ def test_a_model_with_layers_kept_has_the_weights_of_those_layers(tiny_model: Pa
     x = features(student, TEXTS, (1, 2)).x
     assert torch.allclose(x[0], states[1][:, 0], atol=1e-5) and not torch.allclose(x[1], states[2][:, 0], atol=0.1)
     student.save(tmp_path / "student")
-    assert torch.equal(features(Retriever.load(tmp_path / "student"), TEXTS, (1, 2)).x, x)
+    assert torch.equal(features(BiEncoder.load(tmp_path / "student"), TEXTS, (1, 2)).x, x)
 
 
 def test_layers_that_the_model_does_not_have_are_refused(tiny_model: Path) -> None:
     with pytest.raises(LeadError, match="layers has 5.*1..4"):
-        Retriever.pretrained(ModelRef(reference=f"path:{tiny_model}", layers=[1, 5]), "de", Scoring(), Lengths())
+        BiEncoder.pretrained(ModelRef(reference=f"path:{tiny_model}", layers=[1, 5]), "de", Scoring(), Lengths())
 
 
 # --- other architectures ---------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_other_architectures_load_and_number_their_layers_alike(architecture: st
     assert torch.allclose(trained.detach(), x, atol=1e-5)  # no dropout is left, eager attention agrees
     trained.sum().backward()
     model.save(tmp_path / "saved")
-    assert torch.equal(features(Retriever.load(tmp_path / "saved"), TEXTS, (1, 2, 3)).x, x)
+    assert torch.equal(features(BiEncoder.load(tmp_path / "saved"), TEXTS, (1, 2, 3)).x, x)
 
 
 @pytest.mark.parametrize("architecture", ["distilbert", "roberta", "mpnet"])
@@ -129,7 +129,7 @@ def test_a_text_of_the_greatest_allowed_length_can_be_encoded(architecture: str,
     refused, accepted = [], 0
     for limit in (64, 60):  # RoBERTa and MPNet number positions from the pad id + 1: fewer than 64 tokens fit
         try:
-            model = Retriever.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=limit))
+            model = BiEncoder.pretrained(ref, "de", Scoring(), Lengths(query=8, passage=limit))
         except LeadError:
             refused.append(limit)
             continue

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import make_retriever
-from steps import SCORING, TRAIN, gradients
+from steps import SCORING, TRAIN, gradients, take
 
 from lead.config.schema import Distil, Layers, Train
 from lead.store.tables import read_table
@@ -27,7 +27,7 @@ from lead.train.adore import AdoreStep, FixedPassages
 from lead.train.data import Queries, TrainingData
 from lead.train.exchange import Exchange
 from lead.train.fd import FdStep
-from lead.train.step import DistilStep, LeadStep, Step
+from lead.train.step import DistilStep, Step
 
 CASES = [
     ("contrastive", "de", {}), ("contrastive", "cb", {}), ("contrastive", "ce", {}), ("adore", "de", {}),
@@ -49,12 +49,10 @@ def make_step(tiny_model: Path, teacher_folder: Path, method: str, kind: str, op
         return Step(make_retriever(tiny_model, kind, **scoring).train(), train, 3)
     student, teacher = make_retriever(tiny_model, **SCORING).train(), make_retriever(teacher_folder, kind, **scoring)
     distil = Distil(**{"layers": Layers(k=3), **options})
-    if method == "lead":
-        return LeadStep(student, teacher, train, distil, 3, distil.joint)
     if method == "fd":
         teacher = make_retriever(tiny_model, kind, **scoring)
         return FdStep(student, teacher, train, distil, 3)
-    return DistilStep(student, teacher, train, distil, 3, joint=False)
+    return DistilStep(student, teacher, train, distil, 3, method)
 
 
 def make_adore(tiny_model: Path, collection: Path, cache_above: int) -> Step:
@@ -77,7 +75,7 @@ def run_case(files: Any, collection: Path, case: Any, cache_above: int) -> tuple
     adore = case[0] == "adore"
     data = TrainingData(corpus, Queries(corpus["pid"], *paths, 1, 10), 8, 0 if adore else 2, seed=5)
     step = make_adore(files[0], collection, cache_above) if adore else make_step(*files, *case, cache_above)
-    loss = step(data.batch(0), 0)
+    loss = take(step, data.batch(0), 0)
     parts = {k: float(step.exchange.mean(v.detach())) for k, v in {**loss.parts, "total": loss.total}.items()}
     return parts, gradients(step), step.exchange.sent
 

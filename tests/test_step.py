@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 from naive import naive_hard, naive_lead
-from steps import build, compare, gradients, lead_step, naive_candidates, naive_scores, pick
+from steps import build, compare, encoded, gradients, lead_step, naive_candidates, naive_scores, pick, take
 from torch import Tensor
 
 from lead.config.schema import Distil, Layers, LossWeights
 from lead.methods.layers import select
-from lead.models.retriever import Retriever
+from lead.models.bi_encoder import BiEncoder
 from lead.train.data import TrainingData
 from lead.train.exchange import Exchange
-from lead.train.step import DistilStep, LeadStep
+from lead.train.step import DistilStep
 
 
 # --- who receives gradients ------------------------------------------------------------------------------------------
@@ -29,10 +29,10 @@ def test_a_frozen_teacher_has_no_graph_no_gradient_and_no_dropout(
     before = {k: v.clone() for k, v in step.teacher.state_dict().items()}
     assert step.trained() == {"student": step.student}
     assert not step.teacher.training and not any(p.requires_grad for p in step.teacher.parameters())
-    side = [step.encode(step.teacher, "teacher", data.batch(0), (6,), s, frozen=True) for s in (0, 1)]
+    side = [encoded(step, step.teacher, "teacher", data.batch(0), (6,), s, frozen=True) for s in (0, 1)]
     assert not side[0].features[1].x.requires_grad and side[0].features[1].x.grad_fn is None
     assert torch.equal(side[0].features[1].x, side[1].features[1].x)  # another step, the same outputs: no dropout
-    step(data.batch(0), 0)
+    take(step, data.batch(0), 0)
     assert all(p.grad is None for p in step.teacher.parameters())
     assert all(p.grad is not None for p in step.student.parameters() if p.requires_grad)
     assert not step.teacher.training
@@ -47,7 +47,7 @@ def test_under_joint_training_each_part_alone_reaches_whom_it_should(
     only = LossWeights(**{name: float(name == part) for name in ("lyr", "rep", "tch", "stu")})
     step = lead_step(tiny_model, teacher_folder, weights=only, detach_target=detach)
     assert set(step.trained()) == {"student", "teacher"}
-    step(data.batch(0), 0)
+    take(step, data.batch(0), 0)
     got = gradients(step)
     size = {
         name: sum(float(g.abs().sum()) for k, g in got.items() if k.startswith(name)) for name in ("teacher", "student")
@@ -66,7 +66,7 @@ def test_layers_above_the_highest_one_aligned_get_no_gradient_from_the_layer_los
         layers=Layers(strategy="pairs", pairs=[[2, 1], [4, 3]]),
         weights=LossWeights(lyr=1.0, rep=0.0, tch=0.0, stu=0.0),
     )
-    step(data.batch(0), 0)
+    take(step, data.batch(0), 0)
     for name, reached in (("teacher", 4), ("student", 3)):
         for key, g in gradients(step).items():
             if key.startswith(f"{name}.encoder.encoder.layer."):
@@ -78,7 +78,7 @@ def test_informative_layers_are_those_of_the_batch_at_hand(
 ) -> None:
     step = lead_step(tiny_model, teacher_folder, layers=Layers(k=2, strategy="informative"), joint=False)
     model = step.teacher
-    assert isinstance(model, Retriever)
+    assert isinstance(model, BiEncoder)
     chosen = set()
     for number in range(6):
         batch = data.batch(number)
@@ -86,7 +86,7 @@ def test_informative_layers_are_those_of_the_batch_at_hand(
         candidates, _ = naive_candidates(batch, own=False)
         believed = {i: -float(naive_hard(s, candidates).detach()) for i, s in layers.items()}
         want = sorted(sorted(believed, key=lambda i: believed[i])[-2:])
-        pairs = step.loss(batch, number)[0].watch["pairs"].tolist()
+        pairs = step.loss(step.prepare(batch), number)[0].watch["pairs"].tolist()
         assert pairs == [[want[0], 3], [want[1], 4]]
         chosen.add(tuple(want))
     assert len(chosen) > 1  # it follows the batch
@@ -101,9 +101,9 @@ def test_a_lead_step_without_dropout_equals_a_naive_one_on_the_whole_batch(
 ) -> None:
     distil = Distil(layers=Layers(k=3), candidates=candidates, tau=2.0, layer_weights_tau=1.5)
     step = build(tiny_model, teacher_folder, kind, "lead", distil, dropout=0.0, cache_above=cache_above)
-    assert isinstance(step, LeadStep)
+    assert isinstance(step, DistilStep)
     batch = data.batch(2)
-    loss = step(batch, 2)
+    loss = take(step, batch, 2)
     got = gradients(step)
     step.student.zero_grad(), step.teacher.zero_grad()
 
@@ -124,7 +124,7 @@ def test_a_lead_step_without_dropout_equals_a_naive_one_on_the_whole_batch(
 def test_a_contrastive_step_equals_a_naive_one(tiny_model: Path, teacher_folder: Path, data: TrainingData) -> None:
     step = build(tiny_model, teacher_folder, "cb", "contrastive", dropout=0.0)
     batch = data.batch(1)
-    loss, got = step(batch, 1), gradients(step)
+    loss, got = take(step, batch, 1), gradients(step)
     step.student.zero_grad()
     want = naive_hard(naive_scores(step.student, batch)[0], naive_candidates(batch, own=False)[0])
     assert float(loss.total.detach()) == pytest.approx(float(want.detach()), rel=1e-4)
@@ -142,7 +142,7 @@ def test_cached_gradients_equal_those_with_the_graph_with_dropout_on(
     for cache_above in (1, 10**9):
         step = build(tiny_model, teacher_folder, kind, method, dropout=0.2, cache_above=cache_above)
         torch.manual_seed(cache_above)  # whatever happened before must not matter
-        loss = step(data.batch(1), 1)
+        loss = take(step, data.batch(1), 1)
         results.append((loss, gradients(step)))
     (a, cached), (b, graph) = results
     assert a.total.item() == b.total.item()
@@ -151,7 +151,7 @@ def test_cached_gradients_equal_those_with_the_graph_with_dropout_on(
     compare(cached, graph, 1e-5)
     # dropout was on, and is not a detail
     off = build(tiny_model, teacher_folder, kind, method, dropout=0.0)
-    assert off(data.batch(1), 1).total.item() != a.total.item()
+    assert take(off, data.batch(1), 1).total.item() != a.total.item()
 
 
 def only_student(grads: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def test_micro_batches_without_dropout_equal_one_whole_batch(
     for micro_tokens, cache_above in ((30, 1), (30, 10**9), (10**6, 10**9)):
         options = {"dropout": 0.0, "micro_tokens": micro_tokens, "cache_above": cache_above}
         step = build(tiny_model, teacher_folder, kind, method, **options)
-        loss = step(data.batch(1), 1)
+        loss = take(step, data.batch(1), 1)
         results.append((float(loss.total.detach()), gradients(step)))
     for total, grads in results[:2]:
         assert total == pytest.approx(results[2][0], rel=1e-5)
@@ -180,10 +180,10 @@ def test_dropout_is_a_function_of_seed_and_step_and_differs_between_the_models(
     step = build(tiny_model, teacher_folder, "de", "contrastive", dropout=0.2)
     model, batch = step.student, data.batch(0)
     torch.manual_seed(0)
-    first = step.encode(model, "student", batch, (4,), 7).features[0].x
+    first = encoded(step, model, "student", batch, (4,), 7).features[0].x
     torch.manual_seed(1)
-    assert torch.equal(step.encode(model, "student", batch, (4,), 7).features[0].x, first)
-    assert not torch.equal(step.encode(model, "student", batch, (4,), 8).features[0].x, first)
-    assert not torch.equal(step.encode(model, "teacher", batch, (4,), 7).features[0].x, first)
+    assert torch.equal(encoded(step, model, "student", batch, (4,), 7).features[0].x, first)
+    assert not torch.equal(encoded(step, model, "student", batch, (4,), 8).features[0].x, first)
+    assert not torch.equal(encoded(step, model, "teacher", batch, (4,), 7).features[0].x, first)
     step.exchange = Exchange(rank=1)
-    assert not torch.equal(step.encode(model, "student", batch, (4,), 7).features[0].x, first)
+    assert not torch.equal(encoded(step, model, "student", batch, (4,), 7).features[0].x, first)

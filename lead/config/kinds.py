@@ -7,8 +7,9 @@ architecture is one class and one row here (docs/extending.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from lead.config.registry import imported
 from lead.config.types import OneOf
 from lead.errors import Named
 
@@ -39,6 +40,10 @@ class Kind:
         'a ColBERT'
         """
         return f"a {self.title}"
+
+    def load(self) -> Any:
+        """The class. It imports torch. Raises LeadError if it cannot be imported."""
+        return imported(self.model, f"kind of model '{self.name}' (lead.config.kinds)")
 
 
 KINDS: Named[Kind] = Named(

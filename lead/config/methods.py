@@ -1,7 +1,7 @@
-"""The methods: one record for each value of `method` in config/experiments.yaml.
+"""The methods and the layer strategies: a record for each value of `method` and of `distil.layers.strategy`.
 
 Configuration, checks, stages and tables ask the record. Adding a response loss is one file in lead/methods/ and one row
-here (docs/extending.md).
+here; adding a layer strategy is one function in lead/methods/layers.py and one row here (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from lead.config.registry import check_reference, imported
 from lead.config.types import OneOf
-from lead.errors import Named
+from lead.errors import LeadError, Named, nearest
 
 # keys of `distil` that a method reads: True, or which of the keys inside
 RESPONSE: Mapping[str, Any] = {"candidates": True, "contrastive_candidates": True, "weights": {"rep", "stu"}}
@@ -36,7 +37,8 @@ class Method:
     needs: the keys of a row that it must be given (contrastive: `init` or `start`).
     sees: what its loss is a function of: the final `scores` of both models, scores of aligned `layers` too, or `maps`
     over tokens, for which both models must have the same tokenizer.
-    loss: "module:function" of the loss. reads: the keys of `distil` that it reads.
+    loss: "module:function" of the loss; of a method that sees scores or layers, it takes a
+    `lead.methods.losses.Scored` and returns a `lead.methods.losses.Loss`. reads: the keys of `distil` that it reads.
     joint: whether the teacher is trained too, unless `distil.joint` is false.
     """
 
@@ -64,6 +66,31 @@ class Method:
         """Whether its run has a model, its own or one that a joint run leaves; the others are lists of a dataset."""
         return self.stage not in ("bm25", "external")
 
+    def moves_teacher(self, distil: Any) -> bool:
+        """Whether the teacher is trained too, given the settings `distil` (`lead.config.schema.Distil`)."""
+        return bool(self.joint and distil.joint)
+
+    def check(self) -> None:
+        """Refuse a record that lacks a part. It imports no torch. Raises LeadError."""
+        from lead.config.schema import Distil, LossWeights
+
+        where = f"method '{self.name}' (lead.config.methods)"
+        if not self.trains:
+            return
+        check_reference(self.loss, where)
+        for key, inside in self.reads.items():
+            if key not in Distil.model_fields:
+                raise LeadError(f"{where}: reads '{key}', no key of distil; {nearest(key, Distil.model_fields)}")
+            for name in sorted(inside) if key == "weights" and inside is not True else ():
+                if name not in LossWeights.model_fields:
+                    hint = nearest(name, LossWeights.model_fields)
+                    raise LeadError(f"{where}: reads 'weights.{name}', no key of distil.weights; {hint}")
+
+    def load(self) -> Any:
+        """The loss. It imports torch. Raises LeadError if a part of the record is missing or cannot be imported."""
+        self.check()
+        return imported(self.loss, f"method '{self.name}' (lead.config.methods)")
+
 
 PAIR = frozenset({"start", "teacher"})
 METHODS: Named[Method] = Named(
@@ -74,14 +101,16 @@ METHODS: Named[Method] = Named(
         for method in (
             Method("bm25", "BM25", "bm25"),
             Method("external", "ranked lists that come with the dataset", "external"),
-            Method("contrastive", "hard labels only", "train", loss="lead.methods.losses:contrastive"),
+            Method(
+                "contrastive", "contrastive loss only, no teacher", "train", loss="lead.methods.contrastive:contrastive"
+            ),
             Method("teacher_of", "the teacher that a joint run leaves", None, frozenset({"of"})),
             Method(
                 "rd",
                 "response-based distillation (section 4.2)",
                 "distil",
                 PAIR,
-                loss="lead.methods.losses:rd",
+                loss="lead.methods.rd:rd",
                 reads={"tau": True, **RESPONSE},
             ),
             Method(
@@ -89,7 +118,7 @@ METHODS: Named[Method] = Named(
                 "Margin-MSE (Hofstaetter et al. 2020)",
                 "distil",
                 PAIR,
-                loss="lead.methods.losses:margin_mse",
+                loss="lead.methods.margin_mse:margin_mse",
                 reads=RESPONSE,
             ),
             Method(
@@ -98,11 +127,10 @@ METHODS: Named[Method] = Named(
                 "distil",
                 PAIR,
                 "maps",
+                "lead.methods.fd:fd",
                 reads={"contrastive_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
             ),
-            Method(
-                "lead", "LEAD (eqs. 4 to 12)", "distil", PAIR, "layers", "lead.methods.losses:lead", LEAD, joint=True
-            ),
+            Method("lead", "LEAD (eqs. 4 to 12)", "distil", PAIR, "layers", "lead.methods.lead:lead", LEAD, joint=True),
         )
     },
 )
@@ -110,3 +138,47 @@ METHODS: Named[Method] = Named(
 RENAMED = {"given": "external"}  # methods, and the runs and commands of their names: the old name, and that of today
 MethodName = Annotated[str, OneOf("method", tuple(METHODS), RENAMED)]
 DistilMethodName = Annotated[str, OneOf("method", tuple(n for n, method in METHODS.items() if method.distils))]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A layer strategy: how K pairs of teacher and student layers are chosen.
+
+    select: "module:function" from (Layers, `lead.methods.layers.Situation`) to the pairs. check: "module:function" that
+    refuses a selection that N and M do not allow. scores: whether it looks at the teacher's scores of the batch; then
+    all teacher layers are scored, and the student's layers must not depend on the scores.
+    """
+
+    name: str
+    about: str
+    select: str
+    check: str = "lead.methods.layers:check_k"
+    scores: bool = False
+
+
+STRATEGIES: Named[Strategy] = Named(
+    "layer strategy",
+    "lead.config.methods",
+    {
+        strategy.name: strategy
+        for strategy in (
+            Strategy("random", "K ordered layers of each, drawn anew every step", "lead.methods.layers:random"),
+            Strategy("last", "the last K", "lead.methods.layers:last"),
+            Strategy(
+                "skip",
+                "teacher {1, 1+s, ..}, student the last K",
+                "lead.methods.layers:skip",
+                "lead.methods.layers:check_skip",
+            ),
+            Strategy(
+                "informative",
+                "(ours) the K teacher layers that assign the highest probability to the batch's positives, student the "
+                "last K",
+                "lead.methods.layers:informative",
+                scores=True,
+            ),
+            Strategy("pairs", "those given", "lead.methods.layers:pairs", "lead.methods.layers:check_pairs"),
+        )
+    },
+)
+StrategyName = Annotated[str, OneOf("layer strategy", tuple(STRATEGIES))]

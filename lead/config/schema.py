@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lead.config.methods import STRATEGIES, StrategyName
 from lead.config.recipe import EXECUTION
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Seed, Strict
@@ -141,11 +142,8 @@ class Layers(Strict):
     """Which K pairs of teacher and student layers are aligned (section 3.3, Layer Selection; section 4.5)."""
 
     k: PositiveInt = Field(5, description="number of layer pairs, K; at most M (Table 4: 5 on MS-PAS, 6 on MS-DOC)")
-    strategy: Literal["random", "last", "skip", "informative", "pairs"] = Field(
-        "random",
-        description="random: K ordered layers of each, drawn anew every step; last: the last K; "
-        "skip: teacher {1, 1+s, ..}, student the last K; pairs: those given; informative (ours): the K teacher "
-        "layers that believe most in the batch's positives, student the last K",
+    strategy: StrategyName = Field(
+        "random", description="; ".join(f"{name}: {strategy.about}" for name, strategy in STRATEGIES.items())
     )
     skip: PositiveInt = Field(2, description="s of strategy skip")
     pairs: list[Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]] | None = Field(

@@ -6,8 +6,6 @@ is mapped into memory, `tokens.json` (tokenizer, length) and checksums.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,10 @@ from lead.errors import LeadError
 from lead.pretrained import resolve
 from lead.store.atomic import atomic_folder
 from lead.store.tables import check_folder, open_table, read_json, read_rows, shard_rows, without_nulls, write_json
-from lead.tokenizer import cut, load_tokenizer
+from lead.tokenizer import cut, load_tokenizer, tokenizer_sum
 
 CHUNK = 1 << 14  # texts read at a time
 TOKENS, DESCRIPTION = "tokens.safetensors", "tokens.json"
-
-
-def tokenizer_sum(tokenizer: Any) -> str:
-    """SHA-256 of a fast tokenizer, without its settings for truncation and padding."""
-    parts = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = {k: v for k, v in parts.items() if k not in ("truncation", "padding")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:

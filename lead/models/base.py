@@ -1,55 +1,64 @@
-"""A pile of layers (section 3.2): what dual encoder, ColBERT and cross encoder have in common."""
+"""Transformer layers whose outputs are scored (section 3.2): the base of dual encoder, ColBERT and cross encoder."""
 
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from lead.config.kinds import KINDS, Kind
 from lead.config.load import validate
 from lead.config.schema import Lengths, Linear, ModelRef, Scoring
 from lead.errors import LeadError
+from lead.lists import Floats, Ints
 from lead.models.encoder import check_encoder, depth, hidden_states, keep_layers, load_encoder, positions
-from lead.models.features import Features, Scores
+from lead.models.features import Candidates, Features, Scores
+from lead.models.maps import MapView
+from lead.models.microbatch import MicroBatchEncoder
 from lead.pretrained import loading, resolve
 from lead.store.atomic import atomic_folder
 from lead.store.tables import check_folder
 from lead.tokenizer import load_tokenizer
 
-Kind = Literal["de", "cb", "ce"]
 DESCRIPTION, HEAD = "lead.json", "head.safetensors"
-NAMES = {"de": "dual encoder", "cb": "ColBERT", "ce": "cross encoder"}
+Columns = Callable[[Tensor], Tensor]
+Scorer = Callable[[int, Ints], Floats]  # row of a query, rows of passages [P] -> scores [P] in fp32
+
+
+class Ranks(Protocol):
+    """The processes that share a global batch, as `lead.train.exchange.Exchange` makes them."""
+
+    def features(self, x: Features) -> Features:
+        """Features of all ranks' texts."""
+
+    def columns(self, s: Tensor) -> Tensor:
+        """From scores [Q, p] of all queries and this rank's passages to [q, P]: this rank's queries, all passages."""
 
 
 class LayeredModel(nn.Module):
-    """Transformer layers 1..n and, if `linear` is given, a linear layer n + 1 (section 4.7, "+linear")."""
+    """Transformer layers 1..n and, if `linear` is given, a linear layer n + 1 (section 4.7, "+linear").
 
-    classes: ClassVar[dict[str, type[LayeredModel]]] = {}
-    kinds: ClassVar[tuple[Kind, ...]] = ()
+    Each kind of model (lead/config/kinds.py) is a subclass. A method here that a subclass overrides says so.
+    """
 
-    def __init_subclass__(cls) -> None:
-        """Register a subclass as what reads and makes models of its kinds."""
-        LayeredModel.classes |= dict.fromkeys(cls.kinds, cls)
+    kind: ClassVar[str]  # its name in KINDS
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        tokenizer: Any,
-        kind: Kind,
-        scoring: Scoring,
-        lengths: Lengths,
-        linear: Linear | None = None,
+        self, encoder: nn.Module, tokenizer: Any, scoring: Scoring, lengths: Lengths, linear: Linear | None = None
     ) -> None:
         """`encoder`: a transformers encoder; `tokenizer`: its fast tokenizer. LeadError if they do not fit."""
         super().__init__()
-        self.encoder, self.tokenizer, self.kind = encoder, tokenizer, kind
+        self.encoder, self.tokenizer = encoder, tokenizer
         self.scoring, self.lengths = scoring, lengths
         self.width = self.size = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        self.tokenizing = threading.Lock()  # a tokenizer keeps how it cuts: one thread at a time may use it
         check_vocabulary(encoder, tokenizer)
         self.linear = None
         if linear is not None:
@@ -63,9 +72,65 @@ class LayeredModel(nn.Module):
         self.n_layers = depth(encoder) + (linear is not None)
         self.build()
 
+    # --- what a kind of model decides ---------------------------------------------------------------------------------
     def build(self) -> None:
-        """What a kind of model adds to the pile. Raises LeadError for scoring that makes no sense for it."""
+        """Add what a kind of model needs more. Raises LeadError for scoring that makes no sense for it. Overridden."""
 
+    @property
+    def about(self) -> Kind:
+        """The record of its kind: its title, the candidates that it scores at most, whether it searches or reranks."""
+        return KINDS[self.kind]
+
+    @property
+    def tokenization(self) -> tuple[object, ...]:
+        """Equal for two models exactly if `tokenize_batch` gives the same for all texts. Overridden."""
+        raise NotImplementedError
+
+    def tokenize_batch(self, queries: list[str], passages: list[str]) -> dict[str, list[Any]]:
+        """Tokenize Q queries and Q (1 + n) passages, each query's own in a row; return the inputs by name. Overridden.
+
+        It waits while another thread tokenizes with this model, so threads may call it at any time.
+        """
+        raise NotImplementedError
+
+    def encode(self, ids: Any, layers: tuple[int, ...]) -> Features:
+        """Features of one micro-batch of one input at these layers (1..N), in fp32. Overridden."""
+        raise NotImplementedError
+
+    def exchange(self, features: tuple[Features, ...], ranks: Ranks) -> tuple[Features, ...]:
+        """Replace this rank's features by those of all ranks where scores need them. Overridden; here nothing travels.
+
+        features: one for each input of `tokenize_batch`, in its order.
+        """
+        return features
+
+    def score(self, *features: Any) -> Scores:
+        """Scores of candidates (the last argument) at every encoded layer, the last among them. Overridden."""
+        raise NotImplementedError
+
+    def score_batch(self, features: tuple[Features, ...], candidates: Candidates, ranks: Ranks) -> Scores:
+        """Scores of candidates of the global batch, from what `exchange` returned. Overridden."""
+        return self.score(*features, candidates)
+
+    def scorer(self, queries: list[str], passages: list[str], encode: MicroBatchEncoder) -> Scorer:
+        """Return a function that scores rows of passages for a row of queries. Overridden where `ranks_by: rerank`."""
+        raise NotImplementedError
+
+    def map_view(self) -> MapView:
+        """The model seen as query-passage maps, for FD. Overridden."""
+        raise NotImplementedError
+
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether tokens that take part in scores are added to a text, besides the tokenizer's. Overridden."""
+        return False
+
+    @classmethod
+    def longest(cls, lengths: Lengths, tokenizer: Any) -> dict[str, int]:
+        """Most tokens that the encoder reads at a time, by the key of `lengths` that decides it. Overridden."""
+        return {"query": lengths.query, "passage": lengths.passage}
+
+    # --- what all have in common --------------------------------------------------------------------------------------
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -82,14 +147,6 @@ class LayeredModel(nn.Module):
             out[-1] = pad(self.linear(out[-1]), (0, self.width - self.size))
         return [h.float() for h in out]
 
-    def encode(self, ids: Any, layers: tuple[int, ...]) -> Features:
-        """Features of one micro-batch of tokenized texts (DE, CB) or pairs (CE) at these layers (1..N), in fp32."""
-        raise NotImplementedError
-
-    def score(self, *features: Any) -> Scores:
-        """Scores of candidates (the last argument) at every encoded layer, the last among them, from `Features`."""
-        raise NotImplementedError
-
     def padded(self, ids: list[list[int]], fill: int) -> tuple[Tensor, Tensor]:
         """Lists of numbers as a matrix [n, T] on the model's device, and its mask: true where there is a number."""
         padded = torch.full((len(ids), max(map(len, ids))), fill)
@@ -101,9 +158,9 @@ class LayeredModel(nn.Module):
 
     # --- on disk -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
-        """Write a transformers folder (safetensors, tokenizer) plus what is ours and checksums, atomically."""
+        """Write a transformers folder (safetensors, tokenizer), lead.json and checksums, atomically."""
         head = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
-        with atomic_folder(folder) as temporary:
+        with atomic_folder(folder) as temporary, self.tokenizing:
             self.encoder.save_pretrained(temporary)  # type: ignore[operator]
             # whether HF_HUB_OFFLINE was set is no property of a tokenizer
             self.tokenizer.init_kwargs.pop("local_files_only", None)
@@ -121,34 +178,37 @@ class LayeredModel(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote, checksums verified. Raises LeadError for a damaged or foreign folder."""
-        from lead.models import cross_encoder, retriever  # noqa: F401  (both register what they make)
-
         folder = check_folder(folder)
         where = str(folder / DESCRIPTION)
         try:
             description = json.loads((folder / DESCRIPTION).read_text())
-            kind = description["kind"]
-            made_by = LayeredModel.classes[kind]
+            kind = KINDS.get(description["kind"])
+            if kind is None:
+                raise ValueError(f"no kind {description['kind']!r}")
             scoring = validate(Scoring, description["scoring"], where, prefix=("scoring",))
             lengths = validate(Lengths, description["lengths"], where, prefix=("lengths",))
             linear = validate(Linear, description["linear"], where) if "linear" in description else None
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise LeadError(f"{where} is missing or not understood ({e}); rerun the stage that makes it") from e
+        made_by: type[LayeredModel] = kind.load()
         if not issubclass(made_by, cls):
-            raise LeadError(f"{folder} is a {NAMES[kind]}, which cannot be used here")
+            raise LeadError(f"{folder} is {kind.a}, which cannot be used here")
         encoder, tokenizer = load_encoder(str(folder), str(folder)), load_tokenizer(str(folder), str(folder))
-        model = made_by(encoder, tokenizer, kind, scoring, lengths, linear)
+        model = made_by(encoder, tokenizer, scoring, lengths, linear)
         expected = {k for k in model.state_dict() if not k.startswith("encoder.")}
         with loading(f"'{folder / HEAD}'"):
             head = load_file(folder / HEAD) if (folder / HEAD).exists() else {}
             if expected != set(head):
                 raise ValueError(f"it does not hold {sorted(expected ^ set(head))}; rerun the stage")
-            model.load_state_dict(head, strict=False)  # all that is not the encoder's, as was just checked
+            model.load_state_dict(head, strict=False)  # everything but the encoder's weights, as was just checked
         return model
 
     @classmethod
-    def pretrained(cls, model: ModelRef, kind: Kind, scoring: Scoring, lengths: Lengths) -> Self:
+    def pretrained(cls, model: ModelRef, kind: str, scoring: Scoring, lengths: Lengths) -> Self:
         """A model that has not been trained to retrieve: a pretrained encoder by reference. Raises LeadError."""
+        made_by: type[LayeredModel] = KINDS[kind].load()
+        if not issubclass(made_by, cls):
+            raise LeadError(f"models: kind {kind} is {KINDS[kind].a}, which cannot be used here")
         name = resolve(model.reference)
         encoder = load_encoder(name, model.reference)
         tokenizer = load_tokenizer(name, model.reference)
@@ -157,16 +217,10 @@ class LayeredModel(nn.Module):
         if model.layers is not None:
             keep_layers(encoder, model.layers, model.reference)
         longest = positions(encoder)
-        asked = {"query": lengths.query, "passage": lengths.passage}
-        if kind == "ce":  # both are cut as if each stood alone, with two special tokens of its own
-            special = tokenizer.num_special_tokens_to_add(pair=True)
-            asked = {"query + lengths.passage": lengths.query + lengths.passage - 4 + special}
-        for side, limit in asked.items():
+        for key, limit in made_by.longest(lengths, tokenizer).items():
             if longest is not None and limit > longest:
-                raise LeadError(f"lengths.{side}: {limit} is more than the {longest} positions of '{model.reference}'")
-        made = LayeredModel.classes[kind](encoder, tokenizer, kind, scoring, lengths, model.linear)
-        assert isinstance(made, cls)
-        return made
+                raise LeadError(f"lengths.{key}: {limit} is more than the {longest} positions of '{model.reference}'")
+        return made_by(encoder, tokenizer, scoring, lengths, model.linear)
 
 
 def check_vocabulary(encoder: nn.Module, tokenizer: Any) -> None:

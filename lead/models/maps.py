@@ -8,19 +8,15 @@ encoder's pair and of a dual encoder's two texts are the same tokens.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from lead.models.base import LayeredModel
-from lead.models.cross_encoder import CrossEncoder, Pair
-from lead.models.features import Features
-from lead.models.retriever import Retriever
-from lead.pretrained import rules_sum
+from lead.models.features import Features, Pair, inverse
 
 
 @dataclass(frozen=True)
@@ -31,11 +27,65 @@ class Maps:
     to_query: Tensor
     keep: Tensor
 
+    @staticmethod
+    def join(pieces: list[Maps], groups: list[list[int]]) -> Maps:
+        """Put the maps of micro-batches back into the order of the pairs; pad them to the longest texts."""
+        x, y = (max(p.keep.shape[i] for p in pieces) for i in (1, 2))
+        back = inverse(groups).to(pieces[0].keep.device)
+
+        def joined(tensors: list[Tensor], axis: int) -> Tensor:
+            padded = [pad(t, (0, y - t.shape[-1], 0, x - t.shape[-2])) for t in tensors]
+            return torch.cat(padded, axis).index_select(axis, back)
+
+        return Maps(
+            joined([p.to_passage for p in pieces], 1),
+            joined([p.to_query for p in pieces], 1),
+            joined([p.keep for p in pieces], 0),
+        )
+
+
+class MapView(Protocol):
+    """A model seen as maps, as `MicroBatchEncoder` reads it. Maps take two steps, so that gradients can be cached."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+
+    def encode(self, ids: Any, layers: tuple[int, ...]) -> Any:
+        """What `maps` needs of one micro-batch of one input, at these layers."""
+
+    def maps(self, encoded: tuple[Any, ...], own: Tensor) -> Maps:
+        """Maps of all pairs of a batch, from its encoded inputs. own [Q, C]: places of each query's passages."""
+
+
+class TokenModel(Protocol):
+    """The part of a model that encodes texts apart which `TokenView` uses."""
+
+    tokenizer: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+
+    def padded(self, ids: list[list[int]], fill: int) -> tuple[Tensor, Tensor]:
+        """Token ids as a matrix, and its mask."""
+
+    def states(self, ids: Tensor, mask: Tensor, layers: tuple[int, ...], types: Tensor | None = None) -> list[Tensor]:
+        """Outputs [n, T, d] of these layers."""
+
 
 class TokenView:
-    """A dual encoder or ColBERT seen as token vectors at every layer, as `MicroBatchEncoder` reads it."""
+    """A dual encoder or ColBERT seen as token vectors at every layer."""
 
-    def __init__(self, model: Retriever) -> None:
+    def __init__(self, model: TokenModel) -> None:
         """`model`: its weights, mode and device are used as they are."""
         self.model, self.device = model, model.device
 
@@ -52,6 +102,11 @@ class TokenView:
         content[:, 0] = False
         content[torch.arange(len(ids)), mask.sum(1) - 1] = False
         return Features(torch.stack(self.model.states(padded, mask.long(), layers)), layers, content)
+
+    def maps(self, encoded: tuple[Any, ...], own: Tensor) -> Maps:
+        """Virtual maps, from the token vectors of queries and passages."""
+        queries, passages = encoded
+        return virtual_maps(queries, passages, own)
 
 
 def virtual_maps(queries: Features, passages: Features, index: Tensor) -> Maps:
@@ -84,17 +139,27 @@ def _maps(logits: Tensor, keep: Tensor) -> Maps:
 
 
 class AttentionView:
-    """A cross encoder seen as its attention between the two segments, as `MicroBatchEncoder` reads it."""
+    """A cross encoder seen as its attention between the two segments. It is never trained: only a teacher is one."""
 
-    def __init__(self, model: CrossEncoder) -> None:
-        """`model`: must run eager attention, the only one that returns its probabilities."""
-        model.encoder.set_attn_implementation("eager")  # type: ignore[operator]
-        self.model, self.device = model, model.device
+    def __init__(
+        self, encoder: nn.Module, padded: Callable[[list[Pair]], tuple[Tensor, Tensor, Tensor | None]]
+    ) -> None:
+        """`encoder` is set to eager attention, the only one that returns its probabilities.
+
+        padded: from pairs to token ids, mask and token types, [n, T] each.
+        """
+        encoder.set_attn_implementation("eager")  # type: ignore[operator]
+        self.encoder, self.padded = encoder, padded
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return next(self.encoder.parameters()).device
 
     @property
     def training(self) -> bool:
         """Whether dropout is on."""
-        return self.model.training
+        return self.encoder.training
 
     def encode(self, pairs: list[Pair], layers: tuple[int, ...]) -> Maps:
         """Maps of one micro-batch: attention probabilities, averaged over heads, within the block query x passage.
@@ -102,10 +167,9 @@ class AttentionView:
         A row restricted to the block is brought to sum 1, which weighs each head by what it attends to in the block: no
         second softmax is taken (the released code takes one, which leaves rows nearly uniform).
         """
-        model = self.model
-        ids, mask = model.padded([p.ids for p in pairs], model.tokenizer.pad_token_id or 0)
-        extra = {"token_type_ids": model.padded([p.types for p in pairs], 0)[0]} if model.n_types > 1 else {}
-        out: Any = model.encoder(input_ids=ids, attention_mask=mask.long(), output_attentions=True, **extra)
+        ids, mask, types = self.padded(pairs)
+        extra = {} if types is None else {"token_type_ids": types}
+        out: Any = self.encoder(input_ids=ids, attention_mask=mask.long(), output_attentions=True, **extra)
         attention = torch.stack([out.attentions[i - 1].float().mean(1) for i in layers])  # [L, n, T, T]
         x, y = (max(1, *(len(getattr(p, side)) for p in pairs)) for side in ("query", "passage"))
         block, back = (attention.new_zeros(len(layers), len(pairs), x, y) for _ in range(2))
@@ -120,27 +184,8 @@ class AttentionView:
             _maps(block.clamp(min=tiny).log(), keep).to_passage, _maps(back.clamp(min=tiny).log(), keep).to_query, keep
         )
 
-
-def join_maps(pieces: Sequence[Maps], groups: list[list[int]]) -> Maps:
-    """Maps of micro-batches put back into the order of the pairs, padded to the longest texts."""
-    x, y = (max(p.keep.shape[i] for p in pieces) for i in (1, 2))
-    order = torch.tensor([i for group in groups for i in group])
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order))
-
-    def joined(tensors: list[Tensor], axis: int) -> Tensor:
-        padded = [torch.nn.functional.pad(t, (0, y - t.shape[-1], 0, x - t.shape[-2])) for t in tensors]
-        return torch.cat(padded, axis).index_select(axis, back.to(padded[0].device))
-
-    return Maps(
-        joined([p.to_passage for p in pieces], 1),
-        joined([p.to_query for p in pieces], 1),
-        joined([p.keep for p in pieces], 0),
-    )
-
-
-def same_tokenizer(a: LayeredModel, b: LayeredModel) -> bool:
-    """Whether two models cut texts into the same tokens with the same ids."""
-    rules = [rules_sum(json.loads(model.tokenizer.backend_tokenizer.to_str())) for model in (a, b)]
-    same_words = a.tokenizer.get_vocab() == b.tokenizer.get_vocab()
-    return rules[0] == rules[1] and bool(same_words) and a.lengths == b.lengths
+    def maps(self, encoded: tuple[Any, ...], own: Tensor) -> Maps:
+        """The maps of the pairs: each query's own passages are the pairs of a batch already."""
+        (maps,) = encoded
+        assert isinstance(maps, Maps)
+        return maps

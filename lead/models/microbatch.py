@@ -1,4 +1,4 @@
-"""Encoding many texts in length-sorted micro-batches, with the graph or with cached gradients (GradCache).
+"""Encoding many texts in micro-batches sorted by length, with the graph or with cached gradients (GradCache).
 
 Both ways run the same micro-batches, each with its own dropout seed. With the same split the gradients are therefore
 equal, dropout included. With another split (`micro_tokens`) they are equal apart from rounding where there is no
@@ -9,17 +9,29 @@ Memory: with the graph, activations of all texts; cached, those of one micro-bat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
+from tqdm import tqdm
 
 from lead.device import autocast
-from lead.models.base import LayeredModel
-from lead.models.features import Features
+
+
+class Encoder(Protocol):
+    """A model, or a view of it, that turns tokenized texts or pairs into features at some layers."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+
+    @property
+    def training(self) -> bool:
+        """Whether dropout is on."""
+
+    def encode(self, ids: Any, layers: tuple[int, ...]) -> Any:
+        """`Features` of one micro-batch, or another class with a static `join`."""
 
 
 def micro_batches(lengths: list[int], max_tokens: int) -> list[list[int]]:
@@ -48,7 +60,7 @@ def _seed(*parts: object) -> int:
 
 @dataclass(frozen=True)
 class MicroBatchEncoder:
-    """How the texts of a step are encoded: sizes that do not depend on the device, and the key that seeds dropout.
+    """How the texts of a step are encoded: sizes, precision, and the key that seeds dropout.
 
     A micro-batch's dropout seed is a function of `key`, the part (queries, passages, ..) and the micro-batch's number.
     """
@@ -57,16 +69,16 @@ class MicroBatchEncoder:
     precision: str = "bf16"
     key: tuple[object, ...] = ()
 
-    def __call__(self, model: LayeredModel, ids: Sequence[Any], layers: tuple[int, ...], part: str) -> Features:
-        """Features of all texts, in their order, with the graph if gradients are enabled."""
+    def __call__(self, model: Encoder, ids: Sequence[Any], layers: tuple[int, ...], part: str) -> Any:
+        """Features of all texts, in their order, with the graph if gradients are enabled. `part` seeds dropout too."""
         groups = micro_batches([len(i) for i in ids], self.micro_tokens)
         pieces = [self._encode(model, ids, layers, part, n, group) for n, group in enumerate(groups)]
-        return join(pieces, groups)
+        return type(pieces[0]).join(pieces, groups)
 
     def cached(
-        self, model: LayeredModel, ids: Sequence[Any], layers: tuple[int, ...], part: str
-    ) -> tuple[Features, Callable[[], None]]:
-        """Features whose x is a leaf, and a function for after backward: it encodes again and passes gradients on."""
+        self, model: Encoder, ids: Sequence[Any], layers: tuple[int, ...], part: str
+    ) -> tuple[Any, Callable[[], None]]:
+        """Features whose x is a leaf, and a function to call after backward: it encodes again with the gradients."""
         with torch.no_grad():
             features = self(model, ids, layers, part)
         features.x.requires_grad_()
@@ -80,25 +92,22 @@ class MicroBatchEncoder:
 
         return features, replay
 
+    def batches(
+        self, model: Encoder, ids: Sequence[Any], layers: tuple[int, ...], part: str
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Yield the texts' positions and features of one micro-batch after another, with a progress bar.
+
+        Memory: one micro-batch.
+        """
+        with tqdm(total=len(ids), desc=part, disable=None, unit="text") as bar:
+            for group in micro_batches([len(i) for i in ids], self.micro_tokens):
+                yield group, self(model, [ids[i] for i in group], layers, part)
+                bar.update(len(group))
+
     def _encode(
-        self, model: LayeredModel, ids: Sequence[Any], layers: tuple[int, ...], part: str, n: int, group: list[int]
-    ) -> Features:
+        self, model: Encoder, ids: Sequence[Any], layers: tuple[int, ...], part: str, n: int, group: list[int]
+    ) -> Any:
         if model.training:
             torch.manual_seed(_seed(self.key, part, n))
         with autocast(model.device, self.precision):
             return model.encode([ids[i] for i in group], layers)
-
-
-def join(pieces: list[Features], groups: list[list[int]]) -> Features:
-    """Features of micro-batches put back into the order of the texts, token axes padded to the longest."""
-    order = torch.tensor([i for group in groups for i in group])
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order))
-    back = back.to(pieces[0].x.device)
-    if pieces[0].mask is None:
-        return Features(torch.cat([p.x for p in pieces], 1)[:, back], pieces[0].layers)
-    masks = [p.mask for p in pieces if p.mask is not None]
-    longest = max(m.shape[1] for m in masks)
-    x = torch.cat([pad(p.x, (0, 0, 0, longest - p.x.shape[2])) for p in pieces], 1)[:, back]
-    mask: Tensor = torch.cat([pad(m, (0, longest - m.shape[1])) for m in masks])[back]
-    return Features(x, pieces[0].layers, mask)

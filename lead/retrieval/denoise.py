@@ -12,12 +12,10 @@ import torch
 
 from lead.config.stages import DenoiseSettings
 from lead.data.texts import mapped
-from lead.device import device
 from lead.errors import LeadError
 from lead.lists import Ints, ranks
-from lead.models.base import LayeredModel
 from lead.retrieval.mine import known_positives
-from lead.retrieval.rerank import score_pairs
+from lead.retrieval.rerank import load_reranker, score_pairs
 from lead.store.tables import read_table, write_table
 
 log = logging.getLogger("lead")
@@ -40,10 +38,7 @@ def denoise(
     A negative stays if exp(s) / (exp(s) + exp(s+)) < `keep_below`, s its score and s+ that of the best known positive;
     only the top `depth` of a list is looked at, and the rest is dropped. Memory: as `rerank`.
     """
-    judge = LayeredModel.load(model)
-    if judge.kind == "de":
-        raise LeadError(f"{model} is a dual encoder; negatives are denoised by a cross encoder or a ColBERT")
-    judge.to(device(gpu)).eval()
+    judge = load_reranker(model, gpu, "negatives are denoised by a cross encoder or a ColBERT")
     asked = pa.concat_tables(read_table(path, "queries") for path in queries)
     passages = mapped(corpus, out.with_name(f"{out.name}.corpus.arrow"))
     mined = read_table(negatives, "ranked")

@@ -9,43 +9,31 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lead.config.stages import EncodeSettings
 from lead.data.tokens import Tokens
 from lead.device import device
 from lead.errors import LeadError
-from lead.models.base import NAMES, LayeredModel
-from lead.models.microbatch import MicroBatchEncoder, micro_batches
-from lead.models.retriever import Retriever, Side
+from lead.models.base import LayeredModel
+from lead.models.bi_encoder import BiEncoder, Side
+from lead.models.microbatch import MicroBatchEncoder
 from lead.store.tables import SCHEMAS, open_table, read_rows, shard_rows, without_nulls
 from lead.store.vectors import write_vectors
 
 CHUNK = 1 << 18  # texts read, tokenized and sorted by length at a time
 
 
-def encode_texts(
-    model: Retriever, side: Side, texts: list[str], batch_tokens: int, precision: str, what: str
-) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
-    """Last-layer vectors of all texts, in length-sorted batches: (positions of its n texts, x, mask).
-
-    x [n, d] for DE; [n, T, d] with mask [n, T] for CB; on the model's device. Memory: one batch.
-    """
-    yield from encode_ids(model, model.tokenize(side, texts), batch_tokens, precision, what)
-
-
 @torch.inference_mode()
 def encode_ids(
-    model: Retriever, ids: Sequence[Any], batch_tokens: int, precision: str, what: str
-) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
-    """As `encode_texts`, of texts whose token ids are known."""
+    model: BiEncoder, ids: Sequence[Any], batch_tokens: int, precision: str, what: str
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Last-layer vectors of all texts, in length-sorted batches: positions of its n texts, and x [n, d] of a DE.
+
+    x is on the model's device. Memory: one batch.
+    """
     model.eval()
-    encode = MicroBatchEncoder(batch_tokens, precision)
-    with tqdm(total=len(ids), desc=what, disable=None, unit="text") as bar:
-        for group in micro_batches([len(i) for i in ids], batch_tokens):
-            features = encode(model, [ids[i] for i in group], (model.n_layers,), what)
-            yield group, model.vectors(features), features.mask
-            bar.update(len(group))
+    for group, features in MicroBatchEncoder(batch_tokens, precision).batches(model, ids, (model.n_layers,), what):
+        yield group, model.vectors(features)
 
 
 def encode(
@@ -62,9 +50,9 @@ def encode(
     if not file.schema_arrow.equals(SCHEMAS["corpus" if side == "passage" else "queries"]):
         raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")
     encoder = LayeredModel.load(model)
-    if encoder.kind != "de":
-        raise LeadError(f"{model} is a {NAMES[encoder.kind]}: it has no single vector a text; use lead rerank")
-    assert isinstance(encoder, Retriever)
+    if encoder.about.ranks_by != "search":
+        raise LeadError(f"{model} is {encoder.about.a}: it has no single vector a text; use lead rerank")
+    assert isinstance(encoder, BiEncoder)
     encoder.to(device(gpu))
     start, stop = shard_rows(file.metadata.num_rows, settings.shard)
     vectors = np.zeros((stop - start, encoder.size), np.float32)
@@ -76,10 +64,7 @@ def encode(
         ids += chunk[0].to_pylist()
         done = f" {len(ids):,} of {len(vectors):,}" if len(vectors) > CHUNK else ""
         how = settings.batch_tokens, settings.precision, f"{side} vectors{done}"
-        if store:
-            batches = encode_ids(encoder, store.rows(first, len(ids)), *how)
-        else:
-            batches = encode_texts(encoder, side, chunk["text"].to_pylist(), *how)
-        for rows, x, _ in batches:
+        tokenized = store.rows(first, len(ids)) if store else encoder.tokenize(side, chunk["text"].to_pylist())
+        for rows, x in encode_ids(encoder, tokenized, *how):
             vectors[first : len(ids)][rows] = x.cpu().numpy()
     write_vectors(ids, vectors, out, settings.fp16)

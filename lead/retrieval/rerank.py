@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from lead.config.stages import DenoiseSettings, RerankSettings
@@ -19,21 +17,10 @@ from lead.device import device
 from lead.errors import LeadError
 from lead.lists import Floats, Ints, alphabetical, best, ranked_table
 from lead.models.base import LayeredModel
-from lead.models.cross_encoder import CrossEncoder
 from lead.models.microbatch import MicroBatchEncoder
-from lead.models.retriever import Retriever, Side
-from lead.models.scores import max_sim
-from lead.retrieval.encode import encode_texts
 from lead.store.tables import read_table, write_table
 
 BLOCK = 8 << 30  # bytes of ColBERT's token vectors that are in memory at a time
-
-
-class Scorer(Protocol):
-    """Scores of one query's passages."""
-
-    def __call__(self, query: int, passages: Ints) -> Floats:
-        """Scores [P] in fp32 of a row of the queries and rows of the passages."""
 
 
 @torch.inference_mode()
@@ -45,10 +32,7 @@ def rerank(
     ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the lists,
     and ColBERT's token vectors of a block, of 2 T d bytes a passage: at most `BLOCK` bytes unless one list has more.
     """
-    reranker = LayeredModel.load(model)
-    if reranker.kind == "de":
-        raise LeadError(f"{model} is a dual encoder; its own lists come from lead retrieve")
-    reranker.to(device(gpu)).eval()
+    reranker = load_reranker(model, gpu, "its own lists come from lead retrieve")
     lists = read_table(ranked, "ranked")
     lists = lists.filter(pc.less_equal(lists["rank"], settings.rerank_depth))
     passages = mapped(corpus, out.with_name(f"{out.name}.corpus.arrow"))
@@ -75,6 +59,14 @@ def rerank(
     write_table(ranked_table(qids, names, query_rows[final], position[final], np.concatenate(scores)), out, "ranked")
 
 
+def load_reranker(folder: Path, gpu: int, otherwise: str) -> LayeredModel:
+    """A model that scores lists, in eval mode on its device. Raises LeadError for one that searches: `otherwise`."""
+    model = LayeredModel.load(folder)
+    if model.about.ranks_by != "rerank":
+        raise LeadError(f"{folder} is {model.about.a}; {otherwise}")
+    return model.to(device(gpu)).eval()
+
+
 def score_pairs(
     model: LayeredModel,
     folder: Path,
@@ -96,7 +88,7 @@ def score_pairs(
             held, places = np.unique(listed[part], return_inverse=True)
             questions, at = np.unique(asked[part], return_inverse=True)
             some = queries.take(pa.array(questions)).to_pylist(), take_texts(corpus, held)
-            score = scorer(model, *some, settings.batch_tokens, settings.precision)
+            score = model.scorer(*some, MicroBatchEncoder(settings.batch_tokens, settings.precision))
             for q, own in enumerate(np.split(np.arange(len(part)), np.cumsum(np.bincount(at))[:-1])):
                 s = score(q, places[own])
                 if not np.isfinite(s).all():
@@ -125,50 +117,3 @@ def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
         held += new
     if first < len(queries):
         yield slice(first, len(queries))
-
-
-def scorer(model: LayeredModel, queries: list[str], corpus: list[str], batch_tokens: int, precision: str) -> Scorer:
-    """What scores rows of `queries` against rows of `corpus`, texts both."""
-    encode = MicroBatchEncoder(batch_tokens, precision)
-    if isinstance(model, CrossEncoder):
-        return cross_scorer(model, queries, corpus, encode)
-    assert isinstance(model, Retriever)
-    return colbert_scorer(model, queries, corpus, encode)
-
-
-def cross_scorer(model: CrossEncoder, queries: list[str], corpus: list[str], encode: MicroBatchEncoder) -> Scorer:
-    """Scores of pairs, encoded when they are asked for: a query's list is sorted by length and cut into batches."""
-
-    def score(query: int, passages: Ints) -> Floats:
-        texts = [corpus[i] for i in passages]
-        pairs = model.tokenize([queries[query]] * len(texts), texts)
-        result: Floats = encode(model, pairs, (model.n_layers,), "rerank").x[-1].cpu().numpy()
-        return result
-
-    return score
-
-
-def colbert_scorer(model: Retriever, queries: list[str], corpus: list[str], micro: MicroBatchEncoder) -> Scorer:
-    """MaxSim from token vectors of all passages and queries, encoded beforehand and kept on the CPU."""
-
-    def encode(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[torch.Tensor]:
-        """Token vectors [T, d] of each text, on the CPU."""
-        out = [torch.empty(0)] * len(texts)
-        for group, x, mask in encode_texts(model, side, texts, micro.micro_tokens, micro.precision, what):
-            assert mask is not None
-            for i, vectors, keep in zip(group, x, mask, strict=True):
-                out[i] = vectors[keep].to("cpu", dtype)
-        return out
-
-    store = encode("passage", corpus, "passages", torch.half)
-    asked = encode("query", queries, "queries", torch.float)
-    return lambda query, passages: _scores(asked[query], [store[i] for i in passages], model.device)
-
-
-def _scores(query: torch.Tensor, passages: list[torch.Tensor], on: torch.device) -> Floats:
-    """MaxSim [P] of one query's token vectors [X, d] and its passages' ([Y_i, d] each), in fp32."""
-    padded = pad_sequence([p.float() for p in passages], batch_first=True).to(on)
-    mask = pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in passages], batch_first=True).to(on)
-    every = torch.ones(1, len(query), dtype=torch.bool, device=on)
-    result: Floats = max_sim(query[None].to(on), every, padded, mask)[0].cpu().numpy()
-    return result

@@ -1,7 +1,7 @@
 """ADORE (Zhan et al. 2021): a query encoder learns against passages whose vectors stay as they are.
 
-Nothing but queries is encoded, so every step can search all passages: its negatives are what the encoder of that very
-step would wrongly find, and not what another model found before.
+Only queries are encoded, so every step can search all passages: its negatives are what the encoder of that very step
+would wrongly find, and not what another model found before.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from torch.nn.functional import pad
 
 from lead.config.schema import Train
 from lead.errors import LeadError
-from lead.methods import losses
+from lead.methods.adore import lambda_rank
 from lead.methods.losses import Loss
-from lead.models.base import NAMES, LayeredModel
+from lead.models.base import LayeredModel
+from lead.models.dual_encoder import DualEncoder
 from lead.models.features import Candidates, Features
-from lead.models.microbatch import MicroBatchEncoder
-from lead.models.retriever import Retriever
 from lead.store.tables import read_table
 from lead.store.vectors import read_vectors
 from lead.train.data import Batch
 from lead.train.exchange import Exchange
-from lead.train.step import Encoded, Step
+from lead.train.step import Encoded, Inputs, Prepared, Step
 
 BLOCK = 1 << 26  # scores that a search holds at a time: bounds the passages of a block
 
@@ -39,8 +38,8 @@ class FixedPassages:
 
     def __init__(self, files: Sequence[Path], corpus: Path, model: LayeredModel) -> None:
         """`files`: what `lead encode` made of `corpus`, in order. Raises LeadError when they do not fit each other."""
-        if model.kind != "de":
-            raise LeadError(f"--passages: the model is a {NAMES[model.kind]}; give vectors to a dual encoder only")
+        if model.about.ranks_by != "search":
+            raise LeadError(f"--passages: the model is {model.about.a}; give vectors to a dual encoder only")
         self.exchange, self.layer, self.width = Exchange.here(), model.n_layers, model.width
         rank, world = self.exchange.rank, self.exchange.world
         pids = read_table(corpus, columns=["pid"])["pid"]
@@ -93,26 +92,28 @@ def _top(k: int, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class AdoreStep(Step):
-    """Queries are encoded, all passages searched, and `losses.lambda_rank` taken over the top of the lists."""
+    """Queries are encoded, all passages searched, and `lambda_rank` taken over the top of the lists."""
 
-    student: Retriever
+    student: DualEncoder
 
     def __init__(self, student: LayeredModel, train: Train, seed: int, index: FixedPassages) -> None:
         """`index`: the passages; `train.negatives_depth`: how many negatives of a search count (200 in the paper)."""
         super().__init__(student, train, seed)
         self.index = index
 
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
+    def inputs(self, batch: Batch) -> dict[str, Inputs]:
+        """Token ids of the queries; passages are vectors already."""
+        return {"student": {"queries": self.student.tokenize("query", batch.queries)}}
+
+    def loss(self, prepared: Prepared, step: int) -> tuple[Loss, list[Encoded]]:
         """The pairwise loss of each query's drawn positive against what the search puts first."""
-        micro = MicroBatchEncoder(
-            self.train.micro_tokens, self.train.precision, (self.seed, step, "student", self.exchange.rank)
+        layers, positives = (self.student.n_layers,), prepared.batch.positives.to(self.device)
+        (queries,), replays = self.features(
+            self.student, "student", prepared.inputs["student"], layers, step, frozen=False
         )
-        tokens = {"queries": self.student.tokenize("query", batch.queries)}
-        side = self.features(micro, self.student, self.student, tokens, (self.student.n_layers,), frozen=False)
-        (queries,) = side.features
-        rows, candidates = self.candidates(self.student.vectors(queries).detach(), batch.positives.to(self.device))
+        rows, candidates = self.candidates(self.student.vectors(queries).detach(), positives)
         scores = self.student.score(queries, self.index.features(rows.flatten()), candidates)
-        return losses.lambda_rank(scores, candidates), [side]
+        return lambda_rank(scores, candidates), [Encoded(self.student, (queries,), replays, self.exchange)]
 
     def candidates(self, queries: Tensor, positives: Tensor) -> tuple[Tensor, Candidates]:
         """Corpus rows [Q, C] and candidates over them: the drawn positive, then what a search finds.

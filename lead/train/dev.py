@@ -7,16 +7,18 @@ is easier than the full collection, understates differences between models (docs
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pyarrow as pa
 import torch
 
 from lead.data.texts import take_texts
 from lead.models.base import LayeredModel
+from lead.models.bi_encoder import BiEncoder
 from lead.models.cross_encoder import CrossEncoder
 from lead.models.features import mask_columns
 from lead.models.microbatch import MicroBatchEncoder
-from lead.models.retriever import Retriever
 from lead.train.adore import FixedPassages
 from lead.train.data import Queries
 
@@ -56,34 +58,30 @@ class DevPool:
         training = model.training
         model.eval()
         try:
-            s = self._pairs(model, encode) if isinstance(model, CrossEncoder) else self._matrix(model, encode)
+            if model.about.candidates == "own":
+                s, seen = self._pairs(cast(CrossEncoder, model), encode)
+            else:
+                s, seen = self._matrix(cast(BiEncoder, model), encode), torch.ones_like(self.relevant)
         finally:
             model.train(training)
         s = s.nan_to_num(nan=-torch.inf)  # a broken model ranks last, not first
         best = s.masked_fill(~self.relevant, -torch.inf).max(1, keepdim=True).values
-        rank = 1 + ((s >= best) & ~self.relevant & self._seen(model)).sum(1).float()  # ties count against the model
+        rank = 1 + ((s >= best) & ~self.relevant & seen).sum(1).float()  # ties count against the model
         return torch.where(rank <= 10, 1.0 / rank, torch.zeros(()))
 
-    def _seen(self, model: LayeredModel) -> torch.Tensor:
-        """[Q, P] true where a passage is ranked for a query."""
-        if model.kind != "ce":
-            return torch.ones_like(self.relevant)
+    def _pairs(self, model: CrossEncoder, encode: MicroBatchEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores [Q, P] of each query's own passages, 0 elsewhere; and seen [Q, P], true at its own."""
         seen = torch.zeros_like(self.relevant)
         for row, own in enumerate(self.own):
             seen[row, own] = True
-        return seen
-
-    def _pairs(self, model: CrossEncoder, encode: MicroBatchEncoder) -> torch.Tensor:
-        """Scores [Q, P] of each query's own passages; 0 elsewhere, which `_seen` leaves out."""
-        s = torch.zeros(self.relevant.shape)
         queries = [self.queries[row] for row, own in enumerate(self.own) for _ in own]
         pairs = model.tokenize(queries, [self.passages[p] for own in self.own for p in own])
-        s[self._seen(model)] = encode(model, pairs, (model.n_layers,), "dev").x[-1].cpu()
-        return s
+        s = torch.zeros(self.relevant.shape)
+        s[seen] = encode(model, pairs, (model.n_layers,), "dev").x[-1].cpu()
+        return s, seen
 
-    def _matrix(self, model: LayeredModel, encode: MicroBatchEncoder) -> torch.Tensor:
+    def _matrix(self, model: BiEncoder, encode: MicroBatchEncoder) -> torch.Tensor:
         """Scores [Q, P] of every passage of the pool."""
-        assert isinstance(model, Retriever)
         layers = (model.n_layers,)
         p = self.fixed or encode(model, model.tokenize("passage", self.passages), layers, "dev")
         rows = []

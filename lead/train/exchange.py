@@ -1,7 +1,8 @@
-"""Cross-batch exchange between ranks (section 5 of the design): what must travel for every query to see every passage.
+"""Cross-batch exchange between ranks: what must travel so that every query sees every passage.
 
-DE: vectors of the passages at the aligned layers, [L, P, d]. ColBERT: token vectors of the queries, and score columns;
-passages' token vectors, some 75 times more, never leave their rank. CE: nothing. Gradients travel back the same way.
+Each kind of model says what it needs (`LayeredModel.exchange` and `score_batch`). DE: vectors of the passages at the
+aligned layers, [L, P, d]. ColBERT: token vectors of the queries, and score columns; passages' token vectors, some 75
+times more, never leave their rank. CE: nothing. Gradients travel back the same way.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class Exchange:
 
     def columns(self, s: Tensor) -> Tensor:
         """From scores [Q, p] of all queries and this rank's passages: [q, P], this rank's queries and all passages."""
+        if self.world == 1:
+            return s
         rows = s.shape[0] // self.world
         return self.gather(s, 1).narrow(0, self.rank * rows, rows)
 

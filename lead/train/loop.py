@@ -22,11 +22,11 @@ from lead.models.microbatch import MicroBatchEncoder
 from lead.store.tables import check_folder
 from lead.train import checkpoint
 from lead.train.ahead import LookAhead
-from lead.train.data import Batch, TrainingData
+from lead.train.data import TrainingData
 from lead.train.dev import DevPool
 from lead.train.metrics import Metrics
 from lead.train.signals import Told, noted, stopped
-from lead.train.step import Step
+from lead.train.step import Prepared, Step
 
 log = logging.getLogger("lead")
 
@@ -134,7 +134,7 @@ class Loop:
         if self.train.select == "best" and self.dev is not None:
             self._take_best()
 
-    def _prepare(self, s: int) -> Batch:
+    def _prepare(self, s: int) -> Prepared:
         """What a step computes on; called in a thread beside the steps before."""
         return self.step.prepare(self.data.batch(s))
 

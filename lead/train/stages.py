@@ -10,16 +10,14 @@ from pathlib import Path
 
 import torch
 
-from lead.config.kinds import KINDS
 from lead.config.methods import METHODS
 from lead.config.schema import Train
 from lead.config.stages import DistilSettings, TrainSettings
 from lead.data.texts import mapped
 from lead.device import device
 from lead.errors import LeadError
-from lead.methods.layers import check_layers
 from lead.models.base import LayeredModel
-from lead.models.retriever import Retriever
+from lead.models.bi_encoder import BiEncoder
 from lead.pretrained import local_weights
 from lead.store.atomic import check_replaceable
 from lead.train.adore import AdoreStep, FixedPassages
@@ -29,7 +27,7 @@ from lead.train.exchange import Exchange, join_ranks
 from lead.train.fd import FdStep
 from lead.train.loop import Loop
 from lead.train.state import open_state, state_key, state_name
-from lead.train.step import DistilStep, LeadStep, Step
+from lead.train.step import DistilStep, Step
 
 log = logging.getLogger("lead")
 
@@ -72,7 +70,7 @@ def train(
         torch.manual_seed(settings.seed)
         model = LayeredModel.pretrained(settings.model, settings.kind, settings.scoring, settings.lengths)
     if not passages:
-        check_candidates(settings.train, KINDS[model.kind].candidates)
+        check_candidates(settings.train, model.about.candidates)
     files: dict[str, Path | None] = _files(corpus, queries, qrels, dev_queries, dev_qrels, negatives)
     files["start"] = start if settings.model is None else local_weights(settings.model.reference)
     files |= {f"passages {i}": path for i, path in enumerate(passages or [], start=1)}
@@ -110,7 +108,7 @@ def distil(
     Memory of a rank: as `train`, for both models (a frozen teacher is its parameters alone), and the scores of a
     batch's queries for its passages at the aligned layers.
     """
-    joint = settings.method == "lead" and settings.distil.joint
+    joint = METHODS[settings.method].moves_teacher(settings.distil)
     if joint != (teacher_out is not None):
         raise LeadError(
             "lead distil: --teacher-out is for joint training (method lead, distil.joint: true), and only for it"
@@ -120,30 +118,25 @@ def distil(
             check_replaceable(folder)
     on = device(gpu)
     join_ranks(on)
-    student, master = Retriever.load(start).to(on), LayeredModel.load(teacher).to(on)
-    _check_distil_candidates(settings, master)
-    step = make_step(settings, student, master)
+    student, teacher_model = BiEncoder.load(start).to(on), LayeredModel.load(teacher).to(on)
+    _check_distil_candidates(settings, teacher_model)
+    step = make_step(settings, student, teacher_model)
     files = _files(corpus, queries, qrels, dev_queries, dev_qrels, negatives) | {"start": start, "teacher": teacher}
     loop = _loop(step, settings, files, state)
     loop.run()
     if loop.main:
         student.save(out)
         if teacher_out is not None:
-            master.save(teacher_out)
+            teacher_model.save(teacher_out)
         loop.metrics.publish(metrics)
         _clear(state)
     loop.exchange.wait()
 
 
-def make_step(settings: DistilSettings, student: Retriever, teacher: LayeredModel) -> DistilStep:
+def make_step(settings: DistilSettings, student: BiEncoder, teacher: LayeredModel) -> DistilStep:
     """The step of the settings' method. Raises LeadError when the two models do not fit it."""
-    shared = student, teacher, settings.train, settings.distil, settings.seed
-    if settings.method == "fd":
-        return FdStep(*shared)
-    if settings.method != "lead":
-        return DistilStep(*shared, joint=False, method=settings.method)
-    check_layers(settings.distil.layers, teacher.n_layers, student.n_layers)
-    return LeadStep(*shared, joint=settings.distil.joint)
+    step = FdStep if METHODS[settings.method].sees == "maps" else DistilStep
+    return step(student, teacher, settings.train, settings.distil, settings.seed, settings.method)
 
 
 def _clear(state: Path) -> None:
@@ -173,7 +166,7 @@ def _check_distil_candidates(settings: DistilSettings, teacher: LayeredModel) ->
         settings.train, distil.contrastive_candidates, f"distil.contrastive_candidates: {distil.contrastive_candidates}"
     )
     if METHODS[settings.method].sees != "maps":  # maps are compared over tokens
-        ce = KINDS[teacher.kind].candidates == "own"
+        ce = teacher.about.candidates == "own"
         own, key = (ce, "a cross encoder as teacher") if ce else (distil.candidates == "own", "distil.candidates: own")
         check_candidates(settings.train, "own" if own else "batch", key)
 

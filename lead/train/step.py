@@ -4,49 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from lead.config.methods import METHODS, STRATEGIES
 from lead.config.schema import Distil, Train
-from lead.methods import losses
-from lead.methods.layers import informative, select
-from lead.methods.losses import Loss
+from lead.methods.layers import Pairs, check_layers, select
+from lead.methods.losses import Loss, Scored, positive_log_probability
 from lead.models.base import LayeredModel
-from lead.models.cross_encoder import CrossEncoder
 from lead.models.encoder import prepare_for_training
 from lead.models.features import Candidates, Features, Scores
-from lead.models.microbatch import MicroBatchEncoder, padded_tokens
-from lead.models.retriever import Retriever
+from lead.models.microbatch import Encoder, MicroBatchEncoder, padded_tokens
 from lead.train.data import Batch
 from lead.train.exchange import Exchange, check_shares
+
+Inputs = dict[str, list[Any]]  # token ids by the name of an input: queries, passages; or pairs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A rank's part of a batch, with the token ids of every model's inputs, by the model's name."""
+
+    batch: Batch
+    inputs: dict[str, Inputs]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A model's encoded batch, and what passes gradients on when they were cached.
+    """A model's features of a batch, and functions that pass gradients on where they were cached.
 
-    features: queries and passages of DE and CB; pairs of CE, for each query's own candidates only.
+    features: one for each input; other ranks' are among them where the model needs them.
     """
 
     model: LayeredModel
     features: tuple[Features, ...]
-    replays: tuple[Callable[[], None], ...] = ()
-    exchange: Exchange = field(default_factory=Exchange)
+    replays: tuple[Callable[[], None], ...]
+    ranks: Exchange
 
     def score(self, candidates: Candidates) -> Scores:
         """Scores of the candidates at every encoded layer; other ranks' passages are among them."""
-        if self.model.kind != "cb" or self.exchange.world == 1:
-            return self.model.score(*self.features, candidates)
-        return self.model.score(*self.features, candidates, self.exchange.columns)
+        return self.model.score_batch(self.features, candidates, self.ranks)
 
 
 class Step:
-    """Computes a batch's loss and leaves gradients in the parameters. Subclasses say which loss."""
+    """Contrastive training. Computes a batch's loss and leaves gradients in the parameters.
+
+    A step has two halves: `prepared = step.prepare(batch)`, then `step(prepared, number)`. Subclasses change the loss.
+    """
 
     def __init__(self, student: LayeredModel, train: Train, seed: int):
-        """`train`: batch encoding settings; `seed`: seeds dropout with the step number."""
+        """`train`: how batches are encoded; `seed`: seeds dropout, with the number of the step."""
         self.student, self.train, self.seed = student, train, seed
         self.exchange = Exchange.here()
         check_shares(train.batch_size, self.exchange.world)
@@ -57,151 +66,155 @@ class Step:
         """The models that receive gradients, by name; the first is the one that `select: best` looks at."""
         return {"model": self.student}
 
-    def prepare(self, batch: Batch) -> Batch:
-        """What can be made of a batch beside the step before, in another thread."""
-        return batch
+    def prepare(self, batch: Batch) -> Prepared:
+        """Take this rank's part of the global batch and tokenize it for every model.
 
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
-        """The loss of this batch, and the sides whose cached gradients must be replayed."""
-        side = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
-        candidates = batch.candidates(widest(self.student)).to(self.device)
-        return losses.contrastive(side.score(candidates), candidates), [side]
+        It uses the CPU alone and draws nothing, so it may run in another thread, ahead of `__call__`. Each model lets
+        one thread tokenize at a time: evaluating on dev or saving a model meanwhile is safe.
+        """
+        part = batch.shard(self.exchange.rank, self.exchange.world)
+        return Prepared(part, self.inputs(part))
 
-    def __call__(self, batch: Batch, step: int) -> Loss:
+    def inputs(self, batch: Batch) -> dict[str, Inputs]:
+        """Token ids of a rank's part of a batch, by the name of the model."""
+        return {"student": self.student.tokenize_batch(batch.queries, batch.passages)}
+
+    def __call__(self, prepared: Prepared, step: int) -> Loss:
         """Forward and backward. Gradients are added to `.grad` of the trained models' parameters.
 
-        `batch` is the global one; with several ranks each computes its part, and gradients are averaged at the end.
+        With several ranks each computes its part, and gradients are averaged at the end.
         """
-        loss, sides = self.loss(batch.shard(self.exchange.rank, self.exchange.world), step)
+        loss, encoded = self.loss(prepared, step)
         loss.total.backward()
-        for side in sides:
-            for replay in side.replays:
+        for model in encoded:
+            for replay in model.replays:
                 replay()
         self.exchange.average_gradients(list(self.trained().values()))
         return loss
 
+    def loss(self, prepared: Prepared, step: int) -> tuple[Loss, list[Encoded]]:
+        """The loss of this batch, and the encoded models whose cached gradients must be replayed after backward."""
+        student = self.encode(self.student, "student", prepared.inputs["student"], (self.student.n_layers,), step)
+        candidates = self.candidates_of(prepared, self.student.about.candidates)
+        contrastive = METHODS["contrastive"].load()
+        return contrastive(student.score(candidates), candidates), [student]
+
+    def candidates_of(self, prepared: Prepared, which: str) -> Candidates:
+        """Candidates on the models' device. which: all passages of the `batch`, or each query's `own`."""
+        return prepared.batch.candidates(which).to(self.device)
+
     def encode(
-        self, model: LayeredModel, name: str, batch: Batch, layers: tuple[int, ...], step: int, frozen: bool = False
+        self, model: LayeredModel, key: str, inputs: Inputs, layers: tuple[int, ...], step: int, frozen: bool = False
     ) -> Encoded:
-        """Encode a batch; above `cache_above` tokens with cached gradients, else with the graph."""
-        micro = MicroBatchEncoder(
-            self.train.micro_tokens, self.train.precision, (self.seed, step, name, self.exchange.rank)
-        )
-        if not isinstance(model, CrossEncoder):
-            side = self.features(micro, model, model, texts(model, batch), layers, frozen)
-            queries, passages = side.features
-            gather = self.exchange.features
-            shared = (gather(queries), passages) if model.kind == "cb" else (queries, gather(passages))
-            return replace(side, features=shared, exchange=self.exchange)
-        repeated = [q for q in batch.queries for _ in range(batch.own().shape[1])]
-        pairs = model.tokenize(repeated, batch.passages)
-        return self.features(micro, model, model, {"pairs": pairs}, layers, frozen)
+        """Features of a batch at some layers, exchanged between ranks as the model needs. `key` seeds dropout."""
+        features, replays = self.features(model, key, inputs, layers, step, frozen)
+        return Encoded(model, model.exchange(features, self.exchange), replays, self.exchange)
 
     def features(
-        self,
-        micro: MicroBatchEncoder,
-        view: Any,
-        model: LayeredModel,
-        inputs: dict[str, list[Any]],
-        layers: tuple[int, ...],
-        frozen: bool,
-    ) -> Encoded:
-        """Features of each of `inputs` as `view` encodes it: without a graph, with one, or with cached gradients."""
+        self, view: Encoder, key: str, inputs: Inputs, layers: tuple[int, ...], step: int, frozen: bool
+    ) -> tuple[tuple[Any, ...], tuple[Callable[[], None], ...]]:
+        """Features of each input as `view` encodes it, and functions to call after backward.
+
+        `frozen`: without a graph. Else with the graph; above `cache_above` tokens with cached gradients.
+        """
+        micro = MicroBatchEncoder(
+            self.train.micro_tokens, self.train.precision, (self.seed, step, key, self.exchange.rank)
+        )
         tokens = sum(padded_tokens([len(i) for i in ids], self.train.micro_tokens) for ids in inputs.values())
         if frozen or tokens <= self.train.cache_above:
             with torch.no_grad() if frozen else nullcontext():
-                return Encoded(model, tuple(micro(view, ids, layers, part) for part, ids in inputs.items()))
+                return tuple(micro(view, ids, layers, part) for part, ids in inputs.items()), ()
         cached = [micro.cached(view, ids, layers, part) for part, ids in inputs.items()]
-        return Encoded(model, tuple(f for f, _ in cached), tuple(replay for _, replay in cached))
-
-
-def texts(model: LayeredModel, batch: Batch) -> dict[str, list[Any]]:
-    """Token ids of a batch for a model that encodes queries and passages apart."""
-    assert isinstance(model, Retriever)
-    return {
-        "queries": model.tokenize("query", batch.queries),
-        "passages": model.tokenize("passage", batch.passages),
-    }
-
-
-def widest(model: LayeredModel) -> str:
-    """The most candidates a model can score at once: the whole batch, or for CE, whose pairs cost, the query's own."""
-    return "own" if model.kind == "ce" else "batch"
+        return tuple(f for f, _ in cached), tuple(replay for _, replay in cached)
 
 
 class DistilStep(Step):
-    """Response-based distillation, final scores only: RD, or one of `losses.RESPONSES`; the teacher is frozen."""
+    """Distillation with a loss that sees scores: of aligned layers (LEAD, eq. 12), or of whole models only (RD, ..)."""
 
     def __init__(
-        self,
-        student: LayeredModel,
-        teacher: LayeredModel,
-        train: Train,
-        distil: Distil,
-        seed: int,
-        joint: bool,
-        method: str = "rd",
+        self, student: LayeredModel, teacher: LayeredModel, train: Train, distil: Distil, seed: int, method: str
     ):
-        """A teacher that is not trained jointly is put in eval mode for good and never builds a graph."""
+        """`method`: a row of METHODS. A teacher that it does not train is put in eval mode and never builds a graph.
+
+        Raises LeadError when the two models do not fit the method, or its record lacks a part.
+        """
         super().__init__(student, train, seed)
-        self.teacher, self.distil, self.joint, self.method = teacher, distil, joint, method
-        teacher.train(joint).requires_grad_(joint)
-        if joint:
+        self.teacher, self.distil, self.method = teacher, distil, METHODS[method]
+        self.loss_of = self.method.load()
+        if self.method.sees == "layers":
+            check_layers(distil.layers, teacher.n_layers, student.n_layers)
+        self.joint = self.method.moves_teacher(distil)
+        teacher.train(self.joint).requires_grad_(self.joint)
+        if self.joint:
             prepare_for_training(teacher.encoder, train.dropout)
+        self.alike = teacher.tokenization == student.tokenization
 
     def trained(self) -> dict[str, LayeredModel]:
         """Student, and the teacher under joint training."""
         return {"student": self.student} | ({"teacher": self.teacher} if self.joint else {})
 
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
-        """The student's hard loss and what its final scores learn from the teacher's."""
-        student = self.encode(self.student, "student", batch, (self.student.n_layers,), step)
-        teacher = self.encode(self.teacher, "teacher", batch, (self.teacher.n_layers,), step, frozen=True)
-        hard, soft = self.candidates(batch)
-        s_hard, s_soft = _both(student, hard, soft)
-        respond = losses.RESPONSES[self.method]
-        return respond(s_hard, teacher.score(soft), hard, soft, s_soft, self.distil), [student]
+    def inputs(self, batch: Batch) -> dict[str, Inputs]:
+        """Token ids for both models; made once where both tokenize alike."""
+        student = super().inputs(batch)["student"]
+        teacher = student if self.alike else self.teacher.tokenize_batch(batch.queries, batch.passages)
+        return {"student": student, "teacher": teacher}
 
-    def candidates(self, batch: Batch) -> tuple[Candidates, Candidates]:
-        """Of the student's hard loss, and of the distillation losses; the same object if they agree.
-
-        A CE teacher scores a query's own list only. The student's hard loss keeps the whole batch all the same, so that
-        teachers are comparable (`contrastive_candidates: own` is the released code's way).
-        """
-        own = self.distil.candidates == "own" or widest(self.teacher) == "own"
-        names = self.distil.contrastive_candidates, "own" if own else "batch"
-        hard, soft = (batch.candidates(name).to(self.device) for name in names)
-        return hard, hard if names[0] == names[1] else soft
-
-
-class LeadStep(DistilStep):
-    """LEAD (eq. 12): K pairs of layers, re-weighted, with or without joint training."""
-
-    def loss(self, batch: Batch, step: int) -> tuple[Loss, list[Encoded]]:
-        """L_lyr + L_rep + L_tch + L_stu over the layer pairs of this step."""
-        n, m, layers = self.teacher.n_layers, self.student.n_layers, self.distil.layers
-        late = layers.strategy == "informative"  # chosen when all of the teacher's layers have been scored
-        pairs = informative([0.0] * n, layers.k, m) if late else select(layers, n, m, self.seed, step)
-        student = self.encode(self.student, "student", batch, tuple(sorted({m, *(b for _, b in pairs)})), step)
-        taught = range(1, n + 1) if late else sorted({n, *(a for a, _ in pairs)})
-        teacher = self.encode(self.teacher, "teacher", batch, tuple(taught), step, frozen=not self.joint)
-        hard, soft = self.candidates(batch)
-        s_hard, s_soft = _both(student, hard, soft)
-        # the teacher's own hard loss does not depend on the student's options
-        t_hard_candidates = batch.candidates(widest(self.teacher)).to(self.device)
-        t_soft = teacher.score(soft)
-        if late:  # by the whole batch: all ranks must agree
-            believed = self.exchange.mean(losses.positive_log_probability(t_soft.s.detach(), soft).mean(1))
-            pairs = informative(believed.tolist(), layers.k, m)
-        t_hard = t_soft if soft.index.shape == t_hard_candidates.index.shape else teacher.score(t_hard_candidates)
-        over_ranks = self.exchange.mean
-        loss = losses.lead(
-            s_hard, t_hard, hard, soft, s_soft, t_soft, pairs, self.distil, t_hard_candidates, over_ranks
+    def loss(self, prepared: Prepared, step: int) -> tuple[Loss, list[Encoded]]:
+        """The method's loss of the scores of both models, at the layer pairs of this step if it sees layers."""
+        n, m = self.teacher.n_layers, self.student.n_layers
+        pairs = self.pairs(step)
+        late = bool(pairs) and STRATEGIES[self.distil.layers.strategy].scores  # chosen when all layers are scored
+        student = self.encode(
+            self.student, "student", prepared.inputs["student"], tuple(sorted({m, *(b for _, b in pairs)})), step
         )
-        return loss, [student, teacher] if self.joint else [student]
+        taught = tuple(range(1, n + 1)) if late else tuple(sorted({n, *(a for a, _ in pairs)}))
+        teacher = self.encode(self.teacher, "teacher", prepared.inputs["teacher"], taught, step, frozen=not self.joint)
+        contrastive, distillation = self.candidates(prepared)
+        s = student.score(distillation)
+        s_contrastive = s if contrastive is distillation else student.score(contrastive)
+        t = teacher.score(distillation)
+        if late:  # by the whole batch: all ranks must agree
+            mean = self.exchange.mean(positive_log_probability(t.s.detach(), distillation).mean(1))
+            pairs = self.pairs(step, mean.tolist())
+        candidates_of_teacher, t_contrastive = (
+            self._of_teacher(prepared, teacher, distillation, t) if self.joint else (None, None)
+        )
+        scored = Scored(
+            distillation=distillation,
+            teacher=t,
+            student=s,
+            contrastive=contrastive,
+            student_contrastive=s_contrastive,
+            distil=self.distil,
+            teacher_candidates=candidates_of_teacher,
+            teacher_contrastive=t_contrastive,
+            pairs=pairs,
+            mean_over_ranks=self.exchange.mean,
+        )
+        return self.loss_of(scored), [student, teacher]
 
+    def pairs(self, step: int, log_probability: list[float] | None = None) -> Pairs:
+        """The layer pairs of this step; none for a method that does not see layers."""
+        if self.method.sees != "layers":
+            return []
+        n, m = self.teacher.n_layers, self.student.n_layers
+        return select(self.distil.layers, n, m, self.seed, step, log_probability)
 
-def _both(side: Encoded, hard: Candidates, soft: Candidates) -> tuple[Scores, Scores]:
-    """Scores of the hard and of the soft candidates, computed once where they are the same."""
-    s_soft = side.score(soft)
-    return (s_soft if hard is soft else side.score(hard)), s_soft
+    def candidates(self, prepared: Prepared) -> tuple[Candidates, Candidates]:
+        """Of the student's contrastive loss, and of the distillation losses; the same object if they agree.
+
+        A CE teacher scores a query's own list only. The student's contrastive loss keeps the whole batch all the same,
+        so that teachers are comparable (`contrastive_candidates: own` is the released code's way).
+        """
+        own = "own" in (self.distil.candidates, self.teacher.about.candidates)
+        names = self.distil.contrastive_candidates, "own" if own else "batch"
+        contrastive, distillation = (self.candidates_of(prepared, name) for name in names)
+        return contrastive, contrastive if names[0] == names[1] else distillation
+
+    def _of_teacher(
+        self, prepared: Prepared, teacher: Encoded, distillation: Candidates, scores: Scores
+    ) -> tuple[Candidates, Scores]:
+        """Candidates of the teacher's contrastive loss, whatever the student's options, and its scores of them."""
+        candidates = self.candidates_of(prepared, self.teacher.about.candidates)
+        same = distillation.index.shape == candidates.index.shape
+        return candidates, scores if same else teacher.score(candidates)

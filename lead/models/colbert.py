@@ -1,0 +1,110 @@
+"""ColBERT: one vector a token, scored by MaxSim (eq. 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lead.errors import LeadError
+from lead.lists import Floats
+from lead.models.base import Ranks, Scorer
+from lead.models.bi_encoder import BiEncoder, Side
+from lead.models.features import Candidates, Features, Scores
+from lead.models.microbatch import MicroBatchEncoder
+from lead.models.scores import max_sim
+from lead.tokenizer import cut
+
+
+class ColBERT(BiEncoder):
+    """f_CB(q, p) = sum_x max_y E_Q(q)_x^T E_P(p)_y (eq. 2); at layer i the vectors are those of layer i."""
+
+    kind = "cb"
+
+    def build(self) -> None:
+        """Look up the tokens that mark queries and passages."""
+        self.markers: dict[Side, int] = {}
+        if self.scoring.markers:
+            vocabulary = self.tokenizer.get_vocab()
+            for side, token in (("query", "[unused0]"), ("passage", "[unused1]")):
+                if token not in vocabulary:
+                    raise LeadError(f"scoring.cb.markers: the tokenizer has no {token}; set markers: false")
+                self.markers[side] = vocabulary[token]  # type: ignore[index]
+        if self.scoring.expand and self.tokenizer.mask_token_id is None:
+            raise LeadError("scoring.cb.expand: the tokenizer has no [MASK]; set expand: false")
+
+    # --- texts to tokens ---------------------------------------------------------------------------------------------
+    def tokenize(self, side: Side, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, cut to this side's length, with this side's marker and, of queries, [MASK] tokens."""
+        with self.tokenizing:
+            ids = cut(self.tokenizer, texts, getattr(self.lengths, side) - (side in self.markers))
+        if side in self.markers:
+            ids = [[i[0], self.markers[side], *i[1:]] for i in ids]
+        if side == "query" and self.scoring.expand:
+            ids = [i + [self.tokenizer.mask_token_id] * (self.lengths.query - len(i)) for i in ids]
+        return ids
+
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether markers or [MASK] tokens are added to texts."""
+        return self.scoring.markers or self.scoring.expand
+
+    @property
+    def tokenization(self) -> tuple[object, ...]:
+        """The tokenizer, where texts are cut, and which tokens are added."""
+        added = (self.scoring.markers, self.scoring.expand) if self.adds_tokens else ()
+        return *super().tokenization, *added
+
+    # --- tokens to scores --------------------------------------------------------------------------------------------
+    def encode(self, ids: list[list[int]], layers: tuple[int, ...]) -> Features:
+        """Token vectors x [L, n, T, d] and mask [n, T] of one padded micro-batch of texts at these layers, in fp32."""
+        padded, mask = self.padded(ids, self.tokenizer.pad_token_id or 0)
+        states = self.states(padded, mask.long(), layers)
+        if not self.scoring.special_tokens:
+            special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=self.device)
+            mask = mask & ~torch.isin(padded, special)
+        return Features(torch.stack(states), layers, mask)
+
+    def exchange(self, features: tuple[Features, ...], ranks: Ranks) -> tuple[Features, ...]:
+        """The token vectors of all ranks' queries. Passages' token vectors, some 75 times more, stay on their rank."""
+        queries, passages = features
+        return ranks.features(queries), passages
+
+    def score_batch(self, features: tuple[Features, ...], candidates: Candidates, ranks: Ranks) -> Scores:
+        """Scores of candidates of the global batch; each rank scores its passages, and score columns travel."""
+        queries, passages = features
+        return self.score(queries, passages, candidates, ranks.columns)
+
+    def similarity(self, queries: Tensor, passages: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
+        """MaxSim [Q, P] of token vectors [Q, X, d] and [P, Y, d]."""
+        query_mask, passage_mask = masks
+        assert query_mask is not None and passage_mask is not None
+        return max_sim(queries, query_mask, passages, passage_mask)
+
+    # --- reranking ---------------------------------------------------------------------------------------------------
+    def scorer(self, queries: list[str], passages: list[str], encode: MicroBatchEncoder) -> Scorer:
+        """MaxSim from token vectors of all passages and queries, which are encoded now and kept on the CPU.
+
+        Memory: 2 T d bytes a passage.
+        """
+
+        def vectors(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[Tensor]:
+            """Token vectors [T, d] of each text, on the CPU."""
+            out = [torch.empty(0)] * len(texts)
+            for group, features in encode.batches(self, self.tokenize(side, texts), (self.n_layers,), what):
+                for i, x, keep in zip(group, self.vectors(features), features.mask, strict=True):
+                    out[i] = x[keep].to("cpu", dtype)
+            return out
+
+        store = vectors("passage", passages, "passages", torch.half)
+        asked = vectors("query", queries, "queries", torch.float)
+        return lambda query, rows: _max_sim(asked[query], [store[i] for i in rows], self.device)
+
+
+def _max_sim(query: Tensor, passages: list[Tensor], on: torch.device) -> Floats:
+    """MaxSim [P] of one query's token vectors [X, d] and its passages' ([Y_i, d] each), in fp32."""
+    padded = pad_sequence([p.float() for p in passages], batch_first=True).to(on)
+    mask = pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in passages], batch_first=True).to(on)
+    every = torch.ones(1, len(query), dtype=torch.bool, device=on)
+    result: Floats = max_sim(query[None].to(on), every, padded, mask)[0].cpu().numpy()
+    return result

@@ -1,0 +1,36 @@
+"""Dual encoder: one vector a text, scored by inner products (eq. 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lead.models.base import Ranks
+from lead.models.bi_encoder import BiEncoder
+from lead.models.features import Features
+from lead.models.scores import inner_product
+
+
+class DualEncoder(BiEncoder):
+    """f_DE(q, p) = E_Q(q)^T E_P(p) (eq. 1); at layer i the vectors are those of layer i."""
+
+    kind = "de"
+
+    def encode(self, ids: list[list[int]], layers: tuple[int, ...]) -> Features:
+        """Vectors x [L, n, d] of one padded micro-batch of texts at these layers (1..N), in fp32."""
+        padded, mask = self.padded(ids, self.tokenizer.pad_token_id or 0)
+        states = self.states(padded, mask.long(), layers)
+        if self.scoring.pooling == "cls":
+            return Features(torch.stack([h[:, 0] for h in states]), layers)
+        share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
+        # a product and a sum, not a matrix product, which autocast would do in bf16
+        return Features(torch.stack([(h * share).sum(1) for h in states]), layers)
+
+    def exchange(self, features: tuple[Features, ...], ranks: Ranks) -> tuple[Features, ...]:
+        """The vectors of all ranks' passages, [L, P, d]. Queries stay."""
+        queries, passages = features
+        return queries, ranks.features(passages)
+
+    def similarity(self, queries: Tensor, passages: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
+        """Inner products [Q, P] of vectors [Q, d] and [P, d]."""
+        return inner_product(queries, passages)
