@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import make_retriever
 from naive import naive_hard, naive_lead
-from steps import build, compare, encoded, gradients, lead_step, naive_candidates, naive_scores, pick, take
+from steps import TRAIN, build, compare, encoded, gradients, lead_step, naive_candidates, naive_scores, pick, take
 from torch import Tensor
 
-from lead.config.schema import Distil, Layers, LossWeights
+from lead.config.schema import Distil, Layers, LossWeights, Train
 from lead.methods.layers import select
 from lead.models.bi_encoder import BiEncoder
 from lead.train.data import TrainingData
@@ -187,3 +189,41 @@ def test_dropout_is_a_function_of_seed_and_step_and_differs_between_the_models(
     assert not torch.equal(encoded(step, model, "teacher", batch, (4,), 7).features[0].x, first)
     step.exchange = Exchange(rank=1)
     assert not torch.equal(encoded(step, model, "student", batch, (4,), 7).features[0].x, first)
+
+
+# --- prepared batches ------------------------------------------------------------------------------------------------
+def test_a_batch_prepared_in_another_thread_while_models_tokenize_gives_the_same_step(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    """A tokenizer that two threads use at once raises 'Already borrowed', or cuts at the other's length."""
+    step = build(tiny_model, teacher_folder, "de", "lead", dropout=0.0)
+    assert isinstance(step, DistilStep)
+    want = [step.prepare(data.batch(i)).inputs for i in range(40)]
+    with ThreadPoolExecutor(1) as ahead:
+        prepared = [ahead.submit(step.prepare, data.batch(i)) for i in range(40)]
+        for _ in range(100):
+            for model in (step.student, step.teacher):
+                assert len(model.tokenize("passage", ["array " * 99])[0]) == 24
+                assert len(model.tokenize("query", ["array " * 99])[0]) == 8
+        step.student.save(tmp_path / "m")
+    assert [p.result().inputs for p in prepared] == want
+
+
+def test_texts_are_tokenized_once_where_both_models_tokenize_alike(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData
+) -> None:
+    batch = data.batch(0)
+    for scoring, kind, alike in (
+        ({}, "de", True),
+        ({}, "cb", True),
+        ({"expand": True}, "cb", False),
+        ({}, "ce", False),
+    ):
+        student, teacher = make_retriever(tiny_model), make_retriever(teacher_folder, kind, **scoring)
+        step = DistilStep(student, teacher, Train(**TRAIN), Distil(layers=Layers(k=3)), 3, "lead")
+        inputs = step.prepare(batch).inputs
+        assert (inputs["teacher"] is inputs["student"]) == alike == step.alike
+        assert inputs["teacher"] == teacher.tokenize_batch(batch.queries, batch.passages)
+    teacher = make_retriever(teacher_folder)
+    teacher.tokenizer.add_tokens(["shap"])
+    assert teacher.tokenization != make_retriever(tiny_model).tokenization

@@ -1,0 +1,129 @@
+"""Registries of kinds, methods and strategies: nothing must be imported first, a row and a function are enough."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_retriever
+from steps import SCORING, TRAIN, gradients, take
+
+from lead.config.kinds import KINDS
+from lead.config.methods import METHODS, STRATEGIES, Strategy
+from lead.config.schema import Distil, Layers, Train
+from lead.errors import LeadError
+from lead.methods.layers import check_layers, select
+from lead.models.base import LayeredModel
+from lead.train.data import TrainingData
+from lead.train.step import DistilStep
+
+FRESH = """
+import sys
+from lead.config.schema import Lengths, ModelRef, Scoring
+from lead.models.base import LayeredModel
+folder, kind, out = sys.argv[1:]
+model = LayeredModel.pretrained(ModelRef(reference="path:" + folder), kind, Scoring(), Lengths(query=8, passage=24))
+model.save(out)
+print(type(model).__name__)
+"""
+LOAD = "import sys; from lead.models.base import LayeredModel; print(type(LayeredModel.load(sys.argv[1])).__name__)"
+
+
+def answer(*arguments: object) -> str:
+    done = subprocess.run([sys.executable, "-c", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("de", "DualEncoder"), ("ce", "CrossEncoder")])
+def test_a_model_of_a_kind_is_made_and_loaded_in_a_process_that_has_imported_nothing_else(
+    tiny_model: Path, tmp_path: Path, kind: str, name: str
+) -> None:
+    assert answer(FRESH, tiny_model, kind, tmp_path / "m") == name
+    assert answer(LOAD, tmp_path / "m") == name
+
+
+def test_every_kind_is_a_class_that_knows_its_name() -> None:
+    for name, kind in KINDS.items():
+        assert issubclass(kind.load(), LayeredModel) and kind.load().kind == name
+
+
+def test_an_unknown_kind_is_one_line(tiny_model: Path) -> None:
+    with pytest.raises(LeadError, match="no kind of model 'bc' in lead.config.kinds; valid: cb, ce, de"):
+        make_retriever(tiny_model, "bc")
+    broken = replace(KINDS["de"], model="lead.models.dual_encoder:Missing")
+    with pytest.raises(LeadError, match="kind of model 'de' .*'lead.models.dual_encoder:Missing' cannot be imported"):
+        broken.load()
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+def test_every_record_is_whole() -> None:
+    for method in METHODS.values():
+        method.check()
+        assert not method.trains or callable(method.load())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"loss": ""}, "method 'rd' .*there is no ''; write module:name"),
+        ({"loss": "lead.methods.no_such_file:rd"}, "there is no 'lead.methods.no_such_file:rd'"),
+        ({"loss": "lead.methods.rd:dr"}, "'lead.methods.rd:dr' cannot be imported: .*no attribute 'dr'"),
+        ({"reads": {"taw": True}}, "reads 'taw', no key of distil; did you mean 'tau'"),
+        ({"reads": {"weights": {"stu", "rap"}}}, "reads 'weights.rap', no key of distil.weights; did you mean 'rep'"),
+    ],
+)
+def test_a_record_that_lacks_a_part_is_one_line(change: dict[str, object], says: str) -> None:
+    with pytest.raises(LeadError, match=says) as error:
+        replace(METHODS["rd"], **change).load()  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+
+
+LOSS = """
+from lead.methods.losses import contrastive_loss
+
+def mse(scored):
+    difference = (scored.teacher.final - scored.student.final) * scored.distillation.keep
+    return scored.loss({
+        "stu": contrastive_loss(scored.student_contrastive.final, scored.contrastive),
+        "rep": difference.square().mean(),
+    })
+"""
+
+
+def test_a_response_loss_is_one_file_and_one_row(
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "our_loss.py").write_text(LOSS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(METHODS, "mse", replace(METHODS["rd"], name="mse", loss="our_loss:mse"))
+    student, teacher = make_retriever(tiny_model, **SCORING).train(), make_retriever(teacher_folder, "cb", **SCORING)
+    step = DistilStep(student, teacher, Train(**TRAIN), Distil(weights={"stu": 0.0}), 3, "mse")
+    loss = take(step, data.batch(0), 0)
+    assert set(loss.parts) == {"stu", "rep"} and torch.equal(loss.total, loss.parts["rep"])
+    assert sum(float(g.abs().sum()) for k, g in gradients(step).items() if k.startswith("student")) > 0
+
+
+# --- strategies ------------------------------------------------------------------------------------------------------
+STRATEGY = """
+def first(layers, given):
+    return [(i, i) for i in range(1, layers.k + 1)]
+"""
+
+
+def test_a_strategy_is_one_function_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "our_layers.py").write_text(STRATEGY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(STRATEGIES, "first", Strategy("first", "the first K", "our_layers:first"))
+    layers = Layers.model_construct(strategy="first", k=2, skip=2, pairs=None)
+    check_layers(layers, 6, 3)
+    assert select(layers, 6, 3, 1, 0) == [(1, 1), (2, 2)]
+    with pytest.raises(LeadError, match=r"distil.layers.k: 4 is more than the student's 3 layers"):
+        check_layers(layers.model_copy(update={"k": 4}), 6, 3)
+    monkeypatch.setitem(STRATEGIES, "first", Strategy("first", "the first K", "our_layers:second"))
+    with pytest.raises(LeadError, match="strategy 'first' .*'our_layers:second' cannot be imported"):
+        check_layers(layers, 6, 3)
