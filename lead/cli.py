@@ -276,6 +276,7 @@ def _refuse_old_names(argv: Sequence[str]) -> None:
     from lead.config.methods import RENAMED
 
     if argv and argv[0] in RENAMED:
+        _setup_logging(None)
         raise LeadError(f"the command '{argv[0]}' is called '{RENAMED[argv[0]]}' now")
 
 

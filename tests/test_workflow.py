@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections import UserDict
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,3 +98,25 @@ def test_every_stage_states_what_bounds_its_memory(stage: str) -> None:
     module, function = STAGES[stage].function.split(":")
     about = getattr(importlib.import_module(module), function).__doc__
     assert about is not None and "Memory" in about
+
+
+def test_the_plan_imports_no_torch() -> None:
+    """Snakemake reads it at every start, and again in every job."""
+    modules = [f"lead.plan.{p.stem}" for p in (ROOT / "lead/plan").glob("[a-z]*.py")]
+    code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout == "False False\n"
+
+
+def test_no_module_of_plan_or_config_imports_itself_over_others() -> None:
+    imports = {}
+    for path in [*(ROOT / "lead/plan").glob("[a-z]*.py"), *(ROOT / "lead/config").glob("[a-z]*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+        imports[f"lead.{path.parent.name}.{path.stem}"] = {
+            m for m in found if m.startswith(("lead.plan.", "lead.config."))
+        }
+    order = list(TopologicalSorter(imports).static_order())  # raises CycleError
+    assert set(imports) <= set(order)
+    assert not [m for name in imports if "config" in name for m in imports[name] if "plan" in m]
