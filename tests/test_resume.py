@@ -314,7 +314,8 @@ def test_a_cross_encoder_without_negatives_is_refused_before_any_work(
     tiny_model: Path, tiny_collection: Path, tmp_path: Path
 ) -> None:
     train = TRAIN.model_copy(update={"negatives": 0})
-    settings = TrainSettings(model=ModelRef(reference=f"path:{tiny_model}"), kind="ce", train=train)
+    model, lengths = ModelRef(reference=f"path:{tiny_model}"), Lengths(query=8, passage=24)
+    settings = TrainSettings(model=model, kind="ce", lengths=lengths, train=train)
     with pytest.raises(LeadError, match="train.negatives: 0 with .* leaves one candidate for each query"):
         stages.train(settings=settings, gpu=0, start=None, **inputs(tiny_collection), **outputs(tmp_path))
 
