@@ -17,6 +17,7 @@ from lead.config.methods import METHODS, STRATEGIES, Strategy
 from lead.config.schema import Distil, Layers, Train
 from lead.errors import LeadError
 from lead.methods.layers import check_layers, select
+from lead.methods.load import check_method, load_loss
 from lead.models.base import LayeredModel
 from lead.train.data import TrainingData
 from lead.train.step import DistilStep
@@ -63,8 +64,8 @@ def test_an_unknown_kind_is_one_line(tiny_model: Path) -> None:
 # --- methods ---------------------------------------------------------------------------------------------------------
 def test_every_record_is_whole() -> None:
     for method in METHODS.values():
-        method.check()
-        assert not method.trains or callable(method.load())
+        check_method(method)
+        assert not method.trains or callable(load_loss(method))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_every_record_is_whole() -> None:
 )
 def test_a_record_that_lacks_a_part_is_one_line(change: dict[str, object], says: str) -> None:
     with pytest.raises(LeadError, match=says) as error:
-        replace(METHODS["rd"], **change).load()  # type: ignore[arg-type]
+        load_loss(replace(METHODS["rd"], **change))  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
 
 

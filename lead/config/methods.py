@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from lead.config.registry import check_reference, imported
 from lead.config.types import OneOf
-from lead.errors import LeadError, Named, nearest
+from lead.errors import Named
 
 # keys of `distil` that a method reads: True, or which of the keys inside
 RESPONSE: Mapping[str, Any] = {"candidates": True, "contrastive_candidates": True, "weights": {"rep", "stu"}}
@@ -69,27 +68,6 @@ class Method:
     def moves_teacher(self, distil: Any) -> bool:
         """Whether the teacher is trained too, given the settings `distil` (`lead.config.schema.Distil`)."""
         return bool(self.joint and distil.joint)
-
-    def check(self) -> None:
-        """Refuse a record that lacks a part. It imports no torch. Raises LeadError."""
-        from lead.config.schema import Distil, LossWeights
-
-        where = f"method '{self.name}' (lead.config.methods)"
-        if not self.trains:
-            return
-        check_reference(self.loss, where)
-        for key, inside in self.reads.items():
-            if key not in Distil.model_fields:
-                raise LeadError(f"{where}: reads '{key}', no key of distil; {nearest(key, Distil.model_fields)}")
-            for name in sorted(inside) if key == "weights" and inside is not True else ():
-                if name not in LossWeights.model_fields:
-                    hint = nearest(name, LossWeights.model_fields)
-                    raise LeadError(f"{where}: reads 'weights.{name}', no key of distil.weights; {hint}")
-
-    def load(self) -> Any:
-        """The loss. It imports torch. Raises LeadError if a part of the record is missing or cannot be imported."""
-        self.check()
-        return imported(self.loss, f"method '{self.name}' (lead.config.methods)")
 
 
 PAIR = frozenset({"start", "teacher"})

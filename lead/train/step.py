@@ -12,6 +12,7 @@ import torch
 from lead.config.methods import METHODS, STRATEGIES
 from lead.config.schema import Distil, Train
 from lead.methods.layers import Pairs, check_layers, select
+from lead.methods.load import load_loss
 from lead.methods.losses import Loss, Scored, positive_log_probability
 from lead.models.base import LayeredModel
 from lead.models.encoder import prepare_for_training
@@ -96,7 +97,7 @@ class Step:
         """The loss of this batch, and the encoded models whose cached gradients must be replayed after backward."""
         student = self.encode(self.student, "student", prepared.inputs["student"], (self.student.n_layers,), step)
         candidates = self.candidates_of(prepared, self.student.about.candidates)
-        contrastive = METHODS["contrastive"].load()
+        contrastive = load_loss(METHODS["contrastive"])
         return contrastive(student.score(candidates), candidates), [student]
 
     def candidates_of(self, prepared: Prepared, which: str) -> Candidates:
@@ -140,7 +141,7 @@ class DistilStep(Step):
         """
         super().__init__(student, train, seed)
         self.teacher, self.distil, self.method = teacher, distil, METHODS[method]
-        self.loss_of = self.method.load()
+        self.loss_of = load_loss(self.method)
         if self.method.sees == "layers":
             check_layers(distil.layers, teacher.n_layers, student.n_layers)
         self.joint = self.method.moves_teacher(distil)
