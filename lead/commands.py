@@ -59,10 +59,10 @@ STAGES: dict[str, Stage] = {
             "ranked": RANKED + " of the test queries",
         },
     ),
-    "given": Stage(
-        "Bring ranked lists that come with a collection (MS MARCO's top1000, a TREC run) into Parquet.",
-        "lead.data.external_run:given",
-        "GivenSettings",
+    "external": Stage(
+        "Bring ranked lists that another system made (MS MARCO's top1000, a TREC run) into Parquet.",
+        "lead.data.external_run:external",
+        "ExternalSettings",
         inputs={"corpus": CORPUS, "queries": QUERIES + ": those whose lists are kept"},
         outputs={"out": RANKED},
     ),

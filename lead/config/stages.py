@@ -34,10 +34,10 @@ class Bm25Settings(Strict):
     relevance: PositiveInt = 1
 
 
-class GivenSettings(Strict):
-    """Read by `lead given`."""
+class ExternalSettings(Strict):
+    """Read by `lead external`."""
 
-    given: str = Field(min_length=1, description="file of ranked lists, or ir_datasets:ID")
+    external_run: str = Field(min_length=1, description="file of ranked lists, or ir_datasets:ID")
     depth: PositiveInt = 1000
 
 

@@ -16,7 +16,7 @@ from lead.config.experiments import UNTRAINED
 from lead.config.load import Loaded, merge, seen_path, source_files, source_paths, validate
 from lead.config.paper import Paper, load_paper
 from lead.config.schema import ModelRef, Settings, Train
-from lead.config.sources import IR_DATASETS, EvaluationSource, FilesSource
+from lead.config.sources import IR_DATASETS, EvaluationSource, OnDisk
 from lead.errors import LeadError, nearest
 from lead.plan.checks import check_grant, check_models, check_run
 from lead.plan.runs import Rows, seeded, split_seed
@@ -236,7 +236,7 @@ class Plan(Rows):
     def source_files(self, dataset: str) -> list[str]:
         """Files that a dataset of kind `files` is read from."""
         data, path = self.loaded.datasets[dataset]
-        on_disk = isinstance(data.source, FilesSource | EvaluationSource)
+        on_disk = isinstance(data.source, OnDisk | EvaluationSource)
         return source_files(source_paths(data.source, path)) if on_disk else []
 
     def _lists_of(self, dataset: str, run: str) -> str | None:

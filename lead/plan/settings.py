@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lead.config.experiments import UNTRAINED
 from lead.config.load import source_paths
 from lead.config.schema import Settings
-from lead.config.sources import EvaluationSource, FilesSource
+from lead.config.sources import EvaluationSource, OnDisk
 from lead.errors import Named
 from lead.plan.runs import READS, TRAINING
 
@@ -32,7 +32,7 @@ def stage_settings(plan: Plan, stage: str, dataset: str, run: str | None = None)
     relevance = s.evaluation.relevance
     if stage == "prepare":
         data, path = plan.loaded.datasets[dataset]
-        on_disk = isinstance(data.source, FilesSource | EvaluationSource)
+        on_disk = isinstance(data.source, OnDisk | EvaluationSource)
         source = source_paths(data.source, path) if on_disk else data.source
         share = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
         return _json(source=source, **share, relevance=relevance, checks=s.checks, expect=data.expect)
