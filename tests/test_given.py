@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from lead.config.load import load
-from lead.config.stages import GivenSettings
-from lead.data.external_run import given
+from lead.config.stages import ExternalSettings
+from lead.data.external_run import external
 from lead.errors import LeadError
 from lead.plan.plan import Plan
 from lead.store.tables import SCHEMAS, read_table, write_table
@@ -42,9 +42,9 @@ def folder(tmp_path: Path) -> Path:
 def lists(folder: Path, name: str, content: str, depth: int = 1000) -> dict[str, list[str]]:
     """What the stage makes of a file: passages of each query, in order."""
     (folder / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
-    out = folder / "given.parquet"
-    settings = GivenSettings(given=str(folder / name), depth=depth)
-    given(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=out)
+    out = folder / "external.parquet"
+    settings = ExternalSettings(external_run=str(folder / name), depth=depth)
+    external(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=out)
     table = read_table(out, "ranked")
     found: dict[str, list[str]] = {}
     for row in table.to_pylist():
@@ -63,20 +63,20 @@ def test_layouts(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["top1000.tsv", "top1000.tsv.gz"])
 def test_lists_without_an_order_say_so(folder: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert lists(folder, name, TOP1000) == {"q2": ["9"], "q1": ["10", "d"]}
-    assert read_table(folder / "given.parquet").schema.metadata[b"about"] == b'{"unordered": true}'
+    assert read_table(folder / "external.parquet").schema.metadata[b"about"] == b'{"unordered": true}'
     assert lists(folder, name, TOP1000, depth=1) == {"q2": ["9"], "q1": ["10"]}
     assert "retrieval.depth 1 cuts them by id, raise it to 2" in caplog.text
     lists(folder, "run.txt", LAYOUTS["run.txt"])
-    assert b"about" not in read_table(folder / "given.parquet").schema.metadata
+    assert b"about" not in read_table(folder / "external.parquet").schema.metadata
 
 
 def test_gzip_and_parquet(folder: Path) -> None:
     assert lists(folder, "run.tsv.gz", LAYOUTS["run.tsv"])["q1"] == ["d", "10"]
     run = pa.table({"qid": ["q1", "q1"], "pid": ["10", "d"], "score": [1.0, 2.0]})
     pa.parquet.write_table(run, folder / "run.parquet")
-    settings = GivenSettings(given=str(folder / "run.parquet"))
-    out = folder / "given.parquet"
-    given(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=out)
+    settings = ExternalSettings(external_run=str(folder / "run.parquet"))
+    out = folder / "external.parquet"
+    external(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=out)
     assert read_table(out, "ranked")["pid"].to_pylist() == ["d", "10"]
 
 
@@ -113,15 +113,17 @@ def test_one_line_for_what_is_wrong(folder: Path, content: str, message: str) ->
     with pytest.raises(LeadError) as e:
         lists(folder, "run.tsv", content)
     assert message in str(e.value) and "\n" not in str(e.value)
-    assert not (folder / "given.parquet").exists()
+    assert not (folder / "external.parquet").exists()
 
 
 def test_archives_and_missing_files(folder: Path) -> None:
     with pytest.raises(LeadError, match="is an archive; unpack it"):
         lists(folder, "top1000.dev.tar.gz", TOP1000)
-    settings = GivenSettings(given=str(folder / "nothing.parquet"))
-    with pytest.raises(LeadError, match=r"given: no file .*nothing.parquet; mend the path"):
-        given(settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=folder / "x")
+    settings = ExternalSettings(external_run=str(folder / "nothing.parquet"))
+    with pytest.raises(LeadError, match=r"external_run: no file .*nothing.parquet; fix the path"):
+        external(
+            settings=settings, corpus=folder / "corpus.parquet", queries=folder / "queries.parquet", out=folder / "x"
+        )
 
 
 @pytest.mark.parametrize(
@@ -141,12 +143,12 @@ def test_a_sealed_source_that_is_damaged_is_not_used(folder: Path) -> None:
     """Its footer says what the pages are; nothing else would notice."""
     lists(folder, "run.tsv", LAYOUTS["run.tsv"])
     damaged = folder / "damaged.parquet"
-    content = bytearray((folder / "given.parquet").read_bytes())
+    content = bytearray((folder / "external.parquet").read_bytes())
     content[content.rindex(b"score") + 1] ^= 1
     damaged.write_bytes(content)
     paths = {"corpus": folder / "corpus.parquet", "queries": folder / "queries.parquet", "out": folder / "x.parquet"}
     with pytest.raises(LeadError, match="damaged"):
-        given(settings=GivenSettings(given=str(damaged)), **paths)
+        external(settings=ExternalSettings(external_run=str(damaged)), **paths)
 
 
 def test_lists_of_ir_datasets(folder: Path) -> None:
@@ -160,16 +162,16 @@ def test_lists_of_ir_datasets(folder: Path) -> None:
 
     (folder / "run.txt").write_text(LAYOUTS["run.txt"])
     ir_datasets.registry.register("leadtest-lists", Dataset(TrecScoredDocs(Local())))
-    out = folder / "given.parquet"
+    out = folder / "external.parquet"
     for id_, message in (("leadtest-lists", None), ("leadtest-no", "ir_datasets has no 'leadtest-no'")):
-        settings = GivenSettings(given=f"ir_datasets:{id_}")
+        settings = ExternalSettings(external_run=f"ir_datasets:{id_}")
         paths = {"corpus": folder / "corpus.parquet", "queries": folder / "queries.parquet", "out": out}
         if message is None:
-            given(settings=settings, **paths)
+            external(settings=settings, **paths)
             assert read_table(out, "ranked")["pid"].to_pylist() == ["9", "d", "10"]
         else:
             with pytest.raises(LeadError, match=message):
-                given(settings=settings, **paths)
+                external(settings=settings, **paths)
 
 
 # --- in the plan -----------------------------------------------------------------------------------------------------

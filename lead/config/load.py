@@ -76,11 +76,7 @@ def _fields(cls: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 def _without_tags(cls: type[BaseModel], location: tuple[Any, ...]) -> list[Any]:
     """The location without the discriminator tags (`source.pydocs.packages` is `source.packages` in the file)."""
-    return [
-        p
-        for n, p in enumerate(location)
-        if not (n and location[n - 1] == "source" and p in SOURCES)
-    ]
+    return [p for n, p in enumerate(location) if not (n and location[n - 1] == "source" and p in SOURCES)]
 
 
 # --- the files -------------------------------------------------------------------------------------------------------

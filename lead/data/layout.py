@@ -160,8 +160,12 @@ def _rows_of_text(path: Path, kind: Kind, layout: Layout) -> Iterator[tuple[int,
                 layout.note(columns, row)
                 values = {name: value for value, name in columns.items()}
                 places = [values.get(name) for name in row]
-                if len(set(row)) < len(row) and len(columns) < sum(map(bool, places)):
-                    raise bad(path, number, f"a header with a name twice: {', '.join(row)}"[:200], "name a column once")
+                lacking = [value for value in kind.header if value not in columns]
+                if lacking or sum(map(bool, places)) > len(columns):
+                    what = f"no {lacking[0]}" if lacking else "a name twice"
+                    raise bad(
+                        path, number, f"the header has {what}: {', '.join(row)[:100]}", f"expected {kind.expected}"
+                    )
                 continue
             if len(row) not in kind.places:
                 raise bad(path, number, wrong_width(len(row), None), f"expected {kind.expected}, or a header")

@@ -346,9 +346,7 @@ def _report_leaks(splits: dict[str, Split], report: dict[str, Any]) -> None:
         report.setdefault(name, {})[key] = len(leaked)
         if leaked:
             examples = ", ".join(leaked[:EXAMPLES])
-            log.warning(
-                "%s: %s queries have the text of a %s query, e.g. %s", name, f"{len(leaked):,}", what, examples
-            )
+            log.warning("%s: %s queries have the text of a %s query, e.g. %s", name, f"{len(leaked):,}", what, examples)
 
 
 def _check(name: str, share: Share, checks: Checks) -> None:
