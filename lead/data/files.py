@@ -120,11 +120,10 @@ def _grade(path: Path, number: int, value: object) -> int:
 
 
 def _rows(path: Path, kind: Kind, facts: Facts, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a file. When they are read, the log and `facts[key]` tell what the (first) file was taken for."""
+    """Rows of a file. When they are read, `facts[key]` tells what the (first) file was taken for."""
     layout = Layout()
     yield from rows(path, kind, layout)
     if facts is not None and key not in facts:
-        layout.tell(path)
         facts[key] = layout.facts()
 
 

@@ -88,14 +88,16 @@ class Layout:
         found |= {} if self.header is None else {"header": self.header, "quotes": self.quotes}
         return found | ({"unread": sorted(self.unread)} if self.unread else {})
 
-    def tell(self, path: Path) -> None:
-        """Log what the file was taken for; warn of names that are neither read nor usual."""
-        columns = ", ".join(f"{value} from {name}" for value, name in self.columns.items())
-        header = {None: "", True: " (its first line is a header)", False: " (no header)"}[self.header]
-        log.info("%s%s: %s%s", path, header, columns, ", quotes undone" if self.quotes else "")
-        odd = [name for name in self.unread if canonical(name) not in ORDINARY]
+
+def tell(files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Log what files were taken for, from their `Layout.facts`; warn of names that are neither read nor usual."""
+    for key, facts in files.items():
+        columns = ", ".join(f"{value} from {name}" for value, name in facts["columns"].items())
+        header = {None: "", True: " (its first line is a header)", False: " (no header)"}[facts.get("header")]
+        log.info("%s%s: %s%s", key, header, columns, ", quotes undone" if facts.get("quotes") else "")
+        odd = [name for name in facts.get("unread", ()) if canonical(name) not in ORDINARY]
         if odd:
-            log.warning("%s: nothing is read from %s", path, ", ".join(odd)[:200])
+            log.warning("%s: nothing is read from %s", key, ", ".join(odd)[:200])
 
 
 def canonical(name: object) -> str:

@@ -23,6 +23,7 @@ from lead.config.stages import PrepareSettings
 from lead.data import files, ir, pydocs
 from lead.data.collection import Collection, Split, hash64
 from lead.data.copies import first_rows, passage_form, query_form
+from lead.data.layout import tell
 from lead.errors import LeadError
 from lead.store.atomic import atomic_file
 from lead.store.tables import SCHEMAS, open_table, read_table, table_writer, write_json, write_table
@@ -74,6 +75,7 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
     # Checks are made inside the block, so that a corpus that fails one, or whose splits do, leaves no file
     with atomic_file(out / "corpus.parquet") as temporary:
         passages = _write_corpus(collection, temporary)
+        tell(collection.facts.get("files", {}))
         log.info("corpus: %s passages", f"{passages.passages:,}")
         _check("duplicate_passages", passages.duplicates, settings.checks)
         _check("empty_passages", passages.empty, settings.checks)
@@ -115,6 +117,7 @@ def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, cor
     hashes = np.fromiter((hash64(p.as_py()) for p in pids), dtype=np.uint64, count=len(pids))
     nothing = Share("corpus", 0, len(pids), [])
     known = Corpus(len(pids), np.sort(hashes), nothing, nothing, _queries_inside(corpus, split))
+    tell(facts)
     report: dict[str, Any] = {}
     split = _resolve("test", split, known, settings, report)
     _check_counts(settings.expect, None, {"test": split}, settings.relevance)
