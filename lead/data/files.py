@@ -133,7 +133,8 @@ def _passages(paths: Sequence[Path], facts: Facts) -> Iterator[tuple[Path, int, 
         for number, row in _rows(path, CORPUS, facts, "corpus"):
             pid = identifier(path, number, row.get("pid"), PID)
             title = string(path, number, row.get("title"), "title", default="")
-            yield path, number, pid, {"title": title, "text": string(path, number, row.get("text"), "text")}
+            default = "" if "text" in row else None  # a text that is null is empty, one that is missing a mistake
+            yield path, number, pid, {"title": title, "text": string(path, number, row.get("text"), "text", default)}
 
 
 def _raise_duplicate(paths: Sequence[Path], suspects: set[int]) -> None:

@@ -101,12 +101,12 @@ def tell(files: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def canonical(name: object) -> str:
-    """A name without case, and with `_` for `-` and spaces.
+    """A name without case and without a leading `#`, and with `_` for `-` and spaces.
 
-    >>> canonical("Query-ID")
+    >>> canonical("#Query-ID")
     'query_id'
     """
-    return re.sub(r"[-\s]+", "_", str(name).strip().lower())
+    return re.sub(r"[-\s]+", "_", str(name).strip().removeprefix("#").lower())
 
 
 @functools.lru_cache(4096)

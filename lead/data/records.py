@@ -90,14 +90,17 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def cells(path: Path, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """Rows of a TSV or CSV file, with the number of their last line; blank lines are left out.
 
-    Cells are parted by commas in a CSV file, else by tabs. `quoted`: they may be quoted, as CSV writers do it. Raises
-    LeadError, also for a quote that is never closed.
+    Cells are parted by tabs, in a CSV file by the first of comma, semicolon and tab that its first line has. `quoted`:
+    they may be quoted, as CSV writers do it. Raises LeadError, also for a quote that is never closed.
     """
-    comma = format_of(path) == "csv"
+    comma, delimiter = format_of(path) == "csv", "\t"
     if not quoted:
         for number, line in lines(path):
             yield number, line.split("\t")
         return
+    if comma:
+        first = next((line for _, line in lines(path)), "")
+        delimiter = next((mark for mark in ",;\t" if mark in first), ",")
     number = 0
 
     def following() -> Iterator[str]:
@@ -106,7 +109,7 @@ def cells(path: Path, quoted: bool) -> Iterator[tuple[int, list[str]]]:
             yield line
 
     try:
-        for row in csv.reader(following(), delimiter="," if comma else "\t", strict=True):
+        for row in csv.reader(following(), delimiter=delimiter, strict=True):
             if row:
                 yield number, row
     except csv.Error as e:
