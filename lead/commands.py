@@ -62,7 +62,7 @@ STAGES: dict[str, Stage] = {
         },
     ),
     "external": Stage(
-        "Bring ranked lists that come with a collection (MS MARCO's top1000, a TREC run) into Parquet.",
+        "Bring ranked lists that another system made (MS MARCO's top1000, a TREC run) into Parquet.",
         "lead.data.external_run:external",
         "ExternalSettings",
         inputs={"corpus": CORPUS, "queries": QUERIES + ": those whose lists are kept"},

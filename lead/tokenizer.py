@@ -11,6 +11,7 @@ from lead.errors import LeadError
 from lead.pretrained import loading, rules_sum
 
 TOKENIZED = 1 << 21  # characters tokenized at a time: until it cuts, a tokenizer keeps some 150 bytes for each token
+CHARACTERS = 64  # read of a text for each token that is kept, at first; words have about 4 a token
 
 
 def load_tokenizer(name: str, reference: str) -> Any:
@@ -40,8 +41,31 @@ def same_tokens(a: Any, b: Any) -> bool:
 def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
     """Token ids of each text, cut to `length` tokens; the special tokens at both ends survive the cut.
 
-    Memory: beyond the ids, what the tokenizer keeps of `TOKENIZED` characters, or of the longest text.
+    Of a long text only the beginning is tokenized: 64 characters for each token, up to white space, and four times as
+    many for as long as that gives less than `length` tokens. The ids are those of the whole text, unless tokens of the
+    vocabulary reach across white space, or the text has none there. Memory: beyond the ids, what the tokenizer keeps of
+    `TOKENIZED` characters, or of the longest beginning.
     """
+    at_end = getattr(tokenizer, "truncation_side", "right") == "left"  # it keeps the end of a text
+    most = max(map(len, texts), default=0) if at_end else CHARACTERS * length
+    ids = _tokenize(tokenizer, [_beginning(text, most) for text in texts], length)
+    for i, text in enumerate(texts):
+        size = most
+        while len(ids[i]) < length and size < len(text):
+            size *= 4
+            ids[i] = _tokenize(tokenizer, [_beginning(text, size)], length)[0]
+    return ids
+
+
+def _beginning(text: str, most: int) -> str:
+    """At most the first `most` characters of a text, cut at white space if there is any."""
+    if len(text) <= most:
+        return text
+    words = [] if text[most].isspace() else text[:most].rsplit(None, 1)
+    return words[0] if len(words) == 2 else text[:most]
+
+
+def _tokenize(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
     ids: list[list[int]] = []
     for some in _portions(texts, TOKENIZED):
         ids += tokenizer(

@@ -68,7 +68,7 @@ MISTAKES = [
     (PRESET, "lr: 1e-3", "lr: 0", "key 'train.lr': should be greater than 0, not 0"),
     (PRESET, "steps: 3", "warmup: 1.5", "key 'train.warmup': should be less than or equal to 1, not 1.5"),
     (PRESET, "distil: {steps: 4}", "distil: {steps: 0}", "key 'phases.distil.steps': should be greater than or equal"),
-    (PRESET, "strategy: random", "strategy: randm", "key 'distil.layers.strategy': no layer strategy 'randm'; did you mean 'random'"),
+    (PRESET, "strategy: random", "strategy: randm", "no layer strategy 'randm'; did you mean 'random'"),
     (PRESET, '"path:model", layers', '"model", layers', "key 'models.student.reference': String should match pattern"),
     (PRESET, "[2, 4]", "[0, 4]", "key 'models.student.layers.0': should be greater than or equal to 1, not 0"),
     (DOCS, "[numpy]", "[]", "key 'source.packages': List should have at least 1 item"),

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
     folder /= "msmarco-topics"
-    judged = pa.concat_tables([read_qrels(folder / qrels)[0] for _, qrels, *_ in REAL.values()])["pid"].unique()
+    judged = pa.concat_tables([read_qrels([folder / qrels])[0] for _, qrels, *_ in REAL.values()])["pid"].unique()
     corpus = pa.table({"pid": judged, "text": [f"passage {i}" for i in range(len(judged))]}, schema=SCHEMAS["corpus"])
     write_table(corpus, folder / "corpus.parquet", "corpus")
     return folder

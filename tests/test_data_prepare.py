@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +66,23 @@ def test_files_and_report(tmp_path: Path) -> None:
     assert ids(tmp_path, "qrels.dev") == dev and ids(tmp_path, "qrels.train") == train
     assert ids(tmp_path, "queries.test") == [q for q, _ in TEST]
     assert ids(tmp_path, "corpus", "pid") == [p for p, _ in CORPUS]
+    files = report["source"].pop("files")
+    assert files["corpus"] == {
+        "columns": {"pid": "column 1", "text": "column 2"}, "header": False, "quotes": False
+    } and sorted(files) == ["corpus", "test.qrels", "test.queries", "train.qrels", "train.queries"]  # fmt: skip
+    nothing = dict.fromkeys(
+        ("unresolved_judgements", "missing_passages", "missing_judgements", "repeated_judgements", "other_queries",
+         "empty_queries", "queries_in_corpus"), 0,
+    )  # fmt: skip
     assert report == {
         "source": {"kind": "files"},
         "corpus": {"passages": 40, "duplicate_passages": 0, "empty_passages": 0},
         "splits": {
-            "train": {
-                "queries": 16, "judgements": 16, "unjudged_queries": 0, "unresolved_judgements": 0,
-                "repeated_judgements": 0, "empty_queries": 0, "leaked_queries": 0,
-            },
-            "dev": {"queries": 4, "judgements": 4, "leaked_queries": 0},
-            "test": {
-                "queries": 4, "judgements": 3, "unjudged_queries": 2, "unresolved_judgements": 0,
-                "repeated_judgements": 0, "empty_queries": 0,
-            },
+            "train": nothing | {"queries": 16, "judgements": 16, "unjudged_queries": 0, "leaked_queries": 0},
+            "dev": {"queries": 4, "judgements": 4, "leaked_queries": 0, "queries_of_train": 0},
+            "test": nothing | {"queries": 4, "judgements": 3, "unjudged_queries": 2},
         },
-    }  # fmt: skip
+    }
 
 
 def test_dev_depends_on_ids_alone(tmp_path: Path) -> None:
@@ -137,14 +140,130 @@ def test_relevance_threshold(tmp_path: Path) -> None:
 
 
 def test_leaks_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """By id, or by text under another id."""
+    """By text, whatever its case and spaces; ids are those of a file, and unjudged queries are no leak."""
     report = run(
-        tmp_path, train=[*TRAIN, ("t0", "other words"), ("b", "test query 1")],
-        train_qrels=[*TRAIN_QRELS, ("t0", 0, "p1", 1), ("b", 0, "p1", 1)],
-        dev=[("d", "test query 2")], dev_qrels=[("d", 0, "p1", 1)],
+        tmp_path, train=[*TRAIN, ("t0", "other words"), ("b", " Test  query 1"), ("c", "test query 3")],
+        train_qrels=[*TRAIN_QRELS, *((q, 0, "p1", 1) for q in ("t0", "b", "c"))],
+        dev=[("d", "test query 2"), ("e", "TRAIN QUERY 5")], dev_qrels=[("d", 0, "p1", 1), ("e", 0, "p1", 1)],
     )  # fmt: skip
-    assert [report["splits"][s]["leaked_queries"] for s in ("train", "dev")] == [2, 1]
-    assert "train: 2 queries are test queries too, by id or text, e.g. t0, b" in caplog.text
+    assert [report["splits"][s]["leaked_queries"] for s in ("train", "dev")] == [1, 1]
+    assert report["splits"]["dev"]["queries_of_train"] == 1
+    assert "train: 1 queries have the text of a test query, e.g. b" in caplog.text
+    assert "dev: 1 queries have the text of a train query, e.g. e" in caplog.text
+
+
+def test_dev_repeats_no_question_of_train(tmp_path: Path) -> None:
+    """Queries of the same text go to the same split, and single ones where they went before."""
+    run(tmp_path)
+    before = set(ids(tmp_path, "queries.dev"))
+    train = [*TRAIN, *((f"b{i}", f"Train query {i}") for i in range(20))]
+    qrels = [*TRAIN_QRELS, *((f"b{i}", 0, f"p{i}", 1) for i in range(20))]
+    report = run(tmp_path, train=train, train_qrels=qrels)
+    dev = set(ids(tmp_path, "queries.dev"))
+    assert {qid[1:] for qid in dev if qid[0] == "a"} == {qid[1:] for qid in dev if qid[0] == "b"}
+    assert len(dev) == 8 and report["splits"]["dev"]["queries_of_train"] == 0
+    lonely = [*TRAIN, ("x", "Train query 0")]
+    run(tmp_path, train=lonely, train_qrels=[*TRAIN_QRELS, ("x", 0, "p0", 1)])
+    assert len(before ^ set(ids(tmp_path, "queries.dev"))) <= 2
+
+
+def test_judgements_of_passages_that_the_corpus_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In test they stay with their query, so that measures count them; in train they are dropped. Both are counted."""
+    lost = [("t3", 0, "gone", 1), ("t1", 0, "gone", 2), ("t1", 0, "gone2", 1)]
+    report = run(
+        tmp_path, checks={"unresolved_judgements": 0.6}, test_qrels=[*TEST_QRELS, *lost, ("nobody", 0, "p1", 1)],
+        train_qrels=[*TRAIN_QRELS[:-1], ("a19", 0, "gone", 1)],
+    )  # fmt: skip
+    table = read_table(tmp_path / "out" / "qrels.test.parquet")
+    assert [(r["qid"], r["pid"]) for r in table.to_pylist()][3:] == [(q, p) for q, _, p, _ in lost]
+    assert json.loads(table.schema.metadata[b"about"]) == {"missing_judgements": 3, "missing_passages": 2}
+    assert "gone" not in ids(tmp_path, "qrels.train", "pid") + ids(tmp_path, "qrels.dev", "pid")
+    kept = ids(tmp_path, "queries.train") + ids(tmp_path, "queries.dev")
+    assert "a19" not in kept and len(kept) == 19
+    test, train = (report["splits"][name] for name in ("test", "train"))
+    assert (test["missing_passages"], test["missing_judgements"], test["unresolved_judgements"]) == (2, 3, 4)
+    assert test["unjudged_queries"] == 1  # t2; t3 is judged, though its passage cannot be found
+    assert (train["missing_passages"], train["missing_judgements"]) == (1, 1)
+    assert "test: the corpus lacks 2 judged passages, e.g. gone, gone, gone2: their judgements stay" in caplog.text
+    run(tmp_path)
+    assert b"about" not in (read_table(tmp_path / "out" / "qrels.test.parquet").schema.metadata or {})
+
+
+def test_measures_over_missing_passages_are_those_of_ir_measures(tmp_path: Path) -> None:
+    """The same judgements and run, once through the stages, once through the library."""
+    import ir_measures
+
+    from lead.config.stages import EvaluateSettings, ExternalSettings
+    from lead.data.external_run import external
+    from lead.evaluation.evaluate import evaluate
+
+    qrels = [*((f"t{i}", 0, f"p{i}", 1) for i in range(3)), ("t3", 0, "gone", 1), ("t2", 0, "gone2", 2)]
+    lists = [(f"t{i}", "Q0", f"p{(i + k) % 40}", k, 10.0 - k, "x") for i in range(4) for k in range(1 - i % 2, 6)]
+    (tmp_path / "run.txt").write_text("".join(" ".join(map(str, row)) + "\n" for row in lists))
+    run(tmp_path, test_qrels=qrels, checks={"unresolved_judgements": 0.5})
+    out, names = tmp_path / "out", ["RR@10", "R@5", "nDCG@10", "AP@100", "P@1"]
+    external(
+        settings=ExternalSettings(external_run=str(tmp_path / "run.txt")), corpus=out / "corpus.parquet",
+        queries=out / "queries.test.parquet", out=tmp_path / "run.parquet",
+    )  # fmt: skip
+    settings = EvaluateSettings.model_validate({"evaluation": {"measures": names, "resamples": 10}})
+    evaluate(
+        settings=settings, ranked=tmp_path / "run.parquet", qrels=out / "qrels.test.parquet",
+        out=tmp_path / "result.json", per_query=tmp_path / "per_query.parquet", trec=None,
+    )  # fmt: skip
+    theirs = ir_measures.calc_aggregate(
+        [ir_measures.parse_measure(name) for name in names],
+        [ir_measures.Qrel(q, p, rel) for q, _, p, rel in qrels],
+        [ir_measures.ScoredDoc(q, p, score) for q, _, p, _, score, _ in lists],
+    )
+    ours = {name: value["mean"] for name, value in read_json(tmp_path / "result.json")["metrics"].items()}
+    assert ours == pytest.approx({str(measure): value for measure, value in theirs.items()}, abs=1e-6)
+    assert ours["RR@10"] < 1
+
+
+def test_one_file_of_queries_for_all_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As BEIR has it, also as copies of the file: each split is its judged queries, and nothing is refused."""
+    caplog.set_level("INFO", "lead")
+    every = [*TRAIN, *TEST, ("d", "a dev query"), ("nobody", "not judged anywhere")]
+    parts = {"dev_qrels": [("d", 0, "p1", 1)], "test_qrels": [("t0", 0, "p0", 1), ("t1", 0, "p1", 0)]}
+    reports = [run(tmp_path, train=every, test=every, dev=every, **parts)]
+    for name in ("test", "dev"):  # the same file, by a link
+        (tmp_path / f"{name}.tsv").unlink()
+        (tmp_path / f"{name}.tsv").symlink_to(tmp_path / "train.tsv")
+    settings = PrepareSettings.model_validate({"source": {"kind": "files", "corpus": str(tmp_path / "corpus.tsv")} | {
+        name: {"queries": str(tmp_path / f"{name}.tsv"), "qrels": str(tmp_path / f"{name}_qrels.tsv")}
+        for name in ("train", "dev", "test")}})  # fmt: skip
+    prepare(settings=settings, out=tmp_path / "out")
+    reports.append(read_json(tmp_path / "out" / "report.json"))
+    assert [len(ids(tmp_path, f"queries.{name}")) for name in ("train", "dev", "test")] == [20, 1, 2]
+    for report, unjudged in zip(reports, (3, 0), strict=True):  # of copies, t2, t3 and `nobody` are nobody's
+        train = report["splits"]["train"]
+        assert (train["leaked_queries"], report["splits"]["dev"]["leaked_queries"]) == (0, 0)
+        assert (train["unjudged_queries"], train["other_queries"]) == (unjudged, 6 - unjudged)
+    assert "train: 6 queries of its file are not judged here: they are left out" in caplog.text
+
+
+def test_queries_that_are_passages_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where ids and texts agree (ArguAna, Quora). Ids alone may agree by chance, as the numbers of MS MARCO do."""
+    report = run(tmp_path)
+    assert report["splits"]["test"]["queries_in_corpus"] == 0 and "ignore_identical_ids" not in caplog.text
+    numbers = [(f"p{i}", f"query {i}") for i in range(4)]
+    qrels = [(f"p{i}", 0, f"p{i + 5}", 1) for i in range(4)]
+    assert run(tmp_path, test=numbers, test_qrels=qrels)["splits"]["test"]["queries_in_corpus"] == 0
+    same = [(f"p{i}", f"Passage  {i}") for i in range(4)]
+    assert run(tmp_path, test=same, test_qrels=qrels)["splits"]["test"]["queries_in_corpus"] == 4
+    assert "test: 4 queries are passages of the corpus under the same id, e.g. p0, p1, p2: set `ignore_" in caplog.text
+    own = [(f"p{i}", 0, f"p{i}", 1) for i in range(4)]  # a docstring and its summary: the passage is the answer
+    assert run(tmp_path, test=same, test_qrels=own)["splits"]["test"]["queries_in_corpus"] == 0
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff", "\u200d\u2060 \xad", "\u3164", "\u2028 \x0b"])
+def test_texts_that_show_nothing_are_empty(tmp_path: Path, blank: str) -> None:
+    """Whatever they are written with."""
+    report = run(tmp_path, corpus=[*CORPUS, ("void", blank)], train=[*TRAIN, ("q", blank)],
+                 train_qrels=[*TRAIN_QRELS, ("q", 0, "p1", 1)])  # fmt: skip
+    assert report["corpus"] == {"passages": 41, "duplicate_passages": 0, "empty_passages": 1}
+    assert report["splits"]["train"]["empty_queries"] == 1
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ def one_line() -> Iterator[None]:
         message.encode()
 
 
-READERS: list[Callable[[Path], Any]] = [lambda p: list(read_corpus(p, ["title", "text"])), read_queries, read_qrels]
+READERS: list[Callable[[Path], Any]] = [
+    lambda p: list(read_corpus([p], ["title", "text"])), lambda p: read_queries([p]), lambda p: read_qrels([p])
+]  # fmt: skip
 
 
 def read_all(name: str, content: bytes) -> None:
@@ -68,6 +70,7 @@ def read_all(name: str, content: bytes) -> None:
 # --- text files ------------------------------------------------------------------------------------------------------
 PIECES = st.sampled_from(
     [b"\t", b"\n", b"\r\n", b"\r", b" ", b"", b"1", b"0", b"-1", b"q1", b"p1", b"Q0", b"query-id\tcorpus-id\tscore"]
+    + [b"id\ttext\ttitle\n", b'"a ""b"" c"', b",", b"qid,pid,rel\n"]
     + [b"\xef\xbb\xbf", b"\xff", b"\x00", b"\xed\xa0\x80", b'"', b"\xc2\x85", "\u0663".encode(), b"9" * 5000]
 )
 LINES = st.lists(PIECES | st.binary(max_size=8), max_size=30).map(b"".join)
@@ -82,7 +85,7 @@ RECORDS = st.dictionaries(st.sampled_from(FIELDS) | TEXT, VALUES, max_size=6)
 
 
 @fuzz
-@given(LINES, st.sampled_from(["x.tsv", "x.txt", "x.jsonl", "x.parquet"]))
+@given(LINES, st.sampled_from(["x.tsv", "x.txt", "x.csv", "x.jsonl", "x.parquet"]))
 def test_lines_of_anything(content: bytes, name: str) -> None:
     read_all(name, content)
 

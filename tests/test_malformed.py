@@ -35,7 +35,7 @@ def models(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # through the command itself: one row a topic, none that needs torch
-REAL = ["corpus c.jsonl: 1: no id: ''; expected", "datasets/docs.yaml: billion laughs", "table: no measure"]
+REAL = ["corpus c.jsonl: 1: empty id; expected", "datasets/docs.yaml: billion laughs", "table: no measure"]
 
 
 @pytest.mark.parametrize("name", REAL)

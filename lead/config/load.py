@@ -13,19 +13,19 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from lead.config.experiments import Config, Experiments, path_in_rules
+from lead.config.folders import locate, split_files
 from lead.config.parse import line_of, read_yaml
 from lead.config.schema import Dataset, Settings, Train
-from lead.config.sources import EvaluationSource, FilesSource, SplitFiles
+from lead.config.sources import EvaluationSource, HfSource, OnDisk, SplitFiles
 from lead.config.types import NAME
 from lead.errors import LeadError, Named, nearest
 
 T = TypeVar("T", bound=BaseModel)
 Tree = dict[str, Any]
 Source = TypeVar("Source", bound=BaseModel)
-RENAMED = {
-    "hard_candidates": "contrastive_candidates",
-    "given": "external_run",
-}  # keys of users: the old name, and the one of today
+SOURCES = ("pydocs", "files", "beir", "hf", "ir_datasets", "evaluation")  # tags of `source`
+# keys of users: the old name, and the one of today
+RENAMED = {"hard_candidates": "contrastive_candidates", "given": "external_run"}
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -77,11 +77,7 @@ def _fields(cls: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 def _without_tags(cls: type[BaseModel], location: tuple[Any, ...]) -> list[Any]:
     """The location without the discriminator tags (`source.pydocs.packages` is `source.packages` in the file)."""
-    return [
-        p
-        for n, p in enumerate(location)
-        if not (n and location[n - 1] == "source" and p in ("pydocs", "files", "ir_datasets", "evaluation"))
-    ]
+    return [p for n, p in enumerate(location) if not (n and location[n - 1] == "source" and p in SOURCES)]
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
@@ -211,12 +207,12 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 
 def source_files(source: BaseModel) -> list[str]:
-    """The files that a dataset is read from: none but for a source on disk."""
-    if not isinstance(source, FilesSource | EvaluationSource):
-        return []
-    splits = [source.test] if isinstance(source, EvaluationSource) else [source.train, source.test, source.dev]
-    corpus = [source.corpus] if isinstance(source, FilesSource) else []
-    return corpus + [f for s in splits if isinstance(s, SplitFiles) for f in (s.queries, s.qrels)]
+    """The files that a dataset is read from: none but for a source on disk. Raises LeadError for a missing folder."""
+    if isinstance(source, EvaluationSource):
+        found = [source.test] if isinstance(source.test, SplitFiles) else []
+        return [str(f) for s in map(split_files, found) for f in (*s.queries, *s.qrels)]
+    remote = isinstance(source, HfSource) and source.repository is not None
+    return locate(source).files() if isinstance(source, OnDisk) and not remote else []
 
 
 def seen_path(path: str, dataset_file: Path, key: str) -> str:
@@ -238,6 +234,8 @@ def source_paths(source: Source, dataset_file: Path) -> Source:
     def seen(tree: Any, key: str = "") -> Any:
         if isinstance(tree, dict):
             return {k: seen(v, k) for k, v in tree.items()}
-        return seen_path(tree, dataset_file, "source") if key in ("corpus", "queries", "qrels") else tree
+        return seen_path(tree, dataset_file, "source") if key in paths and tree is not None else tree
 
+    remote = isinstance(source, HfSource) and source.repository is not None
+    paths = () if remote else ("corpus", "queries", "qrels", "folder")
     return type(source).model_validate(seen(source.model_dump()))

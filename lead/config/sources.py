@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lead.config.types import Name, PositiveInt, Strict
 
@@ -23,27 +23,71 @@ class PydocsSource(Strict):
 class SplitFiles(Strict):
     """Queries and relevance judgements of one split."""
 
-    queries: str = Field(description="TSV (id, text), JSONL (_id, text) or Parquet (qid, text); .gz too")
+    queries: str = Field(description="TSV or CSV (id, text), JSONL (_id, text) or Parquet (qid, text); .gz or .zst too")
     qrels: str = Field(
-        description="TREC (qid, any, pid, rel), BEIR TSV with header, or Parquet (qid, pid, rel); .gz too"
+        description="TREC (qid, any, pid, rel), TSV, CSV, JSONL or Parquet (qid, pid, rel); .gz or .zst too"
     )
+
+
+Fields = Annotated[
+    list[Literal["title", "text"]],
+    Field(min_length=1, description="fields that make up a passage, in this order; a missing title is skipped"),
+]
 
 
 class FilesSource(Strict):
-    """A collection on disk. Paths are relative to the dataset file."""
+    """A collection on disk. Paths are relative to the dataset file. Header lines and field names say what is what."""
 
     kind: Literal["files"]
     corpus: str = Field(
-        description="TSV (id, [title,] text), JSONL (_id, title, text) or Parquet (pid, [title,] text); .gz too"
+        description="TSV or CSV (id, [title,] text, or as its header says), JSONL (_id, title, text) or Parquet; "
+        ".gz or .zst too"
     )
-    fields: list[Literal["title", "text"]] = Field(
-        ["title", "text"],
-        min_length=1,
-        description="what a passage is made of, in this order; a missing title is skipped",
-    )
+    fields: Fields = ["title", "text"]
     train: SplitFiles
     test: SplitFiles = Field(description="the evaluation split")
     dev: SplitFiles | None = Field(None, description="null: carved from train")
+
+
+class BeirSource(Strict):
+    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; .gz or .zst too."""
+
+    kind: Literal["beir"]
+    folder: str = Field(min_length=1, description="relative to the dataset file")
+    fields: Fields = ["title", "text"]
+    train: str = Field("train", min_length=1, description="name of the judgements in qrels/ to train on")
+    test: str = Field("test", min_length=1, description="name of those to evaluate on")
+    dev: str | None = Field(None, min_length=1, description="null: qrels/dev if it is there, else carved from train")
+
+
+class HfSource(Strict):
+    """A dataset in MTEB's layout: configurations corpus, queries and default (or qrels), as Parquet, JSONL or TSV."""
+
+    kind: Literal["hf"]
+    folder: str | None = Field(None, min_length=1, description="a downloaded repository, relative to the dataset file")
+    repository: str | None = Field(
+        None, pattern=r"^[\w.-]+/[\w.-]+$", description="instead of folder: its name on the hub, such as mteb/scifact"
+    )
+    revision: str | None = Field(None, min_length=1, description="commit or tag of the repository; null: the newest")
+    qrels: str | None = Field(
+        None,
+        min_length=1,
+        description="folder or repository of the judgements, if they are not with the rest (BeIR/scifact-qrels)",
+    )
+    fields: Fields = ["title", "text"]
+    train: str = Field("train", min_length=1, description="split of the judgements to train on")
+    test: str = Field("test", min_length=1, description="split to evaluate on")
+    dev: str | None = Field(
+        None, min_length=1, description="null: the split dev or validation if there is one, else carved from train"
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> HfSource:
+        if (self.folder is None) == (self.repository is None):
+            raise ValueError("give either `folder` or `repository`")
+        if self.revision is not None and self.repository is None:
+            raise ValueError("`revision` is that of a `repository`; leave it out")
+        return self
 
 
 class IrDatasetsSource(Strict):
@@ -51,7 +95,7 @@ class IrDatasetsSource(Strict):
 
     kind: Literal["ir_datasets"]
     corpus: str = Field(description="id whose docs are the corpus, such as msmarco-passage")
-    fields: list[str] = Field(["text"], min_length=1, description="what a passage is made of, in this order")
+    fields: list[str] = Field(["text"], min_length=1, description="fields that make up a passage, in this order")
     train: str = Field(description="id whose queries and qrels are the train split")
     test: str = Field(description="id of the evaluation split")
     dev: str | None = Field(None, description="id of the dev split; null: carved from train")
@@ -61,11 +105,15 @@ class EvaluationSource(Strict):
     """More evaluation queries for another dataset: corpus, models, embeddings and index are that one's."""
 
     kind: Literal["evaluation"]
-    of: Name = Field(description="the dataset that everything but the queries comes from")
+    of: Name = Field(description="the dataset that corpus and models come from")
     test: SplitFiles | str = Field(description="files of queries and qrels, or an id of ir_datasets")
 
 
-AnySource = Annotated[PydocsSource | FilesSource | IrDatasetsSource | EvaluationSource, Field(discriminator="kind")]
+OnDisk = FilesSource | BeirSource | HfSource
+AnySource = Annotated[
+    PydocsSource | FilesSource | BeirSource | HfSource | IrDatasetsSource | EvaluationSource,
+    Field(discriminator="kind"),
+]
 
 
 class Expect(Strict):

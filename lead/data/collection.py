@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ class Split:
     queries: pa.Table  # qid, text; qid is unique
     qrels: pa.Table  # qid, pid, rel; (qid, pid) is unique
     repeated: int = 0  # judgements that said the same again, already dropped
+    others: int = 0  # queries of other splits that came with these, already dropped
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,26 @@ def passage_batches(passages: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBa
             pids, texts, characters = [], [], 0
     if pids:
         yield pa.record_batch([pids, texts], schema=SCHEMAS["corpus"])
+
+
+def own_queries(splits: Mapping[str, Split], files: Mapping[str, Set[str]]) -> dict[str, Split]:
+    """Leave out of each split the queries that are another's. How many those are is in `Split.others`.
+
+    A query that a split does not judge is left out of it if another split judges it, or if both read their queries from
+    the same of `files` (BEIR's queries.jsonl).
+    """
+    judged = {name: set(split.qrels["qid"].to_pylist()) for name, split in splits.items()}
+    found = {}
+    for name, split in splits.items():
+        others = [other for other in splits if other != name]
+        shared = any(files[name] & files[other] for other in others)
+        own = [
+            qid in judged[name] or not (shared or any(qid in judged[other] for other in others))
+            for qid in split.queries["qid"].to_pylist()
+        ]
+        kept = split.queries.filter(pa.array(own, pa.bool_()))
+        found[name] = replace(split, queries=kept, others=split.queries.num_rows - kept.num_rows)
+    return found
 
 
 def hash64(text: str) -> int:

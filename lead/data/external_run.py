@@ -1,4 +1,4 @@
-"""The stage `external`: ranked lists that come with a collection (MS MARCO's top1000), to rerank or compare with."""
+"""The stage `external`: it reads ranked lists that another system made (MS MARCO's top1000, a TREC run)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from lead.config.folders import expand
 from lead.config.sources import IR_DATASETS
 from lead.config.stages import ExternalSettings
 from lead.data import ir
-from lead.data.records import bad, format_of, identifier, lines, records, wrong_width
+from lead.data.layout import RUN, Layout, find, rows
+from lead.data.records import bad, format_of, identifier, lines, wrong_width
 from lead.errors import LeadError
 from lead.lists import alphabetical, ranked_table, ranks
 from lead.store.tables import read_table, write_table
@@ -33,16 +35,16 @@ Line = tuple[str, str, float]  # qid, pid, score
 def external(*, settings: ExternalSettings, corpus: Path, queries: Path, out: Path) -> None:
     """Write the lists of these queries, best first, at most `depth` passages each. Lists of other queries are left out.
 
-    Ties go to the smaller pid. Where nothing tells an order (top1000), passages are in the order of their ids, which
-    the table's metadata say: `unordered`. Memory: the ids of the corpus, and about 50 bytes a line. Raises LeadError
-    for a line that cannot be read, a passage that is not in the corpus or occurs twice in a list, and where no query
-    has a list.
+    Ties go to the smaller pid. Where a file has neither ranks nor scores (top1000), passages are in the order of their
+    ids, and the table's metadata says so: `unordered`. Memory: the ids of the corpus, and about 50 bytes a line. Raises
+    LeadError for a line that cannot be read, for a passage that is not in the corpus or occurs twice in a list, and
+    where no query has a list.
     """
     source = settings.external_run
     key = f"external_run: {source}"
     qids, pids = (read_table(path, columns=[id_])[id_] for path, id_ in ((queries, "qid"), (corpus, "pid")))
-    rows, passages, scores = _collect(_lines(source), qids, key)
-    if not len(rows):
+    query, passages, scores = _collect(_lines(source), qids, key)
+    if not len(query):
         raise LeadError(f"{key} holds no list of any of the {len(qids):,} queries; it is of other queries")
     found = pc.index_in(passages, value_set=pids)
     if found.null_count:
@@ -52,26 +54,26 @@ def external(*, settings: ExternalSettings, corpus: Path, queries: Path, out: Pa
             "another version of it"
         )
     where = found.to_numpy()
-    order = np.lexsort((alphabetical(passages), -scores, rows))
-    rows, where, scores = rows[order], where[order], scores[order]
+    order = np.lexsort((alphabetical(passages), -scores, query))
+    query, where, scores = query[order], where[order], scores[order]
     # pairs as single numbers, so that a passage listed twice for a query is seen
-    pairs = np.sort(rows.astype(np.int64) * len(pids) + where)
+    pairs = np.sort(query.astype(np.int64) * len(pids) + where)
     if (again := pairs[1:][pairs[1:] == pairs[:-1]]).size:
         q, p = divmod(int(again[0]), len(pids))
         raise LeadError(f"{key}: the list of query {qids[q]} has passage {pids[p]} twice; keep one of the two")
-    place = ranks(rows)
+    place = ranks(query)
     kept = place <= settings.depth
-    n, mean = len(np.unique(rows)), len(rows) / len(np.unique(rows))
+    n, mean = len(np.unique(query)), len(query) / len(np.unique(query))
     log.info("%s of %s queries have a list, of %.0f passages on average", f"{n:,}", f"{len(qids):,}", mean)
     if n < len(qids):
         log.warning("%s queries have no list: they count as not answered", f"{len(qids) - n:,}")
-    inside = rows[1:] == rows[:-1]
+    inside = query[1:] == query[:-1]
     unordered = bool(inside.any()) and not (inside & (scores[1:] != scores[:-1])).any()
     if unordered:
         cut = "" if kept.all() else f"; retrieval.depth {settings.depth} cuts them by id, raise it to {place.max()}"
         log.warning("the lists have no order: they can be reranked, and recall can be measured where they end%s", cut)
     ids = qids.combine_chunks(), pids.combine_chunks()
-    table = ranked_table(*ids, rows[kept].astype(np.int64), where[kept], scores[kept])
+    table = ranked_table(*ids, query[kept].astype(np.int64), where[kept], scores[kept])
     write_table(table, out, "ranked", about={"unordered": True} if unordered else None)
 
 
@@ -80,18 +82,18 @@ def _collect(
 ) -> tuple[NDArray[np.int32], pa.Array, NDArray[np.float32]]:
     """Rows of the queries, pids and scores [m] of the lines that are of these queries. LeadError for wild scores."""
     known = {qid: row for row, qid in enumerate(qids.to_pylist())}
-    rows, scores, passages = [np.empty(0, np.int32)], [np.empty(0, np.float32)], [pa.array([], pa.string())]
+    numbers, scores, passages = [np.empty(0, np.int32)], [np.empty(0, np.float32)], [pa.array([], pa.string())]
     with tqdm(desc="lists", unit=" lines", disable=None) as bar:
         while batch := list(itertools.islice(found, BATCH)):
             bar.update(len(batch))
             ours = [(known[qid], pid, score) for qid, pid, score in batch if qid in known]
-            rows.append(np.array([row for row, _, _ in ours], np.int32))
+            numbers.append(np.array([row for row, _, _ in ours], np.int32))
             passages.append(pa.array([pid for _, pid, _ in ours], pa.string()))
             with np.errstate(over="ignore"):  # reported below
                 scores.append(np.array([score for _, _, score in ours], np.float64).astype(np.float32))
             if not np.isfinite(scores[-1]).all():
                 raise LeadError(f"{key}: a score is no finite number in single precision; scale the scores")
-    return np.concatenate(rows), pa.concat_arrays(passages), np.concatenate(scores)
+    return np.concatenate(numbers), pa.concat_arrays(passages), np.concatenate(scores)
 
 
 def _lines(source: str) -> Iterator[Line]:
@@ -99,12 +101,12 @@ def _lines(source: str) -> Iterator[Line]:
     if source.startswith(IR_DATASETS):
         yield from ir.read_lists(source.removeprefix(IR_DATASETS), "external_run")
         return
-    path = Path(source)
+    path = expand(source)
     if not path.is_file():
         raise LeadError(f"external_run: no file {path}; fix the path")
     if path.name.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
         raise LeadError(f"external_run: {path} is an archive; unpack it, and name the file of lists in it")
-    if format_of(path) in ("parquet", "jsonl"):
+    if format_of(path) in ("parquet", "jsonl", "csv") or _has_header(path):
         yield from _records(path)
         return
     width = None
@@ -127,15 +129,21 @@ def _lines(source: str) -> Iterator[Line]:
     _check_first(path, best)
 
 
+def _has_header(path: Path) -> bool:
+    """Whether the first line of a text file names a query id and a passage id."""
+    first = next((line for _, line in lines(path)), "")
+    return {"qid", "pid"} <= find(RUN, tuple(first.split("\t"))).keys()
+
+
 def _records(path: Path) -> Iterator[Line]:
-    """Lines of a JSONL or Parquet file: qid, pid, and score or rank."""
+    """Lines of a file whose columns have names: qid, pid, and score or rank."""
     best: dict[str, int] = {}
-    for number, record in records(path, ("qid", "pid", "rank", "score")):
-        qid, pid = (identifier(path, number, record, (name,)) for name in ("qid", "pid"))
-        if record.get("score") is not None:
-            yield qid, pid, _score(path, number, record["score"])
-        elif record.get("rank") is not None:
-            rank = _rank(path, number, str(record["rank"]))
+    for number, row in rows(path, RUN, Layout()):
+        qid, pid = (identifier(path, number, row.get(name), (name,)) for name in ("qid", "pid"))
+        if row.get("score") is not None:
+            yield qid, pid, _score(path, number, row["score"])
+        elif row.get("rank") is not None:
+            rank = _rank(path, number, str(row["rank"]))
             best[qid] = min(rank, best.get(qid, rank))
             yield qid, pid, -float(rank)
         else:

@@ -1,4 +1,4 @@
-"""Collections on disk: MS MARCO TSV, BEIR JSONL, Parquet, and TREC judgements, gzipped or not.
+"""Collections on disk: MS MARCO's and DPR's TSV, CSV, BEIR's JSONL, Parquet, and TREC judgements, packed or not.
 
 The corpus is streamed in batches. Queries and judgements of a split are read whole: 800,000 queries take about 0.5 GB
 while they are read. Ids are strings everywhere, whatever they look like: 007 is not 7.
@@ -11,47 +11,54 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from lead.config.sources import FilesSource, SplitFiles
-from lead.data.collection import Collection, Split, hash64, passage_batches
-from lead.data.records import bad, format_of, identifier, lines, records, string, tsv, wrong_width
+from lead.config.folders import Located, LocatedSplit
+from lead.data.collection import Collection, Split, hash64, own_queries, passage_batches
+from lead.data.layout import CORPUS, QRELS, QUERIES, Kind, Layout, rows
+from lead.data.records import bad, format_of, identifier, string
 from lead.errors import LeadError
 from lead.store.tables import SCHEMAS
 
-EXPECTED_NAMES = "expected .tsv, .txt, .jsonl or .parquet, or one of these with .gz"
-EXPECTED_COLUMNS = "expected qid, any, pid, rel or qid, pid, rel"
-BEIR_HEADER = ["query-id", "corpus-id", "score"]
-PID, QID = ("pid", "_id", "id"), ("qid", "_id", "id")
+EXPECTED_NAMES = "expected .tsv, .txt, .csv, .jsonl or .parquet, or one of these with .gz or .zst"
+PID, QID = CORPUS.names["pid"][:3], QUERIES.names["qid"][:3]
+MOST = 10**9  # grades are below
+Facts = dict[str, Any] | None
 
 
-def collect(source: FilesSource) -> Collection:
+def collect(located: Located, fields: Sequence[str]) -> Collection:
     """Read queries and judgements, and get ready to stream the corpus. Raises LeadError for a missing file."""
-    _check_file("source.corpus", source.corpus)
-    splits = {"train": source.train, "dev": source.dev, "test": source.test}
-    return Collection(
-        passages=read_corpus(Path(source.corpus), source.fields),
-        splits={name: collect_split(name, split) for name, split in splits.items() if split is not None},
-    )
+    for path in located.corpus:
+        _check_file("source.corpus", path)
+    facts: dict[str, Any] = {}
+    splits = {name: collect_split(name, split, facts) for name, split in located.splits.items()}
+    files = {name: {os.path.realpath(path) for path in split.queries} for name, split in located.splits.items()}
+    return Collection(read_corpus(located.corpus, fields, facts), own_queries(splits, files), {"files": facts})
 
 
-def collect_split(name: str, split: SplitFiles) -> Split:
-    """Read queries and judgements of a split. Raises LeadError for a missing or malformed file."""
-    for key, path in split.model_dump().items():
-        _check_file(f"source.{name}.{key}", path)
-    return Split(read_queries(Path(split.queries)), *read_qrels(Path(split.qrels)))
+def collect_split(name: str, split: LocatedSplit, facts: dict[str, Any]) -> Split:
+    """Read queries and judgements of a split. Raises LeadError for a missing or malformed file.
+
+    What each file was taken for is added to `facts`.
+    """
+    for key, paths in (("queries", split.queries), ("qrels", split.qrels)):
+        for path in paths:
+            _check_file(f"source.{name}.{key}", path)
+    queries = read_queries(split.queries, facts, f"{name}.queries")
+    return Split(queries, *read_qrels(split.qrels, facts, f"{name}.qrels"))
 
 
-def _check_file(key: str, path: str) -> None:
+def _check_file(key: str, path: Path) -> None:
     if not os.path.isfile(path):  # Path.is_file raises where a name is too long
-        raise LeadError(f"{key}: no file {path}; download it, or mend the path")
-    if format_of(Path(path)) is None and not key.endswith("qrels"):
+        raise LeadError(f"{key}: no file {path}; download it, or fix the path")
+    if format_of(path) is None and not key.endswith("qrels"):
         raise LeadError(f"{key}: the name of {path} tells no format; {EXPECTED_NAMES}")
 
 
-def read_corpus(path: Path, fields: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def read_corpus(paths: Sequence[Path], fields: Sequence[str], facts: Facts = None) -> Iterator[pa.RecordBatch]:
     """Stream batches (pid, text); text is the chosen non-empty fields in the order given, joined by a space.
 
     Memory: one batch (16 Mi characters, and one passage more) and 8 bytes a passage, by which duplicate ids are found.
@@ -60,99 +67,81 @@ def read_corpus(path: Path, fields: Sequence[str]) -> Iterator[pa.RecordBatch]:
     hashes = array("Q")
 
     def texts() -> Iterator[tuple[str, str]]:
-        for number, pid, title, text in _passages(path):
-            if not pid:
-                raise bad(path, number, "empty id", "every passage needs one")
-            parts = {"title": title, "text": text}
+        for _, _, pid, parts in _passages(paths, facts):
             hashes.append(hash64(pid))
             yield pid, " ".join(part for field in fields if (part := parts[field]))
 
     yield from passage_batches(texts())
     values, counts = np.unique(np.frombuffer(hashes, dtype=np.uint64), return_counts=True)
     if (counts > 1).any():
-        _raise_duplicate(path, set(values[counts > 1].tolist()))
+        _raise_duplicate(paths, set(values[counts > 1].tolist()))
 
 
-def read_queries(path: Path) -> pa.Table:
-    """Read queries (qid, text) in the order of the file. Raises LeadError with file and line."""
+def read_queries(paths: Sequence[Path], facts: Facts = None, key: str = "queries") -> pa.Table:
+    """Read queries (qid, text) in the order of the files. Raises LeadError with file and line."""
     texts: dict[str, str] = {}
-    for number, qid, text in _queries(path):
-        if not qid:
-            raise bad(path, number, "empty id", "every query needs one")
-        if qid in texts:
-            raise bad(path, number, f"query id {qid} occurs before", "ids must be unique within a split")
-        texts[qid] = text
+    for path in paths:
+        for number, row in _rows(path, QUERIES, facts, key):
+            qid = identifier(path, number, row.get("qid"), QID)
+            if qid in texts:
+                raise bad(path, number, f"query id {qid} occurs before", "ids must be unique within a split")
+            texts[qid] = string(path, number, row.get("text"), "text")
     return pa.table({"qid": list(texts), "text": list(texts.values())}, schema=SCHEMAS["queries"])
 
 
-def read_qrels(path: Path) -> tuple[pa.Table, int]:
-    """Read graded judgements (qid, pid, rel) in the order of the file, and how many rows said the same again.
+def read_qrels(paths: Sequence[Path], facts: Facts = None, key: str = "qrels") -> tuple[pa.Table, int]:
+    """Read graded judgements (qid, pid, rel) in the order of the files, and how many rows said the same again.
 
     Raises LeadError with file and line, also where two judgements of the same pair disagree.
     """
     judged: dict[tuple[str, str], int] = {}
-    rows = 0
-    for number, qid, pid, rel in _judgements(path):
-        if not qid or not pid:
-            raise bad(path, number, "empty id", "every judgement needs a query id and a passage id")
-        if not re.fullmatch("[+-]?[0-9]{1,9}", rel):
-            raise bad(path, number, f"relevance '{rel[:60]}' is not a whole number", EXPECTED_COLUMNS)
-        before = judged.setdefault((qid, pid), int(rel))
-        if before != int(rel):
-            raise bad(path, number, f"query {qid} and passage {pid} were judged {before} before", "keep one of the two")
-        rows += 1
+    n = 0
+    for path in paths:
+        for number, row in _rows(path, QRELS, facts, key):
+            qid, pid = (identifier(path, number, row.get(id_), QRELS.names[id_][:2]) for id_ in ("qid", "pid"))
+            rel = _grade(path, number, row.get("rel"))
+            before = judged.setdefault((qid, pid), rel)
+            if before != rel:
+                what = f"query {qid} and passage {pid} were judged {before} before"
+                raise bad(path, number, what, "keep one of the two")
+            n += 1
     columns = [[qid for qid, _ in judged], [pid for _, pid in judged], list(judged.values())]
-    return pa.table(columns, schema=SCHEMAS["qrels"]), rows - len(judged)
+    return pa.table(columns, schema=SCHEMAS["qrels"]), n - len(judged)
 
 
-def _passages(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, id, title and text of each passage."""
-    if format_of(path) == "tsv":
-        for number, cells in tsv(path, (2, 3, 4), "id, text or id, title, text or id, url, title, text"):
-            yield number, cells[0], cells[-2] if len(cells) > 2 else "", cells[-1]
-        return
-    for number, record in records(path, (*PID, "title", "text")):
-        yield (
-            number,
-            identifier(path, number, record, PID),
-            string(path, number, record, "title", default=""),
-            string(path, number, record, "text"),
-        )
+def _grade(path: Path, number: int, value: object) -> int:
+    """A grade: a whole number, written as one or as a float (1.0)."""
+    text = str(value).strip(" ")
+    if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?", text):
+        grade = float(text)
+        if grade.is_integer() and abs(grade) < MOST:
+            return int(grade)
+    raise bad(path, number, f"relevance '{text[:60]}' is not a whole number", f"expected {QRELS.expected}")
 
 
-def _queries(path: Path) -> Iterator[tuple[int, str, str]]:
-    if format_of(path) == "tsv":
-        for number, (qid, text) in tsv(path, (2,), "id, text"):
-            yield number, qid, text
-        return
-    for number, record in records(path, (*QID, "text")):
-        yield number, identifier(path, number, record, QID), string(path, number, record, "text")
+def _rows(path: Path, kind: Kind, facts: Facts, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a file. When they are read, `facts[key]` tells what the (first) file was taken for."""
+    layout = Layout()
+    yield from rows(path, kind, layout)
+    if facts is not None and key not in facts:
+        facts[key] = layout.facts()
 
 
-def _judgements(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    """Line number, query id, passage id and relevance, still a string, of each judgement."""
-    if format_of(path) in ("parquet", "jsonl"):
-        qid, pid, rel = ("qid", "query-id"), ("pid", "corpus-id"), ("rel", "score")
-        for number, record in records(path, (*qid, *pid, *rel)):
-            value = next((record[name] for name in rel if name in record), None)
-            yield number, identifier(path, number, record, qid), identifier(path, number, record, pid), str(value)
-        return
-    width = None
-    for number, line in lines(path):
-        # TREC files are set with spaces or tabs; where there are tabs, an id may hold a space
-        cells = line.split("\t") if "\t" in line else [cell for cell in line.split(" ") if cell]
-        if width is None and cells == BEIR_HEADER:
-            width = len(cells)
-            continue
-        if len(cells) not in (3, 4) or len(cells) != (width or len(cells)):
-            raise bad(path, number, wrong_width(len(cells), width), EXPECTED_COLUMNS)
-        width = len(cells)
-        yield number, cells[0], cells[-2], cells[-1].strip(" ")
+def _passages(paths: Sequence[Path], facts: Facts) -> Iterator[tuple[Path, int, str, dict[str, str]]]:
+    """File, line number, id, and title and text of each passage."""
+    for path in paths:
+        for number, row in _rows(path, CORPUS, facts, "corpus"):
+            pid = identifier(path, number, row.get("pid"), PID)
+            title = string(path, number, row.get("title"), "title", default="")
+            default = "" if "text" in row else None  # a text that is null is empty, one that is missing a mistake
+            yield path, number, pid, {"title": title, "text": string(path, number, row.get("text"), "text", default)}
 
 
-def _raise_duplicate(path: Path, suspects: set[int]) -> None:
+def _raise_duplicate(paths: Sequence[Path], suspects: set[int]) -> None:
     """Read again, keeping only ids whose hash occurred twice, to tell a duplicate's line from a chance collision."""
-    first: dict[str, int] = {}
-    for number, pid, _, _ in _passages(path):
-        if hash64(pid) in suspects and first.setdefault(pid, number) != number:
-            raise bad(path, number, f"passage id {pid} occurs before, in line {first[pid]}", "ids must be unique")
+    first: dict[str, tuple[Path, int]] = {}
+    for path, number, pid, _ in _passages(paths, None):
+        if hash64(pid) in suspects and first.setdefault(pid, (path, number)) != (path, number):
+            other, line = first[pid]
+            where = f"in line {line}" if other == path else f"in {other}:{line}"
+            raise bad(path, number, f"passage id {pid} occurs before, {where}", "ids must be unique")

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from lead.config.sources import IrDatasetsSource
-from lead.data.collection import Collection, Split, passage_batches
+from lead.data.collection import Collection, Split, own_queries, passage_batches
 from lead.errors import LeadError
 from lead.store.tables import SCHEMAS
 
@@ -19,12 +19,11 @@ from lead.store.tables import SCHEMAS
 def collect(source: IrDatasetsSource) -> Collection:
     """Read queries and judgements of each split, and get ready to stream the corpus. Raises LeadError."""
     corpus = load(source.corpus, "source.corpus", "docs")
-    splits = {"train": source.train, "dev": source.dev, "test": source.test}
-    return Collection(
-        passages=_passages(corpus, source),
-        splits={name: read_split(id_, f"source.{name}") for name, id_ in splits.items() if id_ is not None},
-        facts={"corpus": source.corpus} | {name: id_ for name, id_ in splits.items() if id_ is not None},
-    )
+    given = {"train": source.train, "dev": source.dev, "test": source.test}
+    ids = {name: id_ for name, id_ in given.items() if id_ is not None}
+    splits = {name: read_split(id_, f"source.{name}") for name, id_ in ids.items()}
+    nothing: dict[str, set[str]] = {name: set() for name in ids}
+    return Collection(_passages(corpus, source), own_queries(splits, nothing), {"corpus": source.corpus} | ids)
 
 
 def load(id_: str, key: str, *parts: str) -> Any:

@@ -1,11 +1,11 @@
-"""The stage `prepare`: any source becomes checked Parquet files, and whatever looks odd is counted and reported."""
+"""The stage `prepare`: it turns any source into checked Parquet files, and counts and reports what looks odd."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.config.sources import Checks, EvaluationSource, Expect, FilesSource, IrDatasetsSource, PydocsSource
+from lead.config.folders import locate, split_files
+from lead.config.sources import Checks, EvaluationSource, Expect, IrDatasetsSource, OnDisk, PydocsSource
 from lead.config.stages import PrepareSettings
 from lead.data import files, ir, pydocs
 from lead.data.collection import Collection, Split, hash64
+from lead.data.copies import first_rows, passage_form, query_form
+from lead.data.layout import tell
 from lead.errors import LeadError
 from lead.store.atomic import atomic_file
 from lead.store.tables import SCHEMAS, open_table, read_table, table_writer, write_json, write_table
@@ -42,16 +45,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What is remembered of a corpus that has been streamed to disk: 8 bytes a passage."""
+    """Facts about a corpus that has been streamed to disk: 8 bytes a passage."""
 
     passages: int
     ids: NDArray[np.uint64]  # [passages] hash64 of each pid, sorted
-    duplicates: Share  # passages whose text occurs before, surrounding space aside; empty ones are not among them
-    empty: Share  # passages without text
+    duplicates: Share  # passages whose text occurs before; empty ones are not among them
+    empty: Share  # passages that show no text
+    queries: frozenset[str] = frozenset()  # ids of queries that are passages of the corpus, under the same id
 
-    def holds(self, pids: pa.Array) -> NDArray[np.bool_]:
-        """For each pid [n], whether the corpus has it."""
-        hashes = np.fromiter((hash64(pid) for pid in pids.to_pylist()), dtype=np.uint64, count=len(pids))
+    def holds(self, ids: pa.Array) -> NDArray[np.bool_]:
+        """For each id [n], whether a passage of the corpus has it."""
+        hashes = np.fromiter((hash64(id_) for id_ in ids.to_pylist()), dtype=np.uint64, count=len(ids))
         at = np.searchsorted(self.ids, hashes).clip(max=len(self.ids) - 1)
         return np.asarray(self.ids[at] == hashes)
 
@@ -59,8 +63,8 @@ class Corpus:
 def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None) -> None:
     """Write corpus.parquet, {queries,qrels}.{train,dev,test}.parquet and report.json into the folder `out`.
 
-    Memory: a batch of passages, 24 bytes a passage (about 200 MB for MS MARCO, twice that while they are sorted), and
-    all queries and judgements. Raises LeadError for unreadable input, an empty split, or a share above its check.
+    Memory: a batch of passages, 24 bytes a passage (about 200 MB for MS MARCO, three times that while they are sorted),
+    and all queries and judgements. Raises LeadError for unreadable input, an empty split, or a share above its check.
     """
     if isinstance(settings.source, EvaluationSource):
         _prepare_evaluation(settings, settings.source, corpus, out)
@@ -70,7 +74,8 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
     collection = _collect(settings.source)
     # Checks are made inside the block, so that a corpus that fails one, or whose splits do, leaves no file
     with atomic_file(out / "corpus.parquet") as temporary:
-        passages = _write_corpus(collection.passages, temporary)
+        passages = _write_corpus(collection, temporary)
+        tell(collection.facts.get("files", {}))
         log.info("corpus: %s passages", f"{passages.passages:,}")
         _check("duplicate_passages", passages.duplicates, settings.checks)
         _check("empty_passages", passages.empty, settings.checks)
@@ -81,11 +86,7 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
             splits["train"], splits["dev"] = _carve(splits["train"], settings.dev_share)
         _report_leaks(splits, report)
     for name, split in splits.items():
-        report.setdefault(name, {})["queries"] = split.queries.num_rows
-        report[name]["judgements"] = split.qrels.num_rows
-        log.info("%s: %s queries with %s judgements", name, f"{split.queries.num_rows:,}", f"{split.qrels.num_rows:,}")
-        write_table(split.queries, out / f"queries.{name}.parquet", "queries")
-        write_table(split.qrels, out / f"qrels.{name}.parquet", "qrels")
+        _write_split(name, split, report.setdefault(name, {}), out)
     counts = {
         "passages": passages.passages,
         "duplicate_passages": passages.duplicates.count,
@@ -95,32 +96,43 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
     write_json({"source": source, "corpus": counts, "splits": report}, out / "report.json")
 
 
-def _collect(source: PydocsSource | FilesSource | IrDatasetsSource) -> Collection:
+def _collect(source: PydocsSource | OnDisk | IrDatasetsSource) -> Collection:
     if isinstance(source, PydocsSource):
         return pydocs.collect(source)
-    return files.collect(source) if isinstance(source, FilesSource) else ir.collect(source)
+    return ir.collect(source) if isinstance(source, IrDatasetsSource) else files.collect(locate(source), source.fields)
 
 
 def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, corpus: Path | None, out: Path) -> None:
     """Write queries.test.parquet, qrels.test.parquet and report.json of queries that are asked of a prepared corpus."""
     if corpus is None:
         raise LeadError("--corpus is missing: a source of kind evaluation needs the prepared corpus of its dataset")
+    facts: dict[str, Any] = {}
     if isinstance(source.test, str):
         split = ir.read_split(source.test, "source.test")
     else:
-        split = files.collect_split("test", source.test)
+        split = files.collect_split("test", split_files(source.test), facts)
     if not open_table(corpus).schema_arrow.equals(SCHEMAS["corpus"]):
         raise LeadError(f"--corpus {corpus} holds no passages (pid, text); give what lead prepare made of the dataset")
     pids = read_table(corpus, columns=["pid"])["pid"]
     hashes = np.fromiter((hash64(p.as_py()) for p in pids), dtype=np.uint64, count=len(pids))
     nothing = Share("corpus", 0, len(pids), [])
+    known = Corpus(len(pids), np.sort(hashes), nothing, nothing, _queries_inside(corpus, split))
+    tell(facts)
     report: dict[str, Any] = {}
-    split = _resolve("test", split, Corpus(len(pids), np.sort(hashes), nothing, nothing), settings, report)
+    split = _resolve("test", split, known, settings, report)
     _check_counts(settings.expect, None, {"test": split}, settings.relevance)
-    report["test"] |= {"queries": split.queries.num_rows, "judgements": split.qrels.num_rows}
-    write_table(split.queries, out / "queries.test.parquet", "queries")
-    write_table(split.qrels, out / "qrels.test.parquet", "qrels")
-    write_json({"source": {"kind": source.kind, "of": source.of}, "splits": report}, out / "report.json")
+    _write_split("test", split, report["test"], out)
+    made_of = {"kind": source.kind, "of": source.of} | ({"files": facts} if facts else {})
+    write_json({"source": made_of, "splits": report}, out / "report.json")
+
+
+def _write_split(name: str, split: Split, report: dict[str, Any], out: Path) -> None:
+    """Write a split's two tables; the judgements' metadata tell of passages that the corpus lacks, if there are any."""
+    report |= {"queries": split.queries.num_rows, "judgements": split.qrels.num_rows}
+    log.info("%s: %s queries with %s judgements", name, f"{split.queries.num_rows:,}", f"{split.qrels.num_rows:,}")
+    missing = {key: report[key] for key in ("missing_passages", "missing_judgements") if report.get(key)}
+    write_table(split.queries, out / f"queries.{name}.parquet", "queries")
+    write_table(split.qrels, out / f"qrels.{name}.parquet", "qrels", about=missing or None)
 
 
 def _check_counts(expect: Expect, passages: int | None, splits: dict[str, Split], relevance: int) -> None:
@@ -140,27 +152,29 @@ def _check_counts(expect: Expect, passages: int | None, splits: dict[str, Split]
             what = "passages" if name == "passages" else f"judged {name} queries"
             raise LeadError(
                 f"expect.{name}: {count:,} {what}, not {wanted:,}: a file is incomplete or of another version; get it "
-                "again, or mend `expect` in the dataset's file"
+                "again, or fix `expect` in the dataset's file"
             )
 
 
-def _write_corpus(passages: Iterator[pa.RecordBatch], path: Path) -> Corpus:
+def _write_corpus(collection: Collection, path: Path) -> Corpus:
     """Stream passages into one Parquet file, a row group a batch."""
     ids, texts = array("Q"), array("Q")
+    inside = _Inside(collection.splits.values())
     with (
         table_writer(path, SCHEMAS["corpus"]) as writer,
         tqdm(desc="corpus", unit=" passages", disable=None) as bar,
     ):
-        for batch in passages:
+        for batch in collection.passages:
             writer.write_batch(batch)
-            ids.extend(map(hash64, batch["pid"].to_pylist()))
-            texts.extend(hash64(text.strip()) for text in batch["text"].to_pylist())
+            pids, passages = batch["pid"].to_pylist(), batch["text"].to_pylist()
+            ids.extend(map(hash64, pids))
+            texts.extend(hash64(passage_form(text)) for text in passages)
+            inside.see(pids, passages)
             bar.update(batch.num_rows)
     if not ids:
         raise LeadError("source.corpus holds no passages; give a file that has some")
     hashes = np.frombuffer(texts, dtype=np.uint64)
-    order = np.argsort(hashes, kind="stable")  # stable, so that of equal texts the first comes first
-    again = np.sort(order[1:][hashes[order[1:]] == hashes[order[:-1]]])
+    again = np.flatnonzero(first_rows(hashes) != np.arange(len(hashes)))
     no_text = np.uint64(hash64(""))
     duplicates, empty = again[hashes[again] != no_text], np.flatnonzero(hashes == no_text)
     return Corpus(
@@ -168,7 +182,39 @@ def _write_corpus(passages: Iterator[pa.RecordBatch], path: Path) -> Corpus:
         ids=np.sort(np.frombuffer(ids, dtype=np.uint64)),
         duplicates=Share("corpus", len(duplicates), len(ids), _pids_at(path, duplicates[:EXAMPLES].tolist())),
         empty=Share("corpus", len(empty), len(ids), _pids_at(path, empty[:EXAMPLES].tolist())),
+        queries=frozenset(inside.found),
     )
+
+
+class _Inside:
+    """Finds the queries that are passages: of the same id, and the passage holds the query's text (ArguAna, Quora).
+
+    An id alone says nothing: MS MARCO numbers both its queries and its passages.
+    """
+
+    def __init__(self, splits: Iterable[Split]) -> None:
+        self.found: set[str] = set()
+        self._texts: dict[str, list[str]] = {}
+        for split in splits:
+            for row in split.queries.to_pylist():
+                self._texts.setdefault(row["qid"], []).append(query_form(row["text"]))
+
+    def see(self, pids: list[str], texts: list[str]) -> None:
+        for pid, text in zip(pids, texts, strict=True):
+            if pid in self._texts:
+                passage = query_form(text)
+                if any(query and query in passage for query in self._texts[pid]):
+                    self.found.add(pid)
+
+
+def _queries_inside(corpus: Path, split: Split) -> frozenset[str]:
+    """The same for a corpus on disk."""
+    inside = _Inside([split])
+    table = open_table(corpus, "corpus")
+    for group in range(table.num_row_groups):
+        found = table.group(group)
+        inside.see(found["pid"].to_pylist(), found["text"].to_pylist())
+    return frozenset(inside.found)
 
 
 def _pids_at(path: Path, rows: list[int]) -> list[str]:
@@ -182,30 +228,39 @@ def _pids_at(path: Path, rows: list[int]) -> list[str]:
 
 
 def _resolve(name: str, split: Split, corpus: Corpus, settings: PrepareSettings, report: dict[str, Any]) -> Split:
-    """Drop judgements of unknown ids and, but for the test split, queries without a relevant passage; count both."""
+    """Drop and count what cannot be used.
+
+    Judgements of unknown queries are dropped. Judgements of passages that the corpus lacks are dropped but for the test
+    split: there they stay, and so does their query, since a passage that cannot be found counts in every measure. Of
+    the other splits, queries without a relevant passage are dropped.
+    """
     queries, qrels = split.queries, split.qrels
     pids = qrels["pid"].unique()
-    known = pc.is_in(qrels["pid"], value_set=pids.filter(pa.array(corpus.holds(pids))))
-    known = pc.and_(known, pc.is_in(qrels["qid"], value_set=queries["qid"]))
-    lost = qrels.filter(pc.invert(known))
-    qrels = qrels.filter(known)
-    relevant = qrels.filter(pc.greater_equal(qrels["rel"], settings.relevance))["qid"].unique()
-    judged = pc.is_in(queries["qid"], value_set=relevant)
-    unjudged = queries.filter(pc.invert(judged))
-    empty = pc.sum(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(queries["text"])), 0)).as_py() or 0
+    found = pc.is_in(qrels["pid"], value_set=pids.filter(pa.array(corpus.holds(pids))))
+    asked = pc.is_in(qrels["qid"], value_set=queries["qid"])
+    lost = qrels.filter(pc.invert(pc.and_(found, asked)))
+    missing = qrels.filter(pc.and_(pc.invert(found), asked))
+    qrels = qrels.filter(asked if name == "test" else pc.and_(found, asked))
+    answers = qrels.filter(pc.greater_equal(qrels["rel"], settings.relevance))
+    relevant = answers["qid"].unique()
+    own = set(answers.filter(pc.equal(answers["qid"], answers["pid"]))["qid"].to_pylist())  # the passage is the answer
+    unjudged = queries.filter(pc.invert(pc.is_in(queries["qid"], value_set=relevant)))
+    empty = sum(not passage_form(text) for text in queries["text"].to_pylist())
+    inside = [qid for qid in queries["qid"].to_pylist() if qid in corpus.queries and qid not in own]
     report[name] = {
         "unresolved_judgements": lost.num_rows,
+        "missing_passages": pc.count_distinct(missing["pid"]).as_py(),
+        "missing_judgements": missing.num_rows,
         "repeated_judgements": split.repeated,
         "unjudged_queries": unjudged.num_rows,
+        "other_queries": split.others,
         "empty_queries": empty,
+        "queries_in_corpus": len(inside),
     }
     examples = [f"{row['qid']} {row['pid']}" for row in lost.slice(0, EXAMPLES).to_pylist()]
     unresolved = Share(name, lost.num_rows, split.qrels.num_rows, examples)
     _check("unresolved_judgements", unresolved, settings.checks)
-    if split.repeated:
-        log.info("%s: %s judgements repeat another", name, f"{split.repeated:,}")
-    if empty:
-        log.warning("%s: %s queries have no text", name, f"{empty:,}")
+    _warn(name, split, missing, inside, empty)
     examples = unjudged["qid"].slice(0, EXAMPLES).to_pylist()
     _check("unjudged_queries", Share(name, unjudged.num_rows, queries.num_rows, examples), settings.checks)
     if len(relevant) == 0:
@@ -216,6 +271,27 @@ def _resolve(name: str, split: Split, corpus: Corpus, settings: PrepareSettings,
     return Split(queries, qrels) if name == "test" else _select(queries, qrels, relevant)
 
 
+def _warn(name: str, split: Split, missing: pa.Table, inside: list[str], empty: int) -> None:
+    """Log what of a split is odd, but no reason to stop."""
+    if split.repeated:
+        log.info("%s: %s judgements repeat another", name, f"{split.repeated:,}")
+    if split.others:
+        log.info("%s: %s queries of its file are not judged here: they are left out", name, f"{split.others:,}")
+    if missing.num_rows:
+        log.warning(
+            "%s: the corpus lacks %s judged passages, e.g. %s: their judgements %s", name,
+            f"{pc.count_distinct(missing['pid']).as_py():,}", ", ".join(missing["pid"][:EXAMPLES].to_pylist()),
+            "stay, so measures count them as not found" if name == "test" else "are dropped",
+        )  # fmt: skip
+    if inside:
+        log.warning(
+            "%s: %s queries are passages of the corpus under the same id, e.g. %s: set `ignore_identical_ids`, or each "
+            "is its own best passage", name, f"{len(inside):,}", ", ".join(inside[:EXAMPLES]),
+        )  # fmt: skip
+    if empty:
+        log.warning("%s: %s queries have no text", name, f"{empty:,}")
+
+
 def _select(queries: pa.Table, qrels: pa.Table, qids: pa.Array) -> Split:
     return Split(
         queries.filter(pc.is_in(queries["qid"], value_set=qids)), qrels.filter(pc.is_in(qrels["qid"], value_set=qids))
@@ -223,36 +299,57 @@ def _select(queries: pa.Table, qrels: pa.Table, qids: pa.Array) -> Split:
 
 
 def _carve(train: Split, share: float) -> tuple[Split, Split]:
-    """Part train into train and dev; dev are the queries whose ids have the smallest SHA-256."""
-    qids = sorted(train.queries["qid"].to_pylist(), key=lambda qid: hashlib.sha256(qid.encode()).digest())
-    if len(qids) < 2:
+    """Part train into train and dev; dev are the queries whose ids have the smallest SHA-256.
+
+    Queries of the same text go together: to the place of that with the smallest sum.
+    """
+    sums = {qid: hashlib.sha256(qid.encode()).digest() for qid in train.queries["qid"].to_pylist()}
+    if len(sums) < 2:
         raise LeadError(
             "the train split has one query: too few to carve a dev split from; give source.dev, or more queries"
         )
-    size = min(max(1, round(share * len(qids))), len(qids) - 1)
-    dev, rest = (_select(train.queries, train.qrels, pa.array(part)) for part in (qids[:size], qids[size:]))
-    return rest, dev
+    groups: dict[str, list[str]] = {}
+    for qid, text in zip(sums, train.queries["text"].to_pylist(), strict=True):
+        groups.setdefault(query_form(text) or qid, []).append(qid)
+    if len(groups) < 2:
+        raise LeadError("all train queries have the same text: no dev split can be carved from them; give source.dev")
+    size = min(max(1, round(share * len(sums))), len(sums) - 1)
+    dev: list[str] = []
+    for group in sorted(groups.values(), key=lambda group: min(sums[qid] for qid in group)):
+        if len(dev) + len(group) <= size:
+            dev += group
+    dev = dev or min(groups.values(), key=len)
+    rest = sorted(sums.keys() - set(dev))
+    carved, left = (_select(train.queries, train.qrels, pa.array(part)) for part in (dev, rest))
+    return left, carved
 
 
 def _report_leaks(splits: dict[str, Split], report: dict[str, Any]) -> None:
-    """Warn of train and dev queries that are test queries too; refuse an id that is in both train and dev."""
-    train, dev, test = (splits[name].queries for name in ("train", "dev", "test"))
+    """Warn of queries whose text is judged in another split too; refuse an id that is in both train and dev.
+
+    Texts are compared (`query_form`), not ids: those of two files may agree by chance.
+    """
+    train, dev = (splits[name].queries for name in ("train", "dev"))
     both = dev.filter(pc.is_in(dev["qid"], value_set=train["qid"]))["qid"]
     if len(both):
         raise LeadError(
             f"source.dev: query id {both[0]} is in train too, and {len(both) - 1} others; negatives go by query id, "
             f"so give distinct ids, or leave out source.dev"
         )
-    for name, queries in (("train", train), ("dev", dev)):
-        same_id = pc.is_in(queries["qid"], value_set=test["qid"])
-        same_text = pc.is_in(queries["text"], value_set=test["text"])
-        leaked = queries.filter(pc.or_(same_id, same_text))["qid"]
-        report.setdefault(name, {})["leaked_queries"] = len(leaked)
-        if len(leaked):
-            examples = ", ".join(leaked.slice(0, EXAMPLES).to_pylist())
-            log.warning(
-                "%s: %s queries are test queries too, by id or text, e.g. %s", name, f"{len(leaked):,}", examples
-            )
+    forms = {name: [query_form(text) for text in split.queries["text"].to_pylist()] for name, split in splits.items()}
+    judged = set(splits["test"].qrels["qid"].to_pylist())
+    test = {t for t, qid in zip(forms["test"], splits["test"].queries["qid"].to_pylist(), strict=True) if qid in judged}
+    for name, key, others, what in (
+        ("train", "leaked_queries", test, "test"),
+        ("dev", "leaked_queries", test, "test"),
+        ("dev", "queries_of_train", set(forms["train"]), "train"),
+    ):
+        qids = splits[name].queries["qid"].to_pylist()
+        leaked = [qid for qid, text in zip(qids, forms[name], strict=True) if text and text in others]
+        report.setdefault(name, {})[key] = len(leaked)
+        if leaked:
+            examples = ", ".join(leaked[:EXAMPLES])
+            log.warning("%s: %s queries have the text of a %s query, e.g. %s", name, f"{len(leaked):,}", what, examples)
 
 
 def _check(name: str, share: Share, checks: Checks) -> None:
@@ -264,4 +361,4 @@ def _check(name: str, share: Share, checks: Checks) -> None:
         what += f", e.g. {', '.join(share.examples)}"
     log.info("%s (%.1f%%)", what, 100 * value)
     if value > limit:
-        raise LeadError(f"checks.{name}: {what}: {value:.3g} is above the limit {limit:g}; mend the data, or raise it")
+        raise LeadError(f"checks.{name}: {what}: {value:.3g} is above the limit {limit:g}; fix the data, or raise it")

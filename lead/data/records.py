@@ -1,19 +1,23 @@
 r"""Reading raw files record by record, in constant memory, with an error that names file and line.
 
-Text files are split at b"\n" and tabs, and nowhere else: no quoting (a passage may start with a quote), and no other
-Unicode line break (a passage may hold one). One carriage return before the newline belongs to the newline.
+Text files are split at b"\n", TSV cells at tabs, and nowhere else: a passage may hold any other line break of Unicode,
+and may start with a quote. Only where all quotes of a TSV file are those of a CSV writer (`quotes`) does its text go
+without them. One carriage return before the newline belongs to the newline.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
 import gzip
+import io
 import json
 import math
+import re
 import tempfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -24,13 +28,20 @@ import pyarrow.parquet as pq
 from lead.errors import LeadError
 from lead.store.checksums import read_checksum
 
-FORMATS: dict[str, Literal["tsv", "jsonl", "parquet"]] = {
-    ".tsv": "tsv", ".txt": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet",
+Format = Literal["tsv", "csv", "jsonl", "parquet"]
+FORMATS: dict[str, Format] = {
+    ".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".parquet": "parquet",
 }  # fmt: skip
+PACKED = (".gz", ".zst")
 PARQUET_ROWS = 4096  # rows decoded at a time
 LINE = 64 << 20  # bytes of a line, at most
-UNPACKED = 100  # times the size of a gzip file that its content may have; texts have 3 to 10 times
-SMALL = 16 << 20  # bytes that any gzip file may hold
+UNPACKED = 100  # times the size of a compressed file that its content may have; texts have 3 to 10 times
+SMALL = 16 << 20  # bytes that any compressed file may hold
+QUOTING = 200  # lines with a quote that say whether a TSV file quotes its cells
+CELL = re.compile(r'"((?:[^"]|"")*)"|([^"\t]*)')
+DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
+csv.field_size_limit(LINE)
 
 
 def bad(path: Path, line: int, what: str, remedy: str) -> LeadError:
@@ -38,13 +49,20 @@ def bad(path: Path, line: int, what: str, remedy: str) -> LeadError:
     return LeadError(f"{path}:{line}: {what}; {remedy}")
 
 
-def format_of(path: Path) -> Literal["tsv", "jsonl", "parquet"] | None:
-    """The format that a file's name promises, with or without `.gz`; None if it promises none."""
-    return FORMATS.get(Path(path.name.removesuffix(".gz")).suffix)
+def format_of(path: Path) -> Format | None:
+    """The format that a file's name promises, with or without `.gz` or `.zst`; None if it promises none."""
+    return FORMATS.get(Path(path.name.removesuffix(path.suffix) if path.suffix in PACKED else path.name).suffix.lower())
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers. Raises LeadError for bad UTF-8, damaged or endless files."""
+    for number, line in _lines(path):
+        if line := line.removesuffix("\n").removesuffix("\r"):
+            yield number, line
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """All lines with their ends; a byte order mark at the start of the file is left out."""
     number = read = 0
     with _reading(path) as file:
         most = _most(path)
@@ -55,35 +73,94 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     raise bad(path, number, f"line of more than {LINE >> 20} MiB", "is this a text file?")
                 if read > most:
                     raise _bomb(path, number)
-                raw = raw.removesuffix(b"\n").removesuffix(b"\r")
                 if number == 1:
                     raw = raw.removeprefix(codecs.BOM_UTF8)
-                if raw:
-                    yield number, raw.decode()
+                yield number, raw.decode()
         except UnicodeDecodeError as e:
             what = f"byte 0x{e.object[e.start]:02x} at column {e.start + 1} is not UTF-8"
             raise bad(path, number, what, "convert the file to UTF-8, or name it .gz if it is compressed") from None
-        except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-            raise bad(path, number + 1, f"damaged or truncated gzip ({e})", "download the file again") from None
+        except DAMAGE as e:
+            raise _damaged(path, number + 1, e) from None
         except OSError as e:
+            if path.suffix == ".zst" and e.errno is None:  # Arrow's own
+                raise _damaged(path, number + 1, e) from None
             raise bad(path, number + 1, f"cannot be read ({e.strerror or e})", "check the disk") from e
 
 
-def tsv(path: Path, widths: Collection[int], layout: str) -> Iterator[tuple[int, list[str]]]:
-    """Tab-separated cells; the first line says which of the allowed widths the file has. `layout` explains them."""
-    width = None
-    for number, line in lines(path):
-        cells = line.split("\t")
-        if len(cells) not in widths or len(cells) != (width or len(cells)):
-            raise bad(path, number, wrong_width(len(cells), width), f"expected {layout}, between tabs")
-        width = len(cells)
-        yield number, cells
+def cells(path: Path, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a TSV or CSV file, with the number of their last line; blank lines are left out.
+
+    Cells are parted by tabs, in a CSV file by the first of comma, semicolon and tab that its first line has. `quoted`:
+    they may be quoted, as CSV writers do it. Raises LeadError, also for a quote that is never closed.
+    """
+    comma, delimiter = format_of(path) == "csv", "\t"
+    if not quoted:
+        for number, line in lines(path):
+            yield number, line.split("\t")
+        return
+    if comma:
+        first = next((line for _, line in lines(path)), "")
+        delimiter = next((mark for mark in ",;\t" if mark in first), ",")
+    number = 0
+
+    def following() -> Iterator[str]:
+        nonlocal number
+        for number, line in _lines(path):  # noqa: B007
+            yield line
+
+    try:
+        for row in csv.reader(following(), delimiter=delimiter, strict=True):
+            if row:
+                yield number, row
+    except csv.Error as e:
+        remedy = "double each quote inside quoted cells, or quote no cell"
+        raise bad(path, number, f"not valid {'CSV' if comma else 'TSV with quotes'} ({e})", remedy) from None
 
 
-def records(path: Path, names: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a JSONL or Parquet file as dictionaries; of a Parquet file only the columns in `names` are read."""
+def quotes(path: Path) -> bool:
+    """Whether a TSV file quotes its cells as CSV writers do, by its first lines with a quote (at most `QUOTING`).
+
+    It does if each quote belongs to a quoted cell, with quotes inside it doubled, and if some cell would not need its
+    quotes otherwise: one holds a doubled quote, a tab or a newline, or a column is quoted in every line. MS MARCO's
+    passages, of which some start or end with a quote, are no such file.
+    """
+    seen = total = 0
+    needed = False
+    always: set[int] | None = None  # columns that are quoted in every line so far
+    record, found = "", 0  # a record so far, and its quotes
+    for _, line in _lines(path):
+        record, found = record + line, found + line.count('"')
+        if found % 2:  # a newline inside a quoted cell, if it is one
+            if len(record) > 1 << 20:
+                return False
+            continue
+        row, record, found = record.removesuffix("\n").removesuffix("\r"), "", 0
+        if not row:
+            continue
+        total += 1
+        quoted: set[int] = set()
+        if '"' in row:
+            at = column = 0
+            while at <= len(row):
+                match = CELL.match(row, at)
+                if match is None or (match.end() < len(row) and row[match.end()] != "\t"):
+                    return False
+                if match[1] is not None:
+                    quoted.add(column)
+                    needed = needed or any(c in match[1] for c in '"\t\n')
+                at, column = match.end() + 1, column + 1
+            seen += 1
+        if total > 1 or quoted:  # a header may go without
+            always = quoted if always is None else always & quoted
+        if seen >= QUOTING:
+            break
+    return not record and seen > 0 and (needed or bool(always and total > 1))
+
+
+def records(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows of a JSONL or Parquet file as dictionaries; of a Parquet file only the `wanted` columns are read."""
     if format_of(path) == "parquet":
-        yield from _parquet(path, names)
+        yield from _parquet(path, wanted)
         return
     for number, line in lines(path):
         try:
@@ -95,31 +172,30 @@ def records(path: Path, names: Collection[str]) -> Iterator[tuple[int, dict[str,
         yield number, record
 
 
-def identifier(path: Path, number: int, record: dict[str, Any], names: Collection[str]) -> str:
-    """The id under the first of `names` that the record has, as a string; whole numbers are welcome."""
-    value = next((record[name] for name in names if name in record), None)
+def identifier(path: Path, number: int, value: object, names: Collection[str]) -> str:
+    """An id as a string; whole numbers are welcome. `names`: the fields that it may stand in."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
-        raise bad(path, number, f"no id: {_short(value)}", f"expected a string or whole number as {' or '.join(names)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise bad(path, number, "the id holds half a surrogate pair", "mend the \\u escapes of this record") from None
-    return value
+        what = "empty id" if value == "" else f"no id: {_short(value)}"
+        raise bad(path, number, what, f"expected a string or whole number as {' or '.join(names)}")
+    return _text(path, number, value, "the id")
 
 
-def string(path: Path, number: int, record: dict[str, Any], name: str, default: str | None = None) -> str:
-    """A text of the record. A missing or null one is `default`, or an error if there is no default."""
-    value = record.get(name)
+def string(path: Path, number: int, value: object, name: str, default: str | None = None) -> str:
+    """A text. A missing or null one is `default`, or an error if there is no default."""
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
         raise bad(path, number, f"no {name}: {_short(value)}", f"expected a string as {name}")
+    return _text(path, number, value, name)
+
+
+def _text(path: Path, number: int, value: str, what: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        raise bad(path, number, f"{name} holds half a surrogate pair", "mend the \\u escapes of this record") from None
+        raise bad(path, number, f"{what} holds half a surrogate pair", "fix the \\u escapes of this record") from None
     return value
 
 
@@ -136,9 +212,14 @@ def _short(value: object) -> str:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
-    """Open for reading bytes, through gzip if the name ends in .gz."""
+    """Open for reading bytes, unpacked if the name ends in .gz or .zst."""
+    file: IO[bytes]
     try:
-        file: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]
+        if path.suffix == ".zst":
+            stream = pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")
+            file = io.BufferedReader(stream)
+        else:
+            file = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]
     except OSError as e:
         raise LeadError(f"cannot read {path}: {e.strerror or e}") from e
     with file:
@@ -146,20 +227,25 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _most(path: Path) -> float:
-    """Bytes that may be read from a file: a small gzip file can hold more than there are disks for."""
-    return max(SMALL, UNPACKED * path.stat().st_size) if path.suffix == ".gz" else math.inf
+    """Bytes that may be read from a file: a small compressed file can hold more than there are disks for."""
+    return max(SMALL, UNPACKED * path.stat().st_size) if path.suffix in PACKED else math.inf
+
+
+def _damaged(path: Path, number: int, error: Exception) -> LeadError:
+    kind = "zstd" if path.suffix == ".zst" else "gzip"
+    return bad(path, number, f"damaged or truncated {kind} ({error})", "download the file again")
 
 
 def _bomb(path: Path, number: int) -> LeadError:
     return bad(path, number, f"holds more than {UNPACKED} times its size", "unpack it yourself if that is right")
 
 
-def _parquet(path: Path, names: Collection[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         with contextlib.ExitStack() as stack:
             source: Path | IO[bytes] = path
-            if path.suffix == ".gz":  # Parquet is read from its end, gzip only from its start
+            if path.suffix in PACKED:  # Parquet is read from its end, a compressed file from its start
                 source = stack.enter_context(tempfile.TemporaryFile())
                 packed = stack.enter_context(_reading(path))
                 while chunk := packed.read(1 << 20):
@@ -169,7 +255,7 @@ def _parquet(path: Path, names: Collection[str]) -> Iterator[tuple[int, dict[str
             else:
                 read_checksum(path)  # one of lead's own; foreign files have none
             file = stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
-            columns = [name for name in file.schema_arrow.names if name in names]
+            columns = [name for name in file.schema_arrow.names if wanted(name)]
             if len(set(columns)) < len(columns):
                 raise ValueError(f"a column twice: {', '.join(columns)}")
             for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=columns):

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -90,13 +91,20 @@ def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
 
 
 def named_files(settings: Any) -> list[Path]:
-    """Files that the settings of a stage name: the source of a dataset, and lists of an external run."""
+    """Files that the settings of a stage name: the source of a dataset, and lists that come with it.
+
+    Of a source whose folder is missing there are none.
+    """
     from lead.config.load import source_files
     from lead.config.sources import IR_DATASETS
 
-    source, given = getattr(settings, "source", None), getattr(settings, "external_run", None)
-    files = [] if source is None else source_files(source)
-    return [Path(name) for name in files + ([given] if given and not given.startswith(IR_DATASETS) else [])]
+    source, run = getattr(settings, "source", None), getattr(settings, "external_run", None)
+    files: list[str] = []
+    if source is not None:
+        with contextlib.suppress(LeadError):
+            files = source_files(source)
+    files += [os.path.expanduser(run)] if run and not run.startswith(IR_DATASETS) else []
+    return [Path(name) for name in files]
 
 
 def pretrained(reference: str) -> str | None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from lead.data.copies import repeated, with_copies
 from lead.data.texts import take_texts
 from lead.errors import LeadError
 from lead.models.features import Candidates, mask_columns
@@ -30,7 +31,7 @@ class Batch:
 
     queries: list[str]
     passages: list[str]
-    relevant: torch.Tensor  # [Q, P] true where the passage is known to be relevant to the query, by id
+    relevant: torch.Tensor  # [Q, P] true where the passage, or another with its text, is known to be relevant
     positives: torch.Tensor  # [Q, most] corpus rows of all that is known to be relevant, the drawn one first; then -1
     first: int = 0  # column in the global batch of the first passage here
 
@@ -69,8 +70,13 @@ class Queries:
         negatives: Path | None,
         relevance: int,
         depth: int,
+        group: RowNumbers | None = None,
     ):
-        """Read the split's Parquet files. Raises LeadError when nothing in them can be trained on."""
+        """Read the split's Parquet files. Raises LeadError when nothing in them can be trained on.
+
+        `group` [passages]: which passages have the same text (`lead.data.copies.same_text`). A copy of a relevant
+        passage is relevant too: it is in `positives`, behind the `judged` ones, and is never a negative.
+        """
         table, judged = read_table(queries, "queries"), read_table(qrels, "qrels")
         judged = judged.filter(pc.greater_equal(judged["rel"], relevance))
         positives = _rows(table["qid"], corpus_ids, judged, f"qrels {qrels}")
@@ -79,13 +85,17 @@ class Queries:
             raise LeadError(f"{queries}: no query has a relevant passage in {qrels} (relevance >= {relevance})")
         keep = np.flatnonzero(usable)
         self.texts = table["text"].take(pa.array(keep))
+        self.judged = [len(positives[i]) for i in keep]
+        if group is not None:
+            groups = repeated(group)
+            positives = [with_copies(rows, group, groups) for rows in positives]
         self.positives = [positives[i] for i in keep]
         self.negatives: list[RowNumbers] = [np.empty(0, np.int64)] * len(keep)
         if negatives is not None:
             mined = read_table(negatives, "ranked")
             mined = mined.filter(pc.less_equal(mined["rank"], depth))
             rows = _rows(table["qid"], corpus_ids, mined, f"negatives {negatives}")
-            # by id, all positives: a stale list must not turn an answer into a negative
+            # all positives: neither a stale list nor a copy must turn an answer into a negative
             self.negatives = [rows[i][~np.isin(rows[i], positives[i])] for i in keep]
             lacking = sum(len(n) == 0 for n in self.negatives)
             if lacking:
@@ -158,7 +168,7 @@ class TrainingData:
                 other = int(rng.integers(len(self.corpus)))
                 if other not in positives and other not in drawn:
                     drawn.append(other)
-            passages += [int(rng.choice(positives)), *map(int, drawn)]
+            passages += [int(rng.choice(positives[: self.queries.judged[row]])), *map(int, drawn)]
         column = np.array(passages)
         known = [self.queries.positives[row] for row in rows]
         relevant = np.stack([np.isin(column, k) for k in known])

@@ -13,6 +13,7 @@ import torch
 from lead.config.methods import METHODS
 from lead.config.schema import Train
 from lead.config.stages import DistilSettings, TrainSettings
+from lead.data.copies import same_text
 from lead.data.texts import mapped
 from lead.device import device
 from lead.errors import LeadError
@@ -200,12 +201,14 @@ def _loop(
     assert corpus and queries and qrels and dev_queries and dev_qrels
     train, relevance = settings.train, settings.relevance
     passages = mapped(corpus, state / "corpus.arrow", Exchange.here())
-    judged = Queries(passages["pid"], queries, qrels, negatives, relevance, train.negatives_depth)
+    group = same_text(passages["text"])
+    judged = Queries(passages["pid"], queries, qrels, negatives, relevance, train.negatives_depth, group)
     drawn = 0 if index else train.negatives
     data = TrainingData(passages, judged, train.batch_size, drawn, settings.seed, settings.generation)
     dev = None
     if train.dev_queries:
-        dev_judged = Queries(passages["pid"], dev_queries, dev_qrels, negatives, relevance, train.negatives_depth)
+        depth = train.negatives_depth
+        dev_judged = Queries(passages["pid"], dev_queries, dev_qrels, negatives, relevance, depth, group)
         dev = DevPool(passages, dev_judged, train.dev_queries, train.dev_negatives, index)
     _say_epochs(train, len(judged))
     key = state_key(settings, files)
