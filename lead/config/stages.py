@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lead.config.recipe import EXECUTION
-from lead.config.schema import Bm25, Distil, Evaluation, Lengths, ModelRef, Scoring, Train
+from lead.config.schema import Bm25, Distil, Evaluation, Lengths, Mining, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import PositiveInt, Seed, Strict
 
@@ -32,6 +32,7 @@ class Bm25Settings(Strict):
     depth: PositiveInt = 1000
     mine_depth: PositiveInt = 100
     relevance: PositiveInt = 1
+    ignore_identical_ids: bool = False
 
 
 class GivenSettings(Strict):
@@ -108,6 +109,8 @@ class MineSettings(Strict):
 
     mine_depth: PositiveInt = 100
     relevance: PositiveInt = 1
+    mining: Mining = Mining()
+    ignore_identical_ids: bool = False
     index_parameters: str | None = Field(None, description="of approximate indexes, such as nprobe=16; null: faiss's")
 
 
@@ -140,6 +143,7 @@ class EvaluateSettings(Strict):
     """Read by `lead evaluate`."""
 
     evaluation: Evaluation = Evaluation()
+    ignore_identical_ids: bool = False
     seed: Seed = 1
     made_by: dict[str, Any] = Field(
         {}, description="dataset, run and settings of what made the list, copied into the result"

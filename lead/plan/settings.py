@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from lead.config.experiments import UNTRAINED
 from lead.config.load import source_paths
-from lead.config.schema import Settings
+from lead.config.schema import Mining, Settings
 from lead.config.sources import EvaluationSource, FilesSource
-from lead.errors import Named
+from lead.errors import LeadError, Named
 from lead.plan.runs import READS, TRAINING
 
 if TYPE_CHECKING:
@@ -38,7 +38,10 @@ def stage_settings(plan: Plan, stage: str, dataset: str, run: str | None = None)
         return _json(source=source, **share, relevance=relevance, checks=s.checks, expect=data.expect)
     if stage == "bm25":
         r = s.retrieval
-        return _json(bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=relevance)
+        same = r.ignore_identical_ids
+        return _json(
+            bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=relevance, ignore_identical_ids=same
+        )
     if stage == "given":
         return {"given": plan.given(dataset), "depth": s.retrieval.depth}
     if stage in ("encode", "rerank"):
@@ -52,7 +55,11 @@ def stage_settings(plan: Plan, stage: str, dataset: str, run: str | None = None)
         precision = {"batch_tokens": s.retrieval.batch_tokens, "precision": s.train.precision}
         return _json(**s.denoise.model_dump(), relevance=relevance, **precision)
     if stage == "mine":
-        return _json(mine_depth=s.retrieval.mine_depth, relevance=relevance) | _searching(s)
+        if s.mining != Mining() and plan.loaded.datasets[dataset][0].shards > 1:
+            raise LeadError(f"dataset '{dataset}': `mining` filters no corpus in shards; set shards: 1, or use denoise")
+        same = s.retrieval.ignore_identical_ids
+        kept = _json(mine_depth=s.retrieval.mine_depth, mining=s.mining, ignore_identical_ids=same)
+        return kept | {"relevance": relevance} | _searching(s)
     if stage == "retrieve":
         return _json(depth=s.retrieval.depth) | _searching(s)
     assert run is not None
@@ -70,7 +77,10 @@ def stage_settings(plan: Plan, stage: str, dataset: str, run: str | None = None)
         shared = _json(seed=s.seed, train=s.train, generation=plan.generation(run), relevance=relevance)
         return shared | _json(method=row.method, distil=distil)
     if stage == "evaluate":
-        return _json(evaluation=s.evaluation, seed=s.seed) | {"made_by": _made_by(plan, dataset, run)}
+        same = s.retrieval.ignore_identical_ids
+        return _json(evaluation=s.evaluation, seed=s.seed, ignore_identical_ids=same) | {
+            "made_by": _made_by(plan, dataset, run)
+        }
     raise ValueError(f"no stage {stage}")
 
 
