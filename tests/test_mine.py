@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from searching import top_k
 
+from lead.cli import main
 from lead.config.schema import Mining
 from lead.config.stages import MineSettings
 from lead.errors import LeadError
@@ -289,6 +292,20 @@ def test_filters_of_parts_are_refused(tmp_path: Path) -> None:
             parts=[tmp_path / "part.parquet"],
             out=tmp_path / "n.parquet",
         )
+
+
+def test_the_keys_reach_every_stage_that_reads_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "config", tmp_path / "config")
+    config = tmp_path / "config" / "config.yaml"
+    keys = "  retrieval: {ignore_identical_ids: true}\n  mining: {margin: 0.5}\n"
+    config.write_text(config.read_text() + keys)
+    for stage in ("bm25", "mine", "evaluate"):
+        assert main(["show", "demo/miner", "--stage", stage, "--config", str(config)]) == 0
+        settings = json.loads(capsys.readouterr().out)
+        assert settings["ignore_identical_ids"] is True
+        assert stage != "mine" or settings["mining"]["margin"] == 0.5
+    assert main(["show", "mspas/miner", "--stage", "mine", "--config", str(config)]) != 0
+    assert "dataset 'mspas': `mining` filters no corpus in shards; set shards: 1" in capsys.readouterr().err
 
 
 def test_a_query_id_in_two_files(tmp_path: Path) -> None:

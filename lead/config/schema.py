@@ -233,17 +233,14 @@ class Bm25(Strict):
 
 
 class Mining(Strict):
-    """Which of a query's best passages become negatives, as sentence-transformers' mine_hard_negatives has it.
+    """Which passages that `lead mine` finds become negatives, by the miner's scores (by a stronger model: `denoise`).
 
-    Of `lead mine`, by the scores of the dual encoder that mines; by a cross encoder or ColBERT: `denoise`. Without
-    these keys all do that are not known positives. A corpus in several shards cannot be filtered.
+    As in sentence-transformers' mine_hard_negatives. Without these keys: all that are not known positives.
     """
 
-    margin: NonNegative | None = Field(
-        None, description="a negative scores at least so much below the lowest-scoring positive; null: no limit"
-    )
+    margin: NonNegative | None = Field(None, description="how far below the lowest-scoring positive a negative scores")
     relative_margin: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="the same, as a share of that positive's score: .05 keeps negatives below 95 % of it"
+        None, description="the same as a share of that score: .05 keeps negatives up to 95 % of it"
     )
     range_min: Count = Field(0, description="skip so many of the best passages that are left")
     range_max: PositiveInt | None = Field(

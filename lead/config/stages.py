@@ -14,6 +14,8 @@ from lead.config.schema import Bm25, Distil, Evaluation, Lengths, Mining, ModelR
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import PositiveInt, Seed, Strict
 
+OwnIds = Annotated[bool, Field(description="leave out each query's passage of the same id")]
+
 
 class PrepareSettings(Strict):
     """Read by `lead prepare`."""
@@ -32,7 +34,7 @@ class Bm25Settings(Strict):
     depth: PositiveInt = 1000
     mine_depth: PositiveInt = 100
     relevance: PositiveInt = 1
-    ignore_identical_ids: bool = False
+    ignore_identical_ids: OwnIds = False
 
 
 class GivenSettings(Strict):
@@ -110,7 +112,7 @@ class MineSettings(Strict):
     mine_depth: PositiveInt = 100
     relevance: PositiveInt = 1
     mining: Mining = Mining()
-    ignore_identical_ids: bool = False
+    ignore_identical_ids: OwnIds = False
     index_parameters: str | None = Field(None, description="of approximate indexes, such as nprobe=16; null: faiss's")
 
 
@@ -143,7 +145,7 @@ class EvaluateSettings(Strict):
     """Read by `lead evaluate`."""
 
     evaluation: Evaluation = Evaluation()
-    ignore_identical_ids: bool = False
+    ignore_identical_ids: OwnIds = False
     seed: Seed = 1
     made_by: dict[str, Any] = Field(
         {}, description="dataset, run and settings of what made the list, copied into the result"
