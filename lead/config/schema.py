@@ -206,11 +206,11 @@ class PhaseTrain(Strict):
 
 # --- retrieval and evaluation ----------------------------------------------------------------------------------------
 class Denoise(Strict):
-    """Hard negatives without those that a strong model holds for relevant (RocketQA)."""
+    """Hard negatives without those that a strong model finds relevant (RocketQA)."""
 
-    depth: PositiveInt = Field(100, description="negatives of a list that are looked at; the rest is dropped")
+    depth: PositiveInt = Field(100, description="negatives of a list that are scored; the rest is dropped")
     keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="a negative stays if its chance of beating the best positive is below"
+        0.1, description="a negative stays if its chance of beating the best positive is lower"
     )
 
 

@@ -31,7 +31,7 @@ __all__ = ["check_measures", "evaluate", "query_values", "write_trec"]
 
 log = logging.getLogger("lead")
 
-QUERIES = 1000  # evaluated at a time: bounds the memory of the Python dicts that ir_measures wants
+QUERIES = 1000  # evaluated at a time: bounds the memory of the Python dictionaries that ir_measures reads
 DIGITS = 6
 OWN_ID = 0.1  # share of queries that find first the passage with their own id, from which on a warning is given
 PACKAGES = (

@@ -40,10 +40,11 @@ class Scorer(Protocol):
 def rerank(
     *, settings: RerankSettings, gpu: int, model: Path, corpus: Path, queries: Path, ranked: Path, out: Path
 ) -> None:
-    """Reorder the top `rerank_depth` of each list by MaxSim or CE; passages below are dropped. Ties: smaller pid first.
+    """Reorder the top `rerank_depth` of each list by the scores of a ColBERT or a cross encoder.
 
-    ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the lists,
-    and ColBERT's token vectors of a block, of 2 T d bytes a passage: at most `BLOCK` bytes unless one list has more.
+    Passages below are dropped; ties go to the smaller pid. ColBERT encodes each passage of a block of queries once, a
+    cross encoder every pair. Memory: the lists, and ColBERT's token vectors of a block, 2 T d bytes a passage: at most
+    `BLOCK` bytes unless one list needs more.
     """
     reranker = LayeredModel.load(model)
     if reranker.kind == "de":
@@ -57,7 +58,7 @@ def rerank(
     query = pc.index_in(lists["qid"], value_set=asked["qid"])
     if row.null_count or query.null_count:
         raise LeadError(
-            f"{ranked} names passages or queries that {corpus} and {queries} do not have; they do not belong together"
+            f"{ranked} names passages or queries that {corpus} and {queries} do not have; give files of one collection"
         )
     rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False).astype(np.int64)
     needed, position = np.unique(rows, return_inverse=True)
@@ -108,7 +109,7 @@ def score_pairs(
 
 
 def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
-    """Cut pairs, sorted by query, between queries into slices of at most `most` different texts, or one query's.
+    """Cut pairs, sorted by query, into slices of whole queries with at most `most` different texts, or one query.
 
     queries, passages [pairs]: rows of the texts.
     """
@@ -128,7 +129,7 @@ def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
 
 
 def scorer(model: LayeredModel, queries: list[str], corpus: list[str], batch_tokens: int, precision: str) -> Scorer:
-    """What scores rows of `queries` against rows of `corpus`, texts both."""
+    """The function that scores a row of the texts `queries` against rows of the texts `corpus`."""
     encode = MicroBatchEncoder(batch_tokens, precision)
     if isinstance(model, CrossEncoder):
         return cross_scorer(model, queries, corpus, encode)
@@ -137,7 +138,7 @@ def scorer(model: LayeredModel, queries: list[str], corpus: list[str], batch_tok
 
 
 def cross_scorer(model: CrossEncoder, queries: list[str], corpus: list[str], encode: MicroBatchEncoder) -> Scorer:
-    """Scores of pairs, encoded when they are asked for: a query's list is sorted by length and cut into batches."""
+    """Scores of pairs. A query's pairs are encoded on request, sorted by length, in batches."""
 
     def score(query: int, passages: Ints) -> Floats:
         texts = [corpus[i] for i in passages]
@@ -149,7 +150,7 @@ def cross_scorer(model: CrossEncoder, queries: list[str], corpus: list[str], enc
 
 
 def colbert_scorer(model: Retriever, queries: list[str], corpus: list[str], micro: MicroBatchEncoder) -> Scorer:
-    """MaxSim from token vectors of all passages and queries, encoded beforehand and kept on the CPU."""
+    """MaxSim of token vectors. All passages and queries are encoded beforehand and kept on the CPU."""
 
     def encode(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[torch.Tensor]:
         """Token vectors [T, d] of each text, on the CPU."""
