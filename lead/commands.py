@@ -135,6 +135,7 @@ STAGES: dict[str, Stage] = {
             "qrels+": QRELS + " of these queries",
             "index+?": INDEX,
             "parts+?": PARTS,
+            "corpus?": CORPUS + ": copies of positives under other ids are no negatives either",
         },
         outputs={"out": RANKED},
         gpu=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,84 @@ def test_queries_without_a_known_word_have_no_list(index_of: Callable[..., Bm25I
 def test_a_corpus_without_words(index_of: Callable[..., Bm25Index], passages: dict[str, str]) -> None:
     with pytest.raises(LeadError, match="no passage of the corpus has a word"):
         index_of(passages)
+
+
+def test_every_script_is_found(index_of: Callable[..., Bm25Index], caplog: pytest.LogCaptureFixture) -> None:
+    """A word ranks first the passage that holds it, and not one that holds half of it or shares a letter."""
+    passages = {
+        "zh": "故乡的月亮很圆。",
+        "ja": "天気予報によると明日は雨です。",
+        "hi": "तारा",
+        "hi2": "तार",
+        "fr": "crème brûlée",
+        "tr": "İstanbul",
+        "th": "อากาศวันนี้ดีมาก",
+    }
+    queries = {
+        "zh": "故乡",
+        "ja": "天気",
+        "hi": "तारा",
+        "hi2": "तार",
+        "fr": unicodedata.normalize("NFD", "brûlée"),
+        "tr": "istanbul",
+        "th": "อากาศ",
+    }
+    for analyser in ("english", "unicode", "code"):
+        lists = rank(index_of(passages, analyser=analyser), queries)
+        assert {qid: [pid for pid, _ in found] for qid, found in lists.items()} == {qid: [qid] for qid in queries}
+    assert not caplog.messages
+
+
+def test_many_queries_that_find_nothing_are_told(
+    index_of: Callable[..., Bm25Index], caplog: pytest.LogCaptureFixture
+) -> None:
+    queries = {f"q{i}": "cats" for i in range(4)}
+    rank(index_of(PASSAGES), {**queries, "x": "zebra"})
+    assert not caplog.messages  # one in five
+    rank(index_of(PASSAGES), {**queries, "x": "zebra", "y": ""})
+    assert caplog.messages == [
+        "2 of 6 queries share no word with any passage; is bm25.analyser 'english' right for this language?"
+    ]
+
+
+def stage(
+    folder: Path, passages: dict[str, str], queries: dict[str, str], relevant: dict[str, str], **keys: Any
+) -> Any:
+    """Negatives of `lead bm25` as {qid: [pid, ..]}; relevant: {qid: pid}."""
+    write_table(texts("corpus", passages), folder / "corpus.parquet", "corpus")
+    write_table(texts("queries", queries), folder / "queries.parquet", "queries")
+    qrels = pa.table([list(relevant), list(relevant.values()), [1] * len(relevant)], schema=SCHEMAS["qrels"])
+    write_table(qrels, folder / "qrels.parquet", "qrels")
+    bm25(
+        settings=Bm25Settings(**keys),
+        corpus=folder / "corpus.parquet",
+        queries=[folder / "queries.parquet"],
+        qrels=[folder / "qrels.parquet"],
+        test_queries=folder / "queries.parquet",
+        negatives=folder / "negatives.parquet",
+        ranked=folder / "ranked.parquet",
+    )
+    found: dict[str, list[str]] = {}
+    for row in read_table(folder / "negatives.parquet", "ranked").to_pylist():
+        found.setdefault(row["qid"], []).append(row["pid"])
+    return found
+
+
+def test_copies_of_a_positive_are_no_negatives(tmp_path: Path) -> None:
+    passages = {"a": "cats chase mice", "b": "cats sleep", "copy": "cats chase mice", "copy2": " cats chase mice\u200b"}
+    queries, relevant = {"q": "cats chase", "r": "sleep cats"}, {"q": "a", "r": "b"}
+    found = stage(tmp_path, passages, queries, relevant, mine_depth=1)
+    assert found == {"q": ["b"], "r": ["a"]}  # full, though three copies are above it
+
+
+def test_queries_that_are_passages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    passages = {"1": "cats chase mice", "2": "cats chase dogs", "3": "cats sleep"}
+    queries, relevant = {"1": "cats chase mice", "2": "cats chase dogs"}, {"1": "3", "2": "3"}
+    assert stage(tmp_path, passages, queries, relevant, mine_depth=1) == {"1": ["1"], "2": ["2"]}
+    assert "set retrieval.ignore_identical_ids: true" in caplog.text
+    caplog.clear()
+    found = stage(tmp_path, passages, queries, relevant, mine_depth=1, ignore_identical_ids=True)
+    assert found == {"1": ["2"], "2": ["1"]} and not caplog.records
 
 
 def test_the_stage(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
-"""Measures with values computed by hand, and the statistics around them."""
+"""Measures: values computed by hand, and those of ir_measures' own command."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,14 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ir_measures.__main__ import main_cli
 
 from lead.config.stages import EvaluateSettings
 from lead.errors import LeadError
 from lead.evaluation import evaluate as module
 from lead.evaluation.evaluate import evaluate, query_values
 from lead.evaluation.measures import check_measures, parse_measures
-from lead.evaluation.stats import bootstrap_interval, holm, paired_test
-from lead.store.tables import SCHEMAS, read_table, write_table
+from lead.store.tables import ABOUT, SCHEMAS, read_table, write_table
 
 NAMES = ["RR@10", "AP@1000", "R@3", "nDCG@10", "P@2", "Success@1"]
 QRELS = {
@@ -134,11 +137,24 @@ def test_many_queries_against_plain_python(seed: int) -> None:
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
-def run(folder: Path, ranked: pa.Table, qrels: pa.Table, trec: bool = False, **evaluation: Any) -> dict[str, Any]:
+def run(
+    folder: Path,
+    ranked: pa.Table,
+    qrels: pa.Table,
+    trec: bool = False,
+    ignore_identical_ids: bool = False,
+    **evaluation: Any,
+) -> dict[str, Any]:
     write_table(ranked, folder / "ranked.parquet", "ranked")
-    write_table(qrels, folder / "qrels.parquet", "qrels")
+    about = json.loads((qrels.schema.metadata or {}).get(ABOUT.encode(), "null"))
+    write_table(qrels, folder / "qrels.parquet", "qrels", about=about)
     settings = EvaluateSettings.model_validate(
-        {"evaluation": {"measures": NAMES, **evaluation}, "seed": 3, "made_by": {"model": "x"}}
+        {
+            "evaluation": {"measures": NAMES, **evaluation},
+            "ignore_identical_ids": ignore_identical_ids,
+            "seed": 3,
+            "made_by": {"model": "x"},
+        }
     )
     evaluate(
         settings=settings,
@@ -202,6 +218,98 @@ def test_trec_run_file(tmp_path: Path) -> None:
         run(tmp_path, ranked_of({"q1": ["x y"]}), qrels_of(QRELS), trec=True)
 
 
+def by_ir_measures(qrels: Path, trec: Path, names: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """What ir_measures' own command says of the same files, with the providers that it chooses itself."""
+    monkeypatch.setattr(sys, "argv", ["ir_measures", str(qrels), str(trec), *names, "--places", "9"])
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        main_cli()
+    return {name: float(value) for name, value in (line.split("\t") for line in out.getvalue().splitlines())}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_command_of_ir_measures_says_the_same_of_the_exported_run(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ties, judged passages in no list, queries without a list, lists without a judgement, grades, nothing relevant."""
+    rng = np.random.default_rng(seed)
+    pids = [f"d{i}" for i in range(30)]
+    judged: dict[str, dict[str, int]] = {}
+    lists: dict[str, list[str]] = {}
+    scores: list[float] = []
+    for q in range(15):
+        if q % 5 != 1:
+            some = [*rng.choice(pids, int(rng.integers(1, 6)), replace=False), *(["lost"] if q % 3 == 0 else [])]
+            judged[f"q{q}"] = {str(pid): int(rng.integers(0, 4)) for pid in some}
+        if q % 5 != 2:
+            lists[f"q{q}"] = list(map(str, rng.permutation(pids)[: int(rng.integers(1, 30))]))
+            scores += (-np.sort(-rng.integers(-2, 3, len(lists[f"q{q}"])) / 2)).tolist()  # many ties, zeros among them
+    names = [
+        "RR@10",
+        "RR",
+        "nDCG@10",
+        "AP@1000",
+        "AP",
+        "R@20",
+        "P@5",
+        "Success@5",
+        "Rprec",
+        "RR(rel=2)@10",
+        "AP(rel=3)",
+    ]
+    result = run(tmp_path, ranked_of(lists, scores), qrels_of(judged), trec=True, measures=names)
+    lines = [f"{qid} 0 {pid} {rel}\n" for qid, some in judged.items() for pid, rel in some.items()]
+    (tmp_path / "qrels.txt").write_text("".join(lines))
+    expected = by_ir_measures(tmp_path / "qrels.txt", tmp_path / "run.trec", names, monkeypatch)
+    assert set(expected) == set(names)
+    assert {name: result["metrics"][name]["mean"] for name in names} == pytest.approx(expected, abs=1e-6)
+
+
+def test_judged_passages_that_the_corpus_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They stay in the denominators, and the result and one warning tell their number."""
+    judged = {f"q{i}": {f"d{i}": 1} for i in range(20)} | {"q1": {"lost": 1}, "q2": {"d2": 1, "lost": 1}}
+    lists = {f"q{i}": [f"d{i}"] for i in range(20)}
+    result = run(tmp_path, ranked_of(lists), qrels_of(judged), measures=["RR@10", "R@10"])
+    assert result["missing_passages"] == 0 and "not in the corpus" not in caplog.text
+    caplog.clear()
+    table = qrels_of(judged).replace_schema_metadata({ABOUT: json.dumps({"missing_passages": 2})})
+    result = run(tmp_path, ranked_of(lists), table, measures=["RR@10", "R@10"])
+    assert result["missing_passages"] == 2
+    assert [m for m in caplog.messages if "corpus" in m] == [
+        "2 judged passages are not in the corpus; they count as not found"
+    ]
+    assert {name: m["mean"] for name, m in result["metrics"].items()} == {"RR@10": 0.95, "R@10": 0.925}
+
+
+def test_queries_that_are_passages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    judged = {"a": {"x": 1}, "b": {"y": 1}, "c": {"z": 1}}
+    lists = {"a": ["a", "x", "b"], "b": ["y", "b"], "c": ["c"]}
+    result = run(tmp_path, ranked_of(lists), qrels_of(judged), measures=["RR@10"])
+    assert result["metrics"]["RR@10"]["mean"] == 0.5 and not result["ignore_identical_ids"]
+    assert "2 of 3 queries find first the passage with their own id" in caplog.text
+    assert "retrieval.ignore_identical_ids: true" in caplog.text
+    caplog.clear()
+    result = run(tmp_path, ranked_of(lists), qrels_of(judged), True, True, measures=["RR@10"])
+    assert result["metrics"]["RR@10"]["mean"] == round(2 / 3, 6) and result["ignore_identical_ids"]
+    assert "own id" not in caplog.text
+    assert [line.split()[:4:3] for line in (tmp_path / "run.trec").read_text().splitlines()] == [
+        ["a", "1"],
+        ["a", "2"],
+        ["b", "1"],
+    ]
+    own = {"a": {"a": 1}, "b": {"b": 2}}  # ids that are the same by design: queries numbered as their passages
+    run(tmp_path, ranked_of({"a": ["a"], "b": ["b"]}), qrels_of(own), measures=["RR@10"])
+    assert "own id" not in caplog.text
+
+
+def test_tied_scores_are_told_apart_in_a_trec_run(tmp_path: Path) -> None:
+    lists = {"q1": ["x", "b", "c"], "q2": ["a", "b"]}
+    run(tmp_path, ranked_of(lists, [0.5, 0.5, 0.5, 0.0, 0.0]), qrels_of(QRELS), trec=True)
+    rows = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
+    assert [row[2] for row in rows] == ["x", "b", "c", "a", "b"]
+    scores = np.array([row[4] for row in rows], np.float32)
+    assert scores[0] > scores[1] > scores[2] > 0.4999999 and scores[3] == 0 > scores[4]
+
+
 # --- names of measures -----------------------------------------------------------------------------------------------
 def test_valid_measures() -> None:
     check_measures([*NAMES, "AP(rel=2)@100", "MRR@10", "Rprec", "nDCG(gains={1:0,2:1})@10"])
@@ -234,43 +342,3 @@ def test_malformed_measures(name: str, hint: str) -> None:
 def test_a_measure_twice() -> None:
     with pytest.raises(LeadError, match="'RR@10' is listed twice"):
         check_measures(["RR@10", "R@5", "RR@10"])
-
-
-# --- statistics ------------------------------------------------------------------------------------------------------
-def test_bootstrap_interval() -> None:
-    values = np.random.default_rng(0).random(400)
-    low, high = bootstrap_interval(values, 4000, 0.95, seed=1)
-    margin = 1.96 * values.std() / math.sqrt(400)  # the normal interval, close at this size
-    assert (low, high) == pytest.approx((values.mean() - margin, values.mean() + margin), abs=0.003)
-    assert (low, high) == bootstrap_interval(values, 4000, 0.95, seed=1)
-    assert (low, high) != bootstrap_interval(values, 4000, 0.95, seed=2)
-    narrow = bootstrap_interval(values, 4000, 0.5, seed=1)
-    assert low < narrow[0] < narrow[1] < high
-    assert bootstrap_interval(np.full(5, 0.25), 10, 0.95, seed=1) == (0.25, 0.25)
-    # of two values the mean is 0, .5 or 1, with chances 1/4, 1/2, 1/4
-    assert bootstrap_interval(np.array([0.0, 1.0]), 1000, 0.4, seed=1) == (0.5, 0.5)
-    assert bootstrap_interval(np.array([0.0, 1.0]), 1000, 0.6, seed=1) == (0.0, 1.0)
-
-
-def test_t_test_by_hand() -> None:
-    """Differences 1, 2, 3: t = 2 / (1 / sqrt 3) with 2 degrees of freedom, where P(|T| > t) = 1 - t / sqrt(2 + t^2)."""
-    a, b = np.array([1.0, 2.0, 3.0]), np.zeros(3)
-    t = 2 * math.sqrt(3)
-    assert paired_test(a, b) == paired_test(b, a) == pytest.approx(1 - t / math.sqrt(2 + t * t))
-    assert paired_test(a, a) == 1.0
-    assert paired_test(a[:1], b[:1]) == 1.0  # one query tells nothing
-    assert paired_test(b + 0.5, b) == 0.0  # the same gain for every query
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
-
-
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_is_between_no_correction_and_bonferroni(p_values: list[float]) -> None:
-    corrected = holm(p_values)
-    assert all(p <= c <= min(1, len(p_values) * p) for p, c in zip(p_values, corrected, strict=True))
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    assert [corrected[i] for i in order] == sorted(corrected)

@@ -1,12 +1,16 @@
-"""The words of a text: what Lucene 9.9.1's EnglishAnalyzer answered for the same texts."""
+"""The words of a text: Lucene 9.9.1's answers for English ones, and words of every script."""
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from lead.config.schema import Bm25
-from lead.retrieval.words import WORD, Words
+from lead.retrieval.words import ANNEX_29, SIMPLE, WORD, Words
 
 
 def words(text: str, **settings: bool | str) -> list[str]:
@@ -52,3 +56,69 @@ def test_a_word_has_one_number_and_texts_their_own_words() -> None:
 def test_long_runs_of_one_character_take_no_quadratic_time() -> None:
     for text in ("_" * 100_000, "a." * 50_000, "1," * 50_000, "'" * 100_000):
         assert len(WORD.findall(text)) <= 1
+    for text in ("_" * 100_000, "ก" + "\u0301" * 100_000, 'א"' * 50_000, "क." * 50_000, "\u203f" * 100_000):
+        assert len(ANNEX_29.findall(text)) <= 1
+
+
+# --- every script ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("analyser", ["english", "unicode", "code"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("तारा तार", "तारा तार"),  # vowel signs stay
+        ("cafe\u0301 café", "café café"),  # decomposed and composed
+        ("q\u0307q й", "q\u0307q й"),  # a mark that no composed letter has
+        ("İSTANBUL I\u0307zmir", "istanbul izmir"),  # Turkish dotted I
+        ("猫喜欢 すし", "猫 喜 欢 す し"),  # ideographs and hiragana are words
+        ("カタカナー", "カタカナー"),  # a katakana word is one
+        ("อากาศ", "อา าก กา าศ"),  # pairs of Thai clusters
+        ('צה"ל', 'צה"ל'),  # a Hebrew acronym
+        ("مِصر, ١٬٢", "مِصر ١٬٢"),  # Arabic: marks, thousands
+        ("a\u200db so\u00adft", "a\u200db so\u00adft"),  # format characters are inside a word
+        ("I \U0001f355!", "i \U0001f355"),  # an emoji is a word
+        ("!? 。 \u0301", ""),
+    ],
+)
+def test_words_of_every_script(analyser: str, text: str, expected: str) -> None:
+    found = words(text, analyser=analyser, stemmer="none")
+    assert [w for w in found if len(w) == 1 or not _signs(w)] == unicodedata.normalize("NFC", expected).split()
+
+
+def _signs(word: str) -> bool:
+    """Whether a word is a pair of ideographs or hiragana, which `unicode` has besides the single ones."""
+    return len(word) == 2 and all("぀" <= c <= "ゟ" or "一" <= c <= "鿿" for c in word)
+
+
+def test_the_unicode_analyser_folds_and_pairs() -> None:
+    assert words("猫喜欢", analyser="unicode") == ["猫", "喜", "欢", "猫喜", "喜欢"]
+    assert words("날씨가", analyser="unicode") == ["날씨", "씨가"]  # Korean endings vary
+    assert words("일", analyser="unicode") == ["일"]
+    # width, ligatures, case, sharp s, final sigma, dotless i, curly apostrophes
+    same = "Ｐｉｚｚａ ﬁt STRASSE ΣΟΦΟΣ ISPARTA l\u2019eau"
+    other = "pizza fit straße σοφος ısparta l'eau"
+    assert words(same, analyser="unicode") == words(other, analyser="unicode")
+    assert words("the running dogs' dog's", analyser="unicode") == ["the", "running", "dogs", "dog's"]
+    assert words("the running", analyser="unicode", stemmer="english", stop_words=True) == ["run"]
+
+
+def test_the_code_analyser_splits_identifiers_and_keeps_them() -> None:
+    assert words("pd.DataFrame", analyser="code", stemmer="none") == ["pd.dataframe", "pd", "data", "frame"]
+    # "to" is a stop word
+    assert words("_to_csv BERTModel", analyser="code") == ["_to_csv", "csv", "bertmodel", "bert", "model"]
+    assert words("3.5.2 conv2d conv2D", analyser="code") == ["3.5.2", "conv2d", "conv2d", "conv2", "d"]
+    assert words("The cats", analyser="code") == ["cat"]
+
+
+@given(st.text(st.characters(max_codepoint=0x20BF).filter(lambda c: SIMPLE.fullmatch(c) is not None)))
+@example("r\u00b2 x\u00b2.y 1.\u00b2 \u00bd' a\u2019b a\u00b7b 1'2 _é_ \u0375\u037a")
+def test_the_fast_pattern_and_annex_29_find_the_same_words(text: str) -> None:
+    text = unicodedata.normalize("NFC", text)
+    if SIMPLE.fullmatch(text):
+        assert WORD.findall(text) == ANNEX_29.findall(text)
+
+
+def test_the_fast_pattern_is_right_for_every_character_it_is_used_for() -> None:
+    for c in map(chr, range(0x2100)):
+        if SIMPLE.fullmatch(c) and unicodedata.is_normalized("NFC", c):
+            for text in (c, f"a{c}a", f"1{c}1", f"a{c}1", f"1{c}a", f"_{c}"):
+                assert WORD.findall(text) == ANNEX_29.findall(text), ascii(text)

@@ -204,21 +204,54 @@ class PhaseTrain(Strict):
 
 # --- retrieval and evaluation ----------------------------------------------------------------------------------------
 class Denoise(Strict):
-    """Hard negatives without those that a strong model holds for relevant (RocketQA)."""
+    """Hard negatives without those that a strong model finds relevant (RocketQA)."""
 
-    depth: PositiveInt = Field(100, description="negatives of a list that are looked at; the rest is dropped")
+    depth: PositiveInt = Field(100, description="negatives of a list that are scored; the rest is dropped")
     keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="a negative stays if its chance of beating the best positive is below"
+        0.1, description="a negative stays if its chance of beating the best positive is lower"
     )
 
 
 class Bm25(Strict):
     """BM25, for negatives and as a run of its own. Defaults are Anserini's."""
 
-    k1: NonNegative = Field(0.9, description="how soon repetitions of a word count no more")
+    k1: NonNegative = Field(0.9, description="how soon further occurrences of a word stop adding to the score")
     b: Annotated[float, Field(ge=0, le=1)] = Field(0.4, description="how much long passages lose: 0 nothing")
-    stemmer: Literal["porter", "english", "none"] = Field("porter", description="porter: Lucene's; english: Porter2")
-    stop_words: bool = Field(True, description="leave out Lucene's 33 English stop words")
+    analyser: Literal["english", "unicode", "code"] = Field(
+        "english",
+        description="what a word is; english: as Lucene's EnglishAnalyzer; unicode: any language, no stems or stop "
+        "words; code: english, and the parts of identifiers at _, . and camelCase",
+    )
+    stemmer: Literal["porter", "english", "none"] | None = Field(
+        None, description="porter: Lucene's; english: Porter2; null: porter, and none with analyser unicode"
+    )
+    stop_words: bool | None = Field(
+        None, description="leave out Lucene's 33 English stop words; null: yes, and no with analyser unicode"
+    )
+
+
+class Mining(Strict):
+    """Which passages that `lead mine` finds become negatives, by the miner's scores (by a stronger model: `denoise`).
+
+    As in sentence-transformers' mine_hard_negatives. Without these keys: all that are not known positives.
+    """
+
+    margin: NonNegative | None = Field(None, description="how far below the lowest-scoring positive a negative scores")
+    relative_margin: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="the same as a share of that score: .05 keeps negatives up to 95 % of it"
+    )
+    range_min: Count = Field(0, description="skip so many of the best passages that are left")
+    range_max: PositiveInt | None = Field(
+        None, description="look at so many of the best passages; null: range_min + retrieval.mine_depth"
+    )
+    sampling: Literal["top", "random"] = Field("top", description="which of those that are left: the top or any")
+    seed: Seed = Field(1, description="of random sampling")
+
+    @model_validator(mode="after")
+    def _range(self) -> Mining:
+        if self.range_max is not None and self.range_max <= self.range_min:
+            raise ValueError(f"range_max {self.range_max} leaves nothing after range_min {self.range_min}; raise it")
+        return self
 
 
 class Retrieval(Strict):
@@ -226,6 +259,11 @@ class Retrieval(Strict):
 
     depth: PositiveInt = Field(1000, description="passages in a ranked list")
     mine_depth: PositiveInt = Field(100, description="hard negatives mined for a query")
+    ignore_identical_ids: bool = Field(
+        False,
+        description="leave the passage with the query's own id out of negatives and of evaluated lists, as BEIR does: "
+        "for collections whose queries are passages (ArguAna, Quora)",
+    )
     rerank_depth: PositiveInt = Field(1000, description="passages reranked by CB and CE (1000 PAS, 100 DOC)")
     cross_depth: PositiveInt | None = Field(None, description="passages reranked by CE; null: rerank_depth")
     rerank_from: Name = Field(
@@ -269,6 +307,7 @@ class Settings(Strict):
     distil: Distil = Distil()
     bm25: Bm25 = Bm25()
     denoise: Denoise = Denoise()
+    mining: Mining = Mining()
     retrieval: Retrieval = Retrieval()
     evaluation: Evaluation = Evaluation()
     checks: Checks = Checks()

@@ -12,9 +12,11 @@ from pydantic import Field
 
 from lead.config.methods import DistilMethodName
 from lead.config.recipe import EXECUTION
-from lead.config.schema import Bm25, Distil, Evaluation, Lengths, ModelRef, Scoring, Train
+from lead.config.schema import Bm25, Distil, Evaluation, Lengths, Mining, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import PositiveInt, Seed, Strict
+
+OwnIds = Annotated[bool, Field(description="leave out each query's passage of the same id")]
 
 
 class PrepareSettings(Strict):
@@ -34,6 +36,7 @@ class Bm25Settings(Strict):
     depth: PositiveInt = 1000
     mine_depth: PositiveInt = 100
     relevance: PositiveInt = 1
+    ignore_identical_ids: OwnIds = False
 
 
 class ExternalSettings(Strict):
@@ -110,6 +113,8 @@ class MineSettings(Strict):
 
     mine_depth: PositiveInt = 100
     relevance: PositiveInt = 1
+    mining: Mining = Mining()
+    ignore_identical_ids: OwnIds = False
     index_parameters: str | None = Field(None, description="of approximate indexes, such as nprobe=16; null: faiss's")
 
 
@@ -142,6 +147,7 @@ class EvaluateSettings(Strict):
     """Read by `lead evaluate`."""
 
     evaluation: Evaluation = Evaluation()
+    ignore_identical_ids: OwnIds = False
     seed: Seed = 1
     made_by: dict[str, Any] = Field(
         {}, description="dataset, run and settings of what made the list, copied into the result"

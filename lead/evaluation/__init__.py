@@ -1,1 +1,1 @@
-"""How good a ranked list is, how surely, and whether two differ."""
+"""Measures of ranked lists, their intervals, and tests of differences."""

@@ -31,8 +31,9 @@ __all__ = ["check_measures", "evaluate", "query_values", "write_trec"]
 
 log = logging.getLogger("lead")
 
-QUERIES = 1000  # evaluated at a time: bounds the memory of the Python dicts that ir_measures wants
+QUERIES = 1000  # evaluated at a time: bounds the memory of the Python dictionaries that ir_measures reads
 DIGITS = 6
+OWN_ID = 0.1  # share of queries that find first the passage with their own id, from which on a warning is given
 PACKAGES = (
     "ir_measures",
     "pytrec_eval-terrier",
@@ -42,7 +43,7 @@ PACKAGES = (
     "faiss-cpu",
     "faiss-gpu",
     "PyStemmer",
-)  # what a value depends on
+)  # a value may depend on their versions
 
 
 def evaluate(
@@ -57,13 +58,21 @@ def evaluate(
     """Write the result of a `ranked` list: means over judged queries with bootstrap intervals, and each query's values.
 
     A query is judged if `qrels` has a row for it. A judged query without a list counts 0, a list of a query that is not
-    judged does not count. Raises LeadError when the files do not fit each other. Memory: the lists
+    judged does not count. A relevant passage that the corpus lacks counts as not found, as in trec_eval. `trec`: where
+    to write the lists as they are evaluated. Raises LeadError when the files do not fit each other. Memory: the lists
     and judgements, and Python's dictionaries of `QUERIES` queries.
     """
     names, chosen = settings.evaluation.measures, settings.evaluation
     measures = parse_measures(names, chosen.relevance)
-    lists = read_table(ranked, "ranked")
-    qids, values = query_values(lists, read_table(qrels, "qrels"), [measures[name] for name in names], ranked, qrels)
+    lists, judgements = read_table(ranked, "ranked"), read_table(qrels, "qrels")
+    if settings.ignore_identical_ids:
+        lists = drop_own_ids(lists)
+    else:
+        _warn_of_own_ids(lists, judgements)
+    missing = _about(judgements).get("missing_passages", 0)
+    if missing:
+        log.warning("%s judged passages are not in the corpus; they count as not found", f"{missing:,}")
+    qids, values = query_values(lists, judgements, [measures[name] for name in names], ranked, qrels)
 
     depth = pc.max(lists["rank"]).as_py() or 0
     for name in names:
@@ -79,6 +88,8 @@ def evaluate(
         "measures": names,  # in the order asked for: JSON keys are sorted
         "relevance": chosen.relevance,
         "queries": len(qids),
+        "missing_passages": missing,
+        "ignore_identical_ids": settings.ignore_identical_ids,
         "confidence": chosen.confidence,
         "resamples": chosen.resamples,
         "seed": settings.seed,
@@ -86,11 +97,10 @@ def evaluate(
         "ranked_depth": depth,
         "versions": {"lead": __version__, **_versions()},
     }
-    # of an approximate index: what it is, and its recall; of lists that come with a collection: that they are unordered
-    if about := (lists.schema.metadata or {}).get(ABOUT.encode()):
-        result["search"] = json.loads(about)
-        if result["search"].get("unordered"):
-            log.warning("the lists have no order: only recall where they end says something")
+    if about := _about(lists):  # an approximate index and its recall, or lists that came without an order
+        result["search"] = about
+        if about.get("unordered"):
+            log.warning("the lists have no order: the only measure that means something is recall where they end")
     columns = {"qid": np.repeat(qids, len(names)), "measure": np.tile(names, len(qids)), "value": values.ravel()}
     table = pa.table(columns).sort_by([("qid", "ascending"), ("measure", "ascending")])
     if trec is not None:
@@ -98,6 +108,39 @@ def evaluate(
     write_table(table, per_query, "per_query")
     write_json(result, out)
     log.info("%s", "  ".join(f"{name} {value['mean']:.4f}" for name, value in metrics.items()))
+
+
+def _about(table: pa.Table) -> dict[str, Any]:
+    """What the maker of a table says of it; empty if nothing."""
+    about: dict[str, Any] = json.loads((table.schema.metadata or {}).get(ABOUT.encode(), "{}"))
+    return about
+
+
+def drop_own_ids(lists: pa.Table) -> pa.Table:
+    """The lists without each query's passage of the same id, ranked anew from 1. Rows may come in any order."""
+    kept = lists.filter(pc.not_equal(lists["qid"], lists["pid"]))
+    codes = kept["qid"].combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.lexsort((kept["rank"].to_numpy(), codes))
+    rank = np.empty(len(kept), np.int32)
+    rank[order] = ranks(codes[order])
+    return kept.set_column(kept.column_names.index("rank"), "rank", pa.array(rank))
+
+
+def _warn_of_own_ids(lists: pa.Table, judgements: pa.Table) -> None:
+    """Say so if many queries find first the passage with their own id, and it is not judged relevant."""
+    first = lists.filter(pc.equal(lists["rank"], 1))
+    own = first.filter(pc.equal(first["qid"], first["pid"]))["qid"]
+    relevant = judgements.filter(
+        pc.and_(pc.equal(judgements["qid"], judgements["pid"]), pc.greater(judgements["rel"], 0))
+    )
+    wrong = len(own) - (pc.sum(pc.is_in(own, value_set=relevant["qid"])).as_py() or 0)
+    if wrong and wrong >= OWN_ID * len(first):
+        log.warning(
+            "%d of %d queries find first the passage with their own id; if queries are passages of the corpus, set "
+            "retrieval.ignore_identical_ids: true",
+            wrong,
+            len(first),
+        )
 
 
 def _versions() -> dict[str, str]:
@@ -120,8 +163,8 @@ def query_values(
 ) -> tuple[list[str], NDArray[np.float64]]:
     """Return the judged queries, sorted, and the value of each measure for each of them: [queries, measures].
 
-    Lists are read by their `rank` column, whatever the scores: pytrec_eval orders equal scores by descending pid, so it
-    is given minus the rank. Raises LeadError when there is nothing to judge, or a list is not one (see `_lists`).
+    Lists are read by their `rank` column, whatever the scores: the measures get minus the rank as score. Raises
+    LeadError when there is nothing to judge, or a list is not one (see `_lists`).
     """
     judgements: dict[str, dict[str, int]] = {}
     for qid, pid, rel in zip(*(qrels[name].to_pylist() for name in ("qid", "pid", "rel")), strict=True):
@@ -161,16 +204,28 @@ def _lists(ranked: pa.Table, qids: list[str], name: str | Path) -> Iterator[tupl
 def write_trec(ranked: pa.Table, path: Path) -> None:
     """Write a `ranked` table as a TREC run: `qid Q0 pid rank score lead`.
 
-    trec_eval orders by score and, at equal scores, by descending pid, so it may report other values where scores tie.
-    Raises LeadError when an id holds white space, which the format cannot express.
+    Tools read the order from the scores, and each breaks ties in a way of its own. So a score that is not below the one
+    before is written as the next lower float32: every tool sees our order, and computes what `evaluate` does. Raises
+    LeadError when an id holds white space, which the format cannot express.
     """
     for column in ("qid", "pid"):
         spaced = ranked.filter(pc.match_substring_regex(ranked[column], r"\s"))
         if spaced.num_rows:
             name = spaced[column][0].as_py()
             raise LeadError(f"cannot write {path}: {column} {name!r} holds white space; leave out --trec")
+    last: dict[str, np.float32] = {}  # the lowest score of each query so far
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as f:
-        for batch in ranked.to_batches(2**16):
-            rows = zip(*(batch[name].to_pylist() for name in ("qid", "pid", "rank", "score")), strict=True)
-            # nine digits tell all float32 numbers apart
-            f.writelines(f"{qid} Q0 {pid} {rank} {score:.9g} lead\n" for qid, pid, rank, score in rows)
+        for batch in _in_order(ranked).to_batches(2**16):
+            columns = (batch[name].to_pylist() for name in ("qid", "pid", "rank"))
+            for qid, pid, rank, score in zip(*columns, batch["score"].to_numpy(), strict=True):
+                if qid in last and score >= last[qid]:
+                    score = np.nextafter(last[qid], np.float32(-np.inf))
+                last[qid] = score
+                f.write(f"{qid} Q0 {pid} {rank} {score:.9g} lead\n")  # nine digits tell all float32 numbers apart
+
+
+def _in_order(ranked: pa.Table) -> pa.Table:
+    """The table with the rows of each query by rank, queries in their order."""
+    codes = ranked["qid"].combine_chunks().dictionary_encode().indices.to_numpy()
+    order = np.lexsort((ranked["rank"].to_numpy(), codes))
+    return ranked if np.array_equal(order, np.arange(len(order))) else ranked.take(pa.array(order))

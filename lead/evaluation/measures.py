@@ -15,9 +15,9 @@ EXAMPLES = "RR@10, AP@1000, R@1000, nDCG@10, P@5, Success@5, RR(rel=2)@10"
 
 
 def provider() -> Any:
-    """Return what computes the measures: pytrec_eval and, for RR with a cut-off, which it lacks, MS MARCO's own code.
+    """Return the code that computes the measures: pytrec_eval, and MS MARCO's for RR with a cut-off, which it lacks.
 
-    The default of ir_measures also tries whatever else is installed: two machines could compute different values.
+    The default of ir_measures also tries other installed packages, so two machines could compute different values.
     """
     import ir_measures
 
@@ -27,8 +27,8 @@ def provider() -> Any:
 def parse_measures(names: Sequence[str], relevance: int = 1) -> dict[str, Measure]:
     """Return the measure of each name.
 
-    Binary measures count grades from `relevance` on, unless the name says `rel=` itself. nDCG is
-    graded and stays as it is. Raises LeadError for a malformed name, naming the nearest valid one.
+    Binary measures count grades from `relevance` on, unless the name says `rel=` itself. nDCG uses the grades. Raises
+    LeadError for a malformed name, naming the nearest valid one.
     """
     return {name: _parse(name, relevance) for name in names}
 
@@ -51,7 +51,7 @@ def _parse(name: str, relevance: int) -> Measure:
         if not all(1 <= measure.params.get(name, 1) < 2**31 for name in ("cutoff", "rel")):
             raise ValueError("a number out of range")
     except (ValueError, NameError, TypeError, KeyError, AttributeError, AssertionError) as e:
-        # the many ways in which ir_measures says no
+        # ir_measures refuses a name with any of these
         raise LeadError(f"evaluation.measures: {name!r} is not a measure{_hint(name)}; examples: {EXAMPLES}") from e
     if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
         measure = measure(rel=relevance)
@@ -59,7 +59,7 @@ def _parse(name: str, relevance: int) -> Measure:
 
 
 def _hint(name: str) -> str:
-    """Name the nearest known measure, if what stands before the brackets and the cut-off is none."""
+    """Name the nearest known measure, if the part before the brackets and the cut-off is not a measure."""
     import ir_measures
 
     match = re.match(r"\w*", name)

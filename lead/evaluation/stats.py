@@ -1,4 +1,4 @@
-"""How sure a mean is, and whether two runs differ: bootstrap intervals, paired tests, Holm's correction."""
+"""Bootstrap intervals of a mean, paired tests of two runs, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK = 2**22  # numbers drawn at a time: bounds memory
 def bootstrap_interval(values: Values, resamples: int, confidence: float, seed: int) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` [n]: (low, high).
 
-    The same seed draws the same queries for every measure of n queries. Raises ValueError when n is 0.
+    The same seed draws the same queries for every measure of n queries. Raises ValueError if n is 0.
     """
     n = values.size
     if n == 0:
@@ -39,14 +39,14 @@ def paired_test(a: Values, b: Values) -> float:
 
     difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     if difference.size < 2 or not difference.any():
-        return 1.0  # nothing to tell the two apart
+        return 1.0  # no difference
     if np.ptp(difference) == 0:
         return 0.0  # the same gain for every query: no variance to divide by
     return float(ttest_rel(a, b).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values that keep the chance of any false alarm among them at its level.
+    """Holm's step-down correction: p-values such that the chance of any false alarm among them stays at the level.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

@@ -12,9 +12,9 @@ from typing import Any
 from lead.commands import settings_class
 from lead.config.load import Tree, validate
 from lead.config.recipe import execution, recipe
-from lead.config.schema import Settings
+from lead.config.schema import Mining, Settings
 from lead.config.sources import EvaluationSource
-from lead.errors import Named
+from lead.errors import LeadError, Named
 from lead.plan.datasets import PlannedDataset
 from lead.plan.job import Job, Jobs
 
@@ -60,7 +60,8 @@ def _prepare(dataset: PlannedDataset, s: Settings) -> Tree:
 
 def _bm25(dataset: PlannedDataset, s: Settings) -> Tree:
     r = s.retrieval
-    return _json(bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=s.evaluation.relevance)
+    relevance, same = s.evaluation.relevance, r.ignore_identical_ids
+    return _json(bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=relevance, ignore_identical_ids=same)
 
 
 def _external(dataset: PlannedDataset, s: Settings) -> Tree:
@@ -102,8 +103,13 @@ def _index(job: Job) -> Tree:
 
 
 def _mine(job: Job) -> Tree:
-    s = job.settings
-    return {"mine_depth": s.retrieval.mine_depth, "relevance": s.evaluation.relevance, **_searching(job)}
+    s, r = job.settings, job.settings.retrieval
+    if s.mining != Mining() and len(job.dataset.shards) > 1:
+        raise LeadError(
+            f"dataset '{job.dataset.name}': `mining` needs a corpus in one shard; set shards: 1, or denoise"
+        )
+    kept = _json(mine_depth=r.mine_depth, mining=s.mining, ignore_identical_ids=r.ignore_identical_ids)
+    return {**kept, "relevance": s.evaluation.relevance, **_searching(job)}
 
 
 def _denoise(job: Job) -> Tree:
@@ -123,7 +129,8 @@ def _rerank(job: Job) -> Tree:
 
 
 def _evaluate(job: Job) -> Tree:
-    return _json(evaluation=job.settings.evaluation, seed=job.settings.seed, made_by=_made_by(job))
+    s, same = job.settings, job.settings.retrieval.ignore_identical_ids
+    return _json(evaluation=s.evaluation, seed=s.seed, ignore_identical_ids=same, made_by=_made_by(job))
 
 
 def _encoding(job: Job) -> Tree:

@@ -1,1 +1,1 @@
-"""Results read back: comparisons on the terminal and the paper's tables."""
+"""Tables of results: comparisons on the terminal, and the paper's tables."""

@@ -1,4 +1,4 @@
-"""The paper's tables (1 to 9) rebuilt from result files: our values, intervals, tests, and the paper's beside them."""
+"""The paper's tables (1 to 9) from result files: our values, intervals and tests, beside the paper's values."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from lead.report.table import difference
 from lead.store.atomic import atomic_file
 
 CONTROL = "student_more"
-CLEARLY = 0.001  # a teacher is clearly above the student where a paired test says so at this level
+CLEARLY = 0.001  # a teacher is clearly above the student if a paired test says so at this level
 
 
 @dataclass(frozen=True)
 class Built:
-    """A table ready to be rendered: header and rows of text, and notes in Markdown."""
+    """A table that is ready for rendering: header and rows of text, and notes in Markdown."""
 
     title: str
     cells: Cells
     notes: list[str]
     marks: list[Mark | None]  # of each row's first measure
-    guide: float | None  # that of the control
+    guide: float | None  # the control's mean of the first measure
 
     def html(self) -> str:
-        """As a section of a page."""
+        """The table as a section of a page."""
         return html_table(self.title, self.cells, self.notes, self.marks, self.guide)
 
 
 def tables(
     config: Path, dataset: str, results: Path | None, out: Path | None, overrides: dict[str, Any] | None = None
 ) -> list[Path]:
-    """Write every table that applies to `dataset` as Markdown, CSV and HTML into `out`, and all.md, all.html.
+    """Write every table that applies to `dataset` as Markdown, CSV and HTML into `out`, and all.md and all.html.
 
-    `results`: the dataset's folder of results, if it is not where `config` says; `out`: default, its folder tables.
-    `overrides`: keys of the configuration given elsewhere.
+    `results`: the dataset's folder of results, if it is not where `config` says. `out`: by default the folder `tables`
+    in it. `overrides`: keys of the configuration from elsewhere.
 
-    Raises LeadError for a dataset that does not exist or a result that is damaged; missing runs are shown as missing.
+    Raises LeadError for a dataset that does not exist or a damaged result; missing runs are shown as missing.
     """
     plan = Plan(load(config, overrides))
     measures = plan.datasets[dataset].settings.evaluation.measures
@@ -77,7 +77,7 @@ def tables(
 
 
 def preamble_text(plan: Plan, dataset: str, measures: list[str], runs: Runs) -> str:
-    """What holds for all tables of a dataset."""
+    """The text above all tables of a dataset."""
     own = {run.own_warm_up for run in runs.used()} - {None} or {plan.loaded.config.seeds == "chain"}
     how = [
         "seeds share the warm-up; each has its own distillation" if False in own else "",
@@ -97,7 +97,7 @@ def preamble_text(plan: Plan, dataset: str, measures: list[str], runs: Runs) -> 
 def build(
     table: PaperTable, dataset: str, measures: list[str], reported_measures: list[str], runs: Runs, plan: Plan
 ) -> Built:
-    """One table of one dataset: a row for each of the paper's rows that we can run or that it reports here."""
+    """One table of one dataset: a row for each of the paper's rows that we can run or that the paper reports here."""
     rows = [_made(row, dataset, runs, plan) for row in table.rows if row.run is not None or dataset in row.values]
     ours = any(dataset in row.values for row in rows)
     first, evaluation = measures[0], plan.datasets[dataset].settings.evaluation
@@ -143,7 +143,7 @@ def build(
 
 
 def _made(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:
-    """The row with the run that has its result, or whose result is asked for: its own, or one that is the same here."""
+    """The row with the run whose result it shows: its own run, or one with the same settings on this dataset."""
     if row.run is None or row.run in (plan.loaded.datasets[dataset][0].runs or []):
         return row
     same = twin(plan[dataset, row.run])  # first: nothing makes a row's own anew where it is not wanted
@@ -168,13 +168,13 @@ def _mean(run: Run, measure: str, mark: Mark | None) -> str:
 
 
 def _mark(run: Run, measure: str, evaluation: Evaluation) -> Mark:
-    """Mean over queries and seeds, between the ends of its interval over queries."""
+    """The mean over queries and seeds, between the ends of its interval over queries."""
     low, high = bootstrap_interval(run.per_query(measure), evaluation.resamples, evaluation.confidence, seed=1)
     return low, run.mean(measure), high
 
 
 def _tests(pairs: Iterable[tuple[PaperRow, str | None]], runs: Runs, measure: str) -> dict[str, str]:
-    """For each row's label the difference to its baseline and its corrected p, where both runs exist."""
+    """For each row's label: the difference to its baseline and the corrected p, if both runs exist."""
     other: dict[str, str] = {}
     found: list[tuple[str, float, float]] = []
     for row, baseline in pairs:
@@ -197,7 +197,7 @@ def _check_queries(folder: Path, *runs: Run) -> None:
 
 
 def _gaps(rows: list[PaperRow], runs: Runs, measure: str, evaluation: Evaluation) -> Iterable[str]:
-    """The share of the gap from student to teacher that each run closes, where there clearly is a gap."""
+    """The share of the gap between student and teacher that each run closes, if there clearly is a gap."""
     tail = (1 - evaluation.confidence) / 2
     for row in rows:
         if row.teacher is None or not all(name in runs for name in (row.run, row.teacher, "student")):

@@ -1,4 +1,4 @@
-"""Tables of text as Markdown, CSV and HTML. Text is text: whatever a label holds is escaped."""
+"""Tables of text as Markdown, CSV and HTML. All text is escaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 Cells = list[list[str]]
 Mark = tuple[float, float, float]  # a mean between the ends of its interval
 
-# greys that are seen on white and on black; labels stay in place while a wide table is scrolled
+# the greys are visible on white and on black; labels stay in place when a wide table scrolls
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; }
@@ -50,7 +50,7 @@ def markdown(title: str, cells: Cells, notes: list[str], level: int = 1) -> str:
 
 
 def _no_tags(text: str) -> str:
-    """Markdown lets HTML through; `p < .05` is none."""
+    """Escape HTML, which Markdown lets through; `p < .05` is not HTML."""
     return re.sub("<(?=[A-Za-z/!?])", "&lt;", text)
 
 
@@ -66,7 +66,8 @@ def html_table(
 ) -> str:
     """A section with a heading, a table and notes (`code` between backticks).
 
-    `marks`: an interval for each row, drawn after its first number on one scale; `guide`: a line through all of them.
+    `marks`: an interval for each row, drawn after its first number, all on one scale. `guide`: where a line crosses
+    all of them.
     """
     drawn = _drawn(marks or [], guide)
     columns = [f"<th scope='col'>{html.escape(name)}</th>" for name in cells[0]]
@@ -85,7 +86,7 @@ def html_table(
 
 
 def _drawn(marks: list[Mark | None], guide: float | None, width: int = 150) -> list[str]:
-    """A line for each interval, with a dot at its mean; nothing where there is none to compare."""
+    """A line for each interval, with a dot at its mean; nothing if there are fewer than two."""
     known = [mark for mark in marks if mark is not None]
     if len(known) < 2:
         return []
@@ -105,11 +106,11 @@ def _drawn(marks: list[Mark | None], guide: float | None, width: int = 150) -> l
 
 
 def _label(text: str) -> str:
-    return html.escape(text.replace("->", "\u2192"))  # an arrow that no line break takes apart
+    return html.escape(text.replace("->", "\u2192"))  # a line break cannot split this arrow
 
 
 def _cell(text: str) -> str:
-    """A number, with what is said about it below; or a word such as `missing`."""
+    """A number with its note below, or a word such as `missing`."""
     first, _, rest = map(html.escape, text.partition(" "))
     if not any(map(str.isdigit, first)):
         return f"<td class='word'>{html.escape(text)}</td>"
@@ -122,7 +123,7 @@ def _code(note: str) -> str:
 
 
 def html_page(title: str, sections: list[str], preamble: str = "") -> str:
-    """A whole page that needs nothing else."""
+    """A whole page that needs no other file."""
     intro = f"<p>{_code(preamble)}</p>\n" if preamble else ""
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"

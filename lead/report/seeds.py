@@ -1,4 +1,4 @@
-"""The results of a dataset, all seeds of a run together, and which seeds two runs are compared over."""
+"""The results of a dataset: all seeds of a run together, and the seeds over which two runs are compared."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Run:
 
     name: str
     seeds: list[int]
-    warm_up: bool  # or not trained at all: other runs' further seeds are made from its first, or from its own
+    warm_up: bool  # or not trained: further seeds of other runs start from its first seed, or from the same seed
     qids: list[str]
     values: dict[str, Values]
     depth: int
-    own_warm_up: bool | None  # whether further seeds have warm-ups of their own; None: there are none, or nobody knows
+    own_warm_up: bool | None  # whether each further seed has its own warm-up; None: no further seeds, or unknown
 
     def short(self, measure: str) -> bool:
-        """Whether its lists end before the measure's cut-off, as those of a run that reranks a few passages only."""
+        """Whether its lists end before the measure's cut-off: a run may rerank a few passages only."""
         cutoff = re.search(r"@(\d+)$", measure)
         return cutoff is not None and int(cutoff[1]) > self.depth
 
     def mean(self, measure: str) -> float:
-        """Over queries and seeds."""
+        """The mean over queries and seeds."""
         return float(self.values[measure].mean())
 
     def spread(self, measure: str) -> float | None:
@@ -44,14 +44,14 @@ class Run:
         return float(means.std(ddof=1)) if len(means) > 1 else None
 
     def per_query(self, measure: str) -> Values:
-        """Each query's value, averaged over seeds: what intervals and tests are computed from."""
+        """Each query's value, averaged over seeds. Intervals and tests are computed from these."""
         if measure not in self.values:
             raise LeadError(f"run '{self.name}' was evaluated without {measure}; evaluate it again")
         averaged: Values = self.values[measure].mean(0)
         return averaged
 
     def named_seeds(self) -> str:
-        """Its seeds for people.
+        """Its seeds as people write them.
 
         >>> Run("x", [1, 2, 3, 5], False, [], {}, 9, None).named_seeds()
         '1-3, 5'
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def shared(self) -> bool:
-        """Whether there is one for all seeds of other runs."""
+        """Whether all seeds of other runs start from this one."""
         return self.warm_up and self.seeds == [1]
 
     def of(self, seeds: list[int]) -> Run:
@@ -76,10 +76,10 @@ class Run:
 
 
 def together(*runs: Run) -> list[Run] | None:
-    """Runs with the seeds that all of them have: seeds share batches. None where there are none.
+    """The runs with the seeds that all of them have, since equal seeds share batches. None if there are no such seeds.
 
-    Warm-ups are taken with the first seed, which all seeds of other runs are made from, unless one of these says that
-    its further seeds have warm-ups of their own.
+    Warm-ups count with their first seed, from which all seeds of other runs start, unless one of the runs says that its
+    further seeds have their own warm-ups.
     """
     chain = any(run.own_warm_up for run in runs)
     kept = [run.of([1]) if run.warm_up and not chain and 1 in run.seeds else run for run in runs]
@@ -91,7 +91,7 @@ def together(*runs: Run) -> list[Run] | None:
 
 
 class Runs:
-    """The results of a dataset that exist, read when they are asked for."""
+    """The results of a dataset that exist. Each is read on first use."""
 
     def __init__(self, folder: Path, rows: Rows) -> None:
         """`folder`: results/{dataset}."""
@@ -105,11 +105,11 @@ class Runs:
         return name in self.files
 
     def used(self) -> list[Run]:
-        """Those that have been asked for."""
+        """The runs that have been read."""
         return list(self._read.values())
 
     def __getitem__(self, name: str) -> Run:
-        """All seeds of a run. Raises LeadError when their queries differ, or their settings in more than the seed."""
+        """All seeds of a run. Raises LeadError if their queries differ, or their settings do in more than the seed."""
         if name not in self._read:
             results = [read_result(path) for path in self.files[name]]
             columns: dict[str, list[Values]] = {m: [] for m in results[0].measures}
@@ -144,13 +144,13 @@ class Runs:
 
 
 def _own_warm_up(result: Result) -> bool | None:
-    """Whether a further seed was made from warm-ups with that seed; None where the result does not tell."""
+    """Whether a further seed started from warm-ups with that seed; None if the result does not say."""
     trained = [run for run, stage in map(_parts, result.settings) if stage == "train" and run != result.run]
     return all(split_seed(run)[1] > 1 for run in trained) if trained else None
 
 
 def _check_recipe(first: Result, other: Result) -> None:
-    """Refuse seeds that were made with different settings: their mean would be of no run. Raises LeadError."""
+    """Raise LeadError for seeds with different settings: their mean would not be one run's."""
     a, b = _recipe(first.settings), _recipe(other.settings)
     for name in sorted(a.keys() & b.keys()):
         if a[name] != b[name]:
@@ -162,7 +162,7 @@ def _check_recipe(first: Result, other: Result) -> None:
 
 
 def _recipe(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of each stage of each run that a result is made from, without seeds."""
+    """The settings of each stage of each run behind a result, without seeds."""
     found = {}
     for key, values in settings.items():
         run, stage = _parts(key)

@@ -16,7 +16,7 @@ from lead.errors import LeadError
 from lead.evaluation.stats import holm, paired_test
 from lead.store.tables import read_json, read_table
 
-WIDTH = 100  # of the terminal that notes are wrapped for
+WIDTH = 100  # columns of the terminal; notes are wrapped to it
 SIGNIFICANT = 0.05
 VERY_SIGNIFICANT = 0.01
 
@@ -31,7 +31,7 @@ class Result:
     queries: int
     confidence: float
     depth: int  # of the longest list
-    settings: dict[str, Any]  # of every stage that it is made by: `RUN.STAGE`; empty where the file does not tell
+    settings: dict[str, Any]  # of every stage behind it, by `RUN.STAGE`; empty if the file does not say
 
     @property
     def run(self) -> str:
@@ -40,7 +40,7 @@ class Result:
 
     @property
     def per_query(self) -> Path:
-        """Where the values of each query are."""
+        """The file with the values of each query."""
         return self.path.parent / "per_query" / f"{self.run}.parquet"
 
     def values(self, measure: str) -> tuple[list[str], NDArray[np.float64]]:
@@ -53,7 +53,7 @@ class Result:
 
 
 def read_result(path: Path) -> Result:
-    """The result in a file of lead evaluate. Raises LeadError when it is not one."""
+    """The result in a file of lead evaluate. Raises LeadError for any other file."""
     raw: Any = read_json(path)
     try:
         measures = list(raw["measures"])
@@ -71,9 +71,9 @@ def read_result(path: Path) -> Result:
 def table(results: list[Path], baselines: list[str]) -> str:
     """Lay out a table of `results` (DATASET/RUN.json) for each dataset, in the order given.
 
-    It shows the mean of every measure, the bootstrap interval of the first, and, for each of the runs `baselines` that
-    is among the results, the difference in the first measure with a paired test (Holm-corrected over the rows).
-    Raises LeadError when a file is missing, not a result, or of other queries than the baseline's.
+    Each shows the mean of every measure and the bootstrap interval of the first. For each of the runs `baselines` that
+    is among the results, it shows the difference in the first measure with a paired test, Holm-corrected over the rows.
+    Raises LeadError if a file is missing, is not a result, or has other queries than the baseline.
     """
     datasets: dict[Path, list[Result]] = {}
     for path in dict.fromkeys(results):
@@ -147,7 +147,7 @@ def _interval(metric: dict[str, float]) -> str:
 
 
 def difference(delta: float, p: float, percent: bool = False) -> str:
-    """A difference and how sure it is.
+    """A difference and its p-value.
 
     >>> difference(-0.0123, 0.004), difference(-0.0123, 0.4, percent=True)
     ('-.012 p=.004 **', '-1.23 p=.400')

@@ -1,7 +1,8 @@
-"""BM25 as Lucene computes it: a run of its own, and the first hard negatives (section 4.3)."""
+"""BM25 as Lucene computes it: a run, and the first hard negatives (section 4.3)."""
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,25 +15,29 @@ from tqdm import tqdm
 
 from lead.config.schema import Bm25
 from lead.config.stages import Bm25Settings
+from lead.data.texts import mapped
 from lead.errors import LeadError
 from lead.lists import alphabetical, best, ranked_table
-from lead.retrieval.mine import known_positives, most_positives, write_negatives
+from lead.retrieval.mine import drop_positives, known_positives, most_positives, with_copies, write_negatives
 from lead.retrieval.search import check_distinct
 from lead.retrieval.words import Words
 from lead.store.tables import open_table, read_rows, read_table, without_nulls, write_lists
+
+log = logging.getLogger("lead")
 
 SHARD = 2**19  # passages indexed together: a query's scores in a shard, 2 MB, stay in the processor's cache
 TEXTS = 2**28  # bytes of text from which on a shard is closed: long documents come in smaller ones
 READ = 2**13  # passages read at a time
 BATCH = 4096  # queries of a table that is yielded
+UNANSWERED = 0.2  # share of queries without a list, from which on a warning is given
 
 
 class Bm25Index:
-    """A BM25 index of a corpus, in shards with common statistics: lists do not depend on shards or order of passages.
+    """A BM25 index of a corpus, in shards with common statistics.
 
-    As in BM25S (Lu, 2024) the score of every word in every passage is computed beforehand. Memory: 8 bytes for each of
-    these (MS MARCO: about 2.5 GB), the distinct words (1 GB), the ids, and a shard's texts and their words (five times
-    the texts, 1.3 GB).
+    Lists depend neither on the shards nor on the order of the passages. As in BM25S (Lu, 2024) the score of every word
+    in every passage is computed beforehand. Memory: 8 bytes for each of these scores (MS MARCO: about 2.5 GB), the
+    distinct words (1 GB), the ids, and a shard's texts and their words (five times the texts, 1.3 GB).
     """
 
     def __init__(self, corpus: Path, settings: Bm25) -> None:
@@ -40,7 +45,7 @@ class Bm25Index:
         file = open_table(corpus, "corpus")
         self.pids: pa.Array = read_table(corpus, columns=["pid"])["pid"].combine_chunks()
         self.order = alphabetical(self.pids)  # the lower id wins a tie
-        self.words = Words(settings)
+        self.words, self.analyser = Words(settings), settings.analyser
         self.shards: list[csr_array] = []  # scores [words met so far, passages]
         lengths = []  # in words, of the passages of each shard
         with tqdm(total=len(self.pids), desc="index", unit="passage", disable=None) as progress:
@@ -58,8 +63,8 @@ class Bm25Index:
     def _score(self, lengths: list[NDArray[np.int32]], settings: Bm25) -> None:
         """Turn counts into scores: ln(1 + (N - df + .5) / (df + .5)) tf / (tf + k1 (1 - b + b length / mean length)).
 
-        As in Lucene, N and the mean are of the passages that have a word. Lucene rounds lengths above 40; here they are
-        exact ("accurate").
+        As in Lucene, N and the mean count only passages that have a word. Lucene rounds lengths above 40; here they are
+        exact.
         """
         found = np.zeros(len(self.words.stems))  # df: passages that have each word
         for shard in self.shards:
@@ -73,26 +78,36 @@ class Bm25Index:
             shard.data *= np.repeat(idf[: shard.shape[0]], np.diff(shard.indptr))
 
     def rank(self, queries: pa.Table, depth: int) -> Iterator[pa.Table]:
-        """`ranked` tables of depth `depth`, one a batch of the rows of a `queries` table, in their order.
+        """Yield `ranked` tables of depth `depth`, one for each batch of the rows of a `queries` table, in their order.
 
-        Only passages that share a word with the query are listed, so a query of unknown words has no row.
+        Only passages that share a word with the query are listed, so a query of unknown words has no row. If many
+        queries have none, a warning says so.
         """
+        answered = 0
         with tqdm(total=len(queries), desc="BM25", unit="query", disable=None) as progress:
             for batch in queries.to_batches(BATCH):
                 lists = []
                 for text in batch["text"].to_pylist():
                     lists.append(self._top(text, depth))
                     progress.update()
+                answered += sum(len(found) > 0 for found, _ in lists)
                 rows = np.repeat(np.arange(len(lists)), [len(found) for found, _ in lists])
                 found, scores = (np.concatenate(column) for column in zip(*lists, strict=True))
                 yield ranked_table(batch["qid"], self.pids, rows, found, scores)
+        if len(queries) - answered > UNANSWERED * len(queries):
+            log.warning(
+                "%d of %d queries share no word with any passage; is bm25.analyser '%s' right for this language?",
+                len(queries) - answered,
+                len(queries),
+                self.analyser,
+            )
 
     def _top(self, text: str, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Positions and scores of the best passages for a query, best first."""
         numbers, _ = self.words.read([text])
         counts = Counter(numbers.tolist())  # a word that a query repeats counts as often
         found, values = np.empty(0, np.int64), np.empty(0, np.float32)
-        least, start = np.float32(1e-30), 0  # what a passage must score to be listed; the first passage of a shard
+        least, start = np.float32(1e-30), 0  # the lowest score that is listed; the position of a shard's first passage
         for shard in self.shards:
             scores = np.zeros(shard.shape[1], np.float32)
             for word, count in counts.items():  # in the order of the query, by which sums are rounded
@@ -138,8 +153,9 @@ def bm25(
 ) -> None:
     """Rank the test queries as a run, and the train and dev `queries` for hard negatives without any known positive.
 
-    Without `negatives` it ranks only. Memory: `Bm25Index`, the queries and judgements, and the lists of 4,096 queries.
-    Raises LeadError when two files of `queries` hold the same id.
+    A copy of a positive's text under another id counts as a positive. Without `negatives` it ranks only. Memory:
+    `Bm25Index`, the queries and judgements, the lists of 4,096 queries, and `with_copies` before all that. Raises
+    LeadError when two files of `queries` hold the same id.
     """
     if (negatives is None) != (not queries) or (negatives is None) != (not qrels):
         raise LeadError("lead bm25: --queries, --qrels and --negatives go together; give all three or none")
@@ -148,14 +164,19 @@ def bm25(
     for table, path in zip(to_mine, queries or [], strict=True):
         check_distinct(table["qid"].to_pylist(), path, seen)
     to_rank = read_table(test_queries, "queries")
-    positives = known_positives(qrels or [], settings.relevance)  # before hours of work, like all that is read
+    positives = known_positives(qrels or [], settings.relevance)  # all inputs are read before hours of work
+    if negatives is not None:
+        positives = with_copies(positives, mapped(corpus, negatives.with_name(f"{negatives.name}.corpus.arrow")))
     index = Bm25Index(corpus, settings.bm25)
 
-    tables = index.rank(to_rank, settings.depth)
-    write_lists(tables, ranked)
+    write_lists(index.rank(to_rank, settings.depth), ranked)
 
     if negatives is None:
         return
-    deep = settings.mine_depth + most_positives(positives)
-    deep_lists = (lists for table in to_mine for lists in index.rank(table, deep))
-    write_negatives(deep_lists, positives, settings.mine_depth, negatives)
+    deep = settings.mine_depth + most_positives(positives) + settings.ignore_identical_ids
+    kept = (
+        drop_positives(lists, positives, settings.mine_depth, settings.ignore_identical_ids)
+        for table in to_mine
+        for lists in index.rank(table, deep)
+    )
+    write_negatives(kept, settings.mine_depth, negatives)

@@ -1,4 +1,4 @@
-"""Denoised hard negatives (RocketQA, Qu et al. 2021): a strong model takes out what it holds for relevant."""
+"""Denoised hard negatives (RocketQA, Qu et al. 2021): a strong model removes those that it finds relevant."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def denoise(
 ) -> None:
     """Keep the negatives that the model, a cross encoder or ColBERT, clearly ranks below a query's best positive.
 
-    A negative stays if exp(s) / (exp(s) + exp(s+)) < `keep_below`, s its score and s+ that of the best known positive;
-    only the top `depth` of a list is looked at, and the rest is dropped. Memory: as `rerank`.
+    A negative stays if exp(s) / (exp(s) + exp(s+)) < `keep_below`, where s is its score and s+ that of the best known
+    positive. That is a margin: s < s+ - ln(1 / keep_below - 1), 2.2 for .1. Only the top `depth` of a list is scored,
+    and the rest is dropped. Memory: as `rerank`.
     """
     judge = load_reranker(model, gpu, "negatives are denoised by a cross encoder or a ColBERT")
     asked = pa.concat_tables(read_table(path, "queries") for path in queries)
@@ -46,11 +47,11 @@ def denoise(
     known = known_positives(qrels, settings.relevance)
 
     def rows(table: pa.Table) -> tuple[Ints, Ints]:
-        """Positions of a table's queries and passages."""
+        """The rows of a table's queries and passages in the files."""
         q = pc.index_in(table["qid"], value_set=asked["qid"])
         p = pc.index_in(table["pid"], value_set=passages["pid"])
         if q.null_count or p.null_count:
-            raise LeadError(f"{negatives} or its judgements name what {corpus} or the queries do not have")
+            raise LeadError(f"{negatives} or the judgements name ids that {corpus} or the queries do not have")
         return q.to_numpy(zero_copy_only=False).astype(np.int64), p.to_numpy(zero_copy_only=False).astype(np.int64)
 
     (mined_q, mined_p), (known_q, known_p) = rows(mined), rows(known)
@@ -67,4 +68,4 @@ def denoise(
     codes = np.asarray(pc.index_in(kept["qid"], value_set=asked["qid"]), dtype=np.int64)
     kept = kept.set_column(kept.column_names.index("rank"), "rank", pa.array(ranks(codes), pa.int32()))
     write_table(kept, out, "ranked")
-    log.info("%d of %d negatives kept", len(kept), len(mined))
+    log.info("denoise.keep_below removed %s of %s negatives", f"{len(mined) - len(kept):,}", f"{len(mined):,}")

@@ -39,11 +39,11 @@ def encode_ids(
 def encode(
     *, settings: EncodeSettings, gpu: int, model: Path, texts: Path, tokens: Path | None = None, out: Path
 ) -> None:
-    """Write the vectors of every text, or of one shard of the texts; `tokens`: the store of their ids, if there is one.
+    """Write the vectors of all texts, or of one shard of them; `tokens`: the store of their token ids, if there is one.
 
-    Memory: the vectors written (4 d bytes a text, once more while they are checked and compressed), and `CHUNK` texts
-    with their tokens. Raises LeadError for a store of other tokens, and for ColBERT and CE, whose scores are not inner
-    products of single vectors: rerank with them instead.
+    Memory: the vectors (4 d bytes a text, twice while they are checked and compressed), and `CHUNK` texts with their
+    tokens. Raises LeadError for a store of other tokens, and for ColBERT and cross encoders, whose scores are not inner
+    products of single vectors: rerank with these instead.
     """
     file = open_table(texts)
     side: Side = "passage" if "pid" in file.schema_arrow.names else "query"

@@ -1,9 +1,12 @@
-"""Hard negatives: the top of each query's list, without any passage known to be relevant to it (section 4.3)."""
+"""Hard negatives: the top of each query's list, without any passage known to be relevant to it (section 4.3).
+
+A passage with the text of a known positive is known to be relevant too, whatever its id.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,40 +14,86 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lead.config.schema import Mining
 from lead.config.stages import MineSettings
+from lead.data.copies import same_text
+from lead.data.texts import mapped
+from lead.errors import LeadError
 from lead.lists import ranks
 from lead.retrieval.retrieve import lists
 from lead.store.provenance import gathering
 from lead.store.tables import SCHEMAS, read_table, write_lists
+from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
 
+OWN_ID = 0.1  # share of queries whose best negative has their own id, from which on a warning is given
 
+
+# --- known positives -------------------------------------------------------------------------------------------------
 def known_positives(qrels: Iterable[Path], relevance: int) -> pa.Table:
     """Read all judgements (qid, pid, rel) of the files `qrels` with a grade of at least `relevance`."""
     judgements = pa.concat_tables([SCHEMAS["qrels"].empty_table(), *(read_table(path, "qrels") for path in qrels)])
     return judgements.filter(pc.greater_equal(judgements["rel"], relevance))
 
 
+def with_copies(positives: pa.Table, passages: pa.Table) -> pa.Table:
+    """`positives` (qid, pid, rel) and, for each, a row for every other passage of the corpus with the same text.
+
+    passages: (pid, text), which may be mapped into memory. Memory: as `same_text`, and the ids of the copies.
+    """
+    group = same_text(passages["text"])
+    found = pc.index_in(positives["pid"], value_set=passages["pid"])
+    known = positives.filter(pc.is_valid(found))  # a judgement may name a passage that the corpus lacks
+    rows = found.drop_null().to_numpy().astype(np.int64)
+    members = np.flatnonzero(np.isin(group, group[rows]))  # every passage with the text of a positive
+    members = members[np.argsort(group[members], kind="stable")]
+    first, last = (np.searchsorted(group[members], group[rows], side) for side in ("left", "right"))
+    sizes = last - first
+    of = np.repeat(np.arange(len(rows)), sizes)  # the positive that each copy is of
+    within = np.arange(len(of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    copy = members[first[of] + within]
+    new = copy != rows[of]
+    if new.any():
+        log.info("%d copies of positives under other ids are no negatives", len(np.unique(copy[new])))
+    pids = passages["pid"].take(pa.array(copy[new]))
+    copies = {"qid": known["qid"].take(pa.array(of[new])), "pid": pids, "rel": known["rel"].take(pa.array(of[new]))}
+    return pa.concat_tables([positives, pa.table(copies).cast(positives.schema)])
+
+
 def most_positives(positives: pa.Table) -> int:
-    """Count the positives of the query that has most: so much deeper must a search go to leave enough negatives."""
+    """Count the positives of the query that has most: a search must go deeper by so many to leave enough negatives."""
     counts = positives.group_by("qid").aggregate([("pid", "count_distinct")])["pid_count_distinct"]
     return pc.max(counts).as_py() or 0
 
 
-def drop_positives(ranked: pa.Table, positives: pa.Table, depth: int) -> pa.Table:
+def drop_positives(
+    ranked: pa.Table, positives: pa.Table, depth: int | None = None, ignore_identical_ids: bool = False
+) -> pa.Table:
     """`ranked` without the pairs in `positives` (qid, pid), ranked anew from 1, cut at `depth`.
 
-    The order within each query is kept; rows of a query must be neighbours, best first. Ids are compared as strings: an
-    integer column raises an error instead of matching nothing.
+    `ignore_identical_ids`: without each query's passage of the same id too. The order within each query is kept; rows
+    of a query must be neighbours, best first. Ids are compared as strings: an integer column raises an error instead of
+    matching nothing.
     """
-    # of all positives those of a few queries: looking each up for every batch would take longer than the search
+    # only these queries' positives: to look up all of them for every batch would take longer than the search
     positives = positives.filter(pc.is_in(positives["qid"], value_set=pc.unique(ranked["qid"])))
-    is_positive = np.isin(_pairs(ranked, positives), _pairs(positives, positives))
-    kept = ranked.filter(pa.array(~is_positive))
-    rank = ranks(_codes(kept["qid"], pc.unique(kept["qid"])))
-    kept = kept.set_column(kept.column_names.index("rank"), "rank", pa.array(rank, pa.int32()))
-    return kept.filter(pa.array(rank <= depth))
+    dropped = np.isin(_pairs(ranked, positives), _pairs(positives, positives))
+    if ignore_identical_ids:
+        dropped |= _own_id(ranked)
+    return _top(ranked.filter(pa.array(~dropped)), depth)
+
+
+def _own_id(ranked: pa.Table) -> NDArray[np.bool_]:
+    """Whether the passage of each row has the id of its query."""
+    return np.asarray(pc.equal(ranked["qid"], ranked["pid"]), dtype=bool)
+
+
+def _top(ranked: pa.Table, depth: int | None) -> pa.Table:
+    """The lists ranked anew from 1, cut at `depth`."""
+    rank = ranks(_codes(ranked["qid"], pc.unique(ranked["qid"])))
+    ranked = ranked.set_column(ranked.column_names.index("rank"), "rank", pa.array(rank, pa.int32()))
+    return ranked if depth is None else ranked.filter(pa.array(rank <= depth))
 
 
 def _codes(ids: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
@@ -60,20 +109,92 @@ def _pairs(table: pa.Table, positives: pa.Table) -> NDArray[np.int64]:
     return np.where((query < 0) | (passage < 0), -1, query * len(pids) + passage)
 
 
-def write_negatives(tables: Iterable[pa.Table], positives: pa.Table, depth: int, out: Path) -> None:
-    """Drop `positives` from `ranked` tables that hold whole queries, cut at `depth`, and write them one by one."""
-    queries = full = 0
+# --- likely positives ------------------------------------------------------------------------------------------------
+def lowest_scores(passages: Sequence[Path], queries: Sequence[Path], positives: pa.Table) -> pa.Table:
+    """(qid, score): the lowest inner product (eq. 1) of each query with one of its known positives.
 
-    def negatives() -> Iterator[pa.Table]:
-        nonlocal queries, full
+    A query without a positive in the corpus has no row. Memory: the vectors of one file of `passages`, those of all
+    positives, and those of one file of `queries`.
+    """
+    wanted = pc.unique(positives["pid"])
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for path in passages:
+        pids, matrix = read_vectors(path)
+        rows = np.flatnonzero(np.asarray(pc.is_in(pa.array(pids, pa.string()), value_set=wanted)))
+        vectors |= {pids[row]: matrix[row].copy() for row in rows}
+    relevant: dict[str, list[str]] = {}
+    for qid, pid in zip(positives["qid"].to_pylist(), positives["pid"].to_pylist(), strict=True):
+        if pid in vectors:
+            relevant.setdefault(qid, []).append(pid)
+    lowest: dict[str, float] = {}
+    for path in queries:
+        for qid, query in zip(*read_vectors(path), strict=True):
+            if of := relevant.get(qid):
+                lowest[qid] = float((np.stack([vectors[pid] for pid in of]).astype(np.float64) @ query).min())
+    return pa.table(
+        {"qid": pa.array(list(lowest), pa.string()), "score": pa.array(list(lowest.values()), pa.float32())}
+    )
+
+
+def choose(
+    ranked: pa.Table, lowest: pa.Table, mining: Mining, depth: int, rng: np.random.Generator
+) -> tuple[pa.Table, dict[str, int]]:
+    """At most `depth` negatives for each query of `ranked`, and how many passages each filter of `mining` removed.
+
+    As `mine_hard_negatives` of sentence-transformers: those that score too near to the lowest-scoring positive go
+    first, then the best `range_min` of what is left; the top is kept, or a random sample. lowest (qid, score): a query
+    without a row keeps what it has. Rows of a query are neighbours, best first; no known positive is among them.
+    """
+    row = _codes(ranked["qid"], lowest["qid"].combine_chunks())
+    positive = np.append(lowest["score"].to_numpy(), np.float32(np.nan))[row].astype(np.float64)  # NaN for -1
+    score, removed = ranked["score"].to_numpy().astype(np.float64), {}
+    kept = np.ones(len(ranked), dtype=bool)
+    limits = {
+        "margin": None if mining.margin is None else positive - mining.margin,
+        "relative_margin": None
+        if mining.relative_margin is None
+        else positive - mining.relative_margin * abs(positive),
+    }
+    for name, limit in limits.items():
+        if limit is not None:
+            near = kept & (score > limit)  # nothing is above NaN
+            removed[name], kept = int(near.sum()), kept & ~near
+    ranked = _top(ranked.filter(pa.array(kept)), mining.range_max)
+    skipped = ranked["rank"].to_numpy() <= mining.range_min
+    removed["range_min"] = int(skipped.sum())
+    ranked = ranked.filter(pa.array(~skipped))
+    if mining.sampling == "random":
+        query, drawn = _codes(ranked["qid"], pc.unique(ranked["qid"])), rng.random(len(ranked))
+        order = np.lexsort((drawn, query))
+        sampled = np.sort(order[ranks(query[order]) <= depth])
+        removed["sampling"] = len(ranked) - len(sampled)
+        ranked = ranked.take(pa.array(sampled))
+    return _top(ranked, depth), removed
+
+
+# --- the stage -------------------------------------------------------------------------------------------------------
+def write_negatives(tables: Iterable[pa.Table], depth: int, out: Path) -> None:
+    """Write `ranked` tables of negatives, which hold whole queries, as they come, and say how many there are."""
+    queries = full = own = 0
+
+    def counted() -> Iterator[pa.Table]:
+        nonlocal queries, full, own
         for table in tables:
-            kept = drop_positives(table, positives, depth)
-            queries += pc.count_distinct(kept["qid"]).as_py()
-            full += pc.sum(pc.equal(kept["rank"], depth)).as_py() or 0
-            yield kept
+            first = pc.equal(table["rank"], 1)
+            queries += pc.sum(first).as_py() or 0
+            full += pc.sum(pc.equal(table["rank"], depth)).as_py() or 0
+            own += int(_own_id(table.filter(first)).sum())
+            yield table
 
-    write_lists(negatives(), out)
+    write_lists(counted(), out)
     log.info("%d queries with negatives, %d of them with all %d", queries, full, depth)
+    if own and own >= OWN_ID * queries:
+        log.warning(
+            "the best negative of %d of %d queries has the query's own id; if queries are passages of the corpus, set "
+            "retrieval.ignore_identical_ids: true",
+            own,
+            queries,
+        )
 
 
 def mine(
@@ -85,16 +206,44 @@ def mine(
     qrels: list[Path],
     index: list[Path] | None,
     parts: list[Path] | None,
+    corpus: Path | None = None,
     out: Path,
 ) -> None:
     """Search with a dual encoder's vectors and keep, for each query, the top passages that are not known positives.
 
-    The search goes deeper than `mine_depth` by the largest number of positives of a query, so that every list is full
-    unless the corpus itself is too small. `parts`: what was mined for the same queries in all shards of a corpus, to be
-    gathered instead. Memory: as `lists`.
+    With `corpus`, copies of positives under other ids are left out too. The search goes deeper than `mine_depth` by the
+    largest number of positives of a query, so that every list is full unless the corpus itself is too small or
+    `mining` removes more. `parts`: what was mined for the same queries in all shards of a corpus, to be gathered
+    instead. Memory: as `lists`, and with `corpus` as `with_copies`. Raises LeadError for `mining` of parts.
     """
+    mining, filtered = settings.mining, settings.mining != Mining()
+    if parts and filtered:
+        raise LeadError("mining: its filters need the scores of all positives; they are not for a corpus in shards")
     positives = known_positives(qrels, settings.relevance)
-    depth = settings.mine_depth + (0 if parts else most_positives(positives))
-    tables, _ = lists(passages, index, parts, queries, depth, settings.index_parameters, gpu)
+    if corpus is not None:
+        positives = with_copies(positives, mapped(corpus, out.with_name(f"{out.name}.corpus.arrow")))
+    lowest = pa.table({"qid": pa.array([], pa.string()), "score": pa.array([], pa.float32())})
+    if passages and (mining.margin is not None or mining.relative_margin is not None):
+        lowest = lowest_scores(passages, queries, positives)
+    searched = depth = settings.mine_depth
+    if filtered:
+        searched = mining.range_max or depth + mining.range_min
+    if not parts:
+        searched += most_positives(positives) + settings.ignore_identical_ids
+    tables, _ = lists(passages, index, parts, queries, searched, settings.index_parameters, gpu)
+    removed: dict[str, int] = {}
+
+    def negatives() -> Iterator[pa.Table]:
+        rng = np.random.default_rng(mining.seed)
+        for table in tables:
+            kept = drop_positives(table, positives, None if filtered else depth, settings.ignore_identical_ids)
+            if filtered:
+                kept, gone = choose(kept, lowest, mining, depth, rng)
+                for name, number in gone.items():
+                    removed[name] = removed.get(name, 0) + number
+            yield kept
+
     with gathering(parts or []):
-        write_negatives(tables, positives, settings.mine_depth, out)
+        write_negatives(negatives(), depth, out)
+    for name, number in removed.items():
+        log.info("mining.%s removed %s passages", name, f"{number:,}")

@@ -27,10 +27,11 @@ BLOCK = 8 << 30  # bytes of ColBERT's token vectors that are in memory at a time
 def rerank(
     *, settings: RerankSettings, gpu: int, model: Path, corpus: Path, queries: Path, ranked: Path, out: Path
 ) -> None:
-    """Reorder the top `rerank_depth` of each list by MaxSim or CE; passages below are dropped. Ties: smaller pid first.
+    """Reorder the top `rerank_depth` of each list by the scores of a ColBERT or a cross encoder.
 
-    ColBERT encodes every passage that occurs in a list of a block of queries once, CE every pair. Memory: the lists,
-    and ColBERT's token vectors of a block, of 2 T d bytes a passage: at most `BLOCK` bytes unless one list has more.
+    Passages below are dropped; ties go to the smaller pid. ColBERT encodes each passage of a block of queries once, a
+    cross encoder every pair. Memory: the lists, and ColBERT's token vectors of a block, 2 T d bytes a passage: at most
+    `BLOCK` bytes unless one list needs more.
     """
     reranker = load_reranker(model, gpu, "its own lists come from lead retrieve")
     lists = read_table(ranked, "ranked")
@@ -41,7 +42,7 @@ def rerank(
     query = pc.index_in(lists["qid"], value_set=asked["qid"])
     if row.null_count or query.null_count:
         raise LeadError(
-            f"{ranked} names passages or queries that {corpus} and {queries} do not have; they do not belong together"
+            f"{ranked} names passages or queries that {corpus} and {queries} do not have; give files of one collection"
         )
     rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False).astype(np.int64)
     needed, position = np.unique(rows, return_inverse=True)
@@ -100,7 +101,7 @@ def score_pairs(
 
 
 def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
-    """Cut pairs, sorted by query, between queries into slices of at most `most` different texts, or one query's.
+    """Cut pairs, sorted by query, into slices of whole queries with at most `most` different texts, or one query.
 
     queries, passages [pairs]: rows of the texts.
     """

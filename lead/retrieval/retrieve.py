@@ -1,4 +1,4 @@
-"""Ranked lists of a dual encoder (eq. 1, section 4.3), from a whole corpus or gathered from those of its shards."""
+"""Ranked lists of a dual encoder (eq. 1, section 4.3), from a whole corpus or merged from the lists of its shards."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def retrieve(
 ) -> None:
     """Rank the passages for each query by the inner product of their vectors (eq. 1) and keep the top.
 
-    Exact without `index`. With it, what it is and its recall go into the metadata of `out`. `parts`: the lists of the
-    same queries in all shards of a corpus, to be gathered instead. Memory: as `lists`.
+    The search is exact without `index`. With it, its name and recall go into the metadata of `out`. `parts`: lists of
+    the same queries over all shards of a corpus; these are merged, and nothing is searched. Memory: as `lists`.
     """
     tables, about = lists(passages, index, parts, [queries], settings.depth, settings.index_parameters, gpu)
     with gathering(parts or []):
@@ -52,19 +52,19 @@ def lists(
     parameters: str | None,
     gpu: int,
 ) -> tuple[Iterator[pa.Table], dict[str, Any] | None]:
-    """Search all shards `passages`, or gather the `parts` that were found in each, as if the corpus were one.
+    """Search all shards `passages`, or merge the lists `parts` of each shard, as if the corpus were one file.
 
-    Returns `ranked` tables, one for each batch of queries, and what is known of approximate `indexes`. Scores are exact
-    and ties go by id: without indexes the number of shards does not matter. Memory: as `search_file`, and 16 bytes and
-    both ids a passage on a list of each shard; of parts, one batch at a time.
+    Returns `ranked` tables, one for each batch of queries, and the names and recall of approximate `indexes`. Scores
+    are exact and ties go by id, so without indexes the number of shards does not matter. Memory: as `search_file`, and
+    16 bytes and both ids for each passage on a list of a shard; of parts, one batch at a time.
 
-    Raises LeadError when shards hold the same passage, or parts lists of other queries or a passage twice.
+    Raises LeadError if shards hold the same passage, or if parts hold lists of other queries or a passage twice.
     """
     if bool(passages) == bool(parts):
-        raise LeadError("give --passages to search them, or --parts to gather what was found in the shards of a corpus")
+        raise LeadError("give --passages to search them, or --parts to merge the lists of the shards of a corpus")
     if parts:
         if indexes:
-            raise LeadError("--index goes with --passages; parts have been searched")
+            raise LeadError("--index goes with --passages; parts are lists already")
         files, asked = [open_table(path, "ranked") for path in parts], query_batches(queries)
         told = [json.loads((file.schema_arrow.metadata or {}).get(ABOUT.encode(), "null")) for file in files]
         for file in files:
@@ -93,22 +93,22 @@ def query_batches(queries: Sequence[Path]) -> list[pa.Array]:
 
 
 def joined(found: Sequence[Iterable[pa.Table]], asked: Sequence[pa.Array], depth: int) -> Iterator[pa.Table]:
-    """The lists over a corpus from those `found` in each of its shards: a table for every batch of queries `asked`."""
+    """Merge the lists `found` in each shard of a corpus: a table for every batch of queries `asked`."""
     of_batches = zip(asked, *found, strict=True)
     for qids, *tables in tqdm(of_batches, total=len(asked), desc="gather", unit="batch", disable=None):
         yield merged(pa.concat_tables(tables), qids, depth)
 
 
 def merged(found: pa.Table, qids: pa.Array, depth: int) -> pa.Table:
-    """The best `depth` for each of `qids` in `found`, a `ranked` table whose rows may come in any order.
+    """The best `depth` passages for each of `qids` in `found`, a `ranked` table with rows in any order.
 
-    Raises LeadError when it holds a list of another query, or one with a passage twice.
+    Raises LeadError if it holds a list of another query, or a list with a passage twice.
     """
     query = np.asarray(pc.index_in(found["qid"], value_set=qids).fill_null(-1))
     if len(query) and query.min() < 0:
         raise LeadError("--parts hold lists of other queries; make them again")
     scores, rows = found["score"].to_numpy(), np.argsort(query, kind="stable")
-    kept = [np.empty(0, np.int64)]  # what may be on a list, with all that ties at its end: little is left to be sorted
+    kept = [np.empty(0, np.int64)]  # candidates for a list, ties at its end included: few rows are left to sort
     for low, high in pairwise(np.searchsorted(query[rows], np.arange(len(qids) + 1))):
         of_query = rows[low:high]
         if len(of_query) > depth:
@@ -126,7 +126,7 @@ def merged(found: pa.Table, qids: pa.Array, depth: int) -> pa.Table:
 
 
 def mean(told: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """What searches of the shards tell of approximate indexes, with the mean of their recalls; None when exact."""
+    """What the shards say of their approximate indexes, with the mean of the recalls; None if the search is exact."""
     parts = [about for about in told if about is not None]
     if not parts:
         return None

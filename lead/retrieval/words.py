@@ -1,17 +1,29 @@
-"""Words of a text as Lucene's EnglishAnalyzer finds them: what BM25 counts.
+"""Words of a text: what BM25 counts. Three analysers share one rule for where words are.
 
-Texts are split where Unicode's annex 29 splits words, lower-cased, freed of possessives and of Lucene's 33 English stop
-words, and stemmed by Porter's algorithm as Lucene has it. Compared with Lucene 9.9.1 on 2.9 million words
-(docs/scale.md), what differs is ideographs and superscript digits.
+Words are those of Unicode's annex 29, on a normalised text, so combining marks stay with their letters. Scripts without
+spaces need a rule: an ideograph or a hiragana sign is a word, as in Lucene's StandardAnalyzer, and Thai, Lao, Khmer and
+Burmese give the overlapping pairs of their grapheme clusters, since no dictionary is needed for these. An emoji is a
+word.
+
+- `english`: Lucene's EnglishAnalyzer. Lower case, no possessives, no stop words, Porter's stems. Compared with Lucene
+  9.9.1 on 2.9 million words (docs/scale.md), what differs is superscript digits, which are digits here.
+- `unicode`: for every language. Compatibility forms (full-width letters, ligatures) and case are folded, also Turkish
+  dotted and dotless i. As in Lucene's CJKAnalyzer, pairs of neighbouring ideographs are words too, and Korean words
+  give pairs of syllables, since their endings vary. No stop words.
+- `code`: `english`, and the parts of identifiers, split at `_`, `.` and camelCase, are words too.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from lead.config.schema import Bm25
@@ -21,28 +33,121 @@ STOP_WORDS = frozenset(
     "to was will with".split()
 )
 POSSESSIVES = ("'s", "\u2019s", "\uff07s")
-# Letters, digits and underscores, at least one of them no underscore. An apostrophe, dot, colon or middle dot between
-# two letters is inside a word, and so is an apostrophe, dot, comma or semicolon between two digits.
+
+# Annex 29 for the letters of `SIMPLE`, by `re`, which is three times as fast. Letters, digits and underscores, at least
+# one of them no underscore. An apostrophe, dot, colon or middle dot between two letters is inside a word, and so is an
+# apostrophe, dot, comma or semicolon between two digits.
 WORD = re.compile(
     r"(?<!_)_*[^\W_]\w*"
     r"(?:(?:(?<=[^\W\d_])[.:'\u2018\u2019\xb7\u2027](?=[^\W\d_])|(?<=\d)[.,;'\u2018\u2019](?=\d))\w+)*"
 )
+# Latin, Greek and Cyrillic letters without marks of their own, and common punctuation
+SIMPLE = re.compile(
+    r"[\0-\xac\xae-\xb7\xb9-\u024f\u0370-\u0482\u048a-\u052f\u1e00-\u1eff\u2010-\u2023\u2025-\u2027\u20a0-\u20bf]*"
+)
+
+_LETTER = r"\p{WB=ALetter}\p{WB=Hebrew_Letter}\p{No}"  # superscripts and fractions stand with the letters
+_DIGIT = r"\p{WB=Numeric}"
+_MARK = r"\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}"  # rule WB4: each belongs to the sign before it
+_JOIN = r"\p{WB=ExtendNumLet}"  # the underscore and its kind
+_MIDDLE = r"\p{WB=MidNumLet}\p{WB=Single_Quote}"
+_SIGN = r"[\p{Han}\p{Hiragana}]"
+_UNSPACED = r"\p{LB=SA}"  # Thai, Lao, Khmer, Burmese, ..
+ANNEX_29 = regex.compile(
+    rf"(?<![{_JOIN}])[{_JOIN}]*[{_LETTER}{_DIGIT}][{_LETTER}{_DIGIT}{_JOIN}{_MARK}]*+"
+    rf"(?:(?:(?<=[{_LETTER}][{_MARK}]*)[\p{{WB=MidLetter}}{_MIDDLE}][{_MARK}]*(?=[{_LETTER}])"
+    rf"|(?<=[{_DIGIT}][{_MARK}]*)[\p{{WB=MidNum}}{_MIDDLE}][{_MARK}]*(?=[{_DIGIT}])"
+    rf'|(?<=\p{{WB=Hebrew_Letter}}[{_MARK}]*)"[{_MARK}]*(?=\p{{WB=Hebrew_Letter}}))'
+    rf"[{_LETTER}{_DIGIT}{_JOIN}{_MARK}]++)*+"
+    rf"|(?:\p{{WB=Katakana}}[{_MARK}]*+)++"
+    rf"|(?:{_SIGN}[{_MARK}]*+)++"
+    rf"|{_UNSPACED}[{_UNSPACED}{_MARK}]*+"
+    rf"|\p{{Emoji_Presentation}}[{_MARK}]*+",
+    regex.V1,
+)
+RUN = regex.compile(rf"(?P<signs>{_SIGN})|{_UNSPACED}", regex.V1)  # the first sign of a run that is cut
+HANGUL = regex.compile(rf"(?:\p{{Hangul}}[{_MARK}]*+)++", regex.V1)
+CLUSTER = regex.compile(r"\X")  # a sign with its marks
+# where an identifier is split: no dot between two digits
+PARTS = re.compile(r"_+|(?<!\d)\.|\.(?!\d)|(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+FOLDED = str.maketrans({"\u0130": "i", "\u0131": "i", "\u2018": "'", "\u2019": "'"})
+
+
+def split_words(text: str, pairs: bool = False) -> list[str]:
+    """The words of a normalised text as they stand in it; `pairs`: also pairs of ideographs and of Korean syllables."""
+    if text.isascii() or SIMPLE.fullmatch(text):
+        return WORD.findall(text)
+    return [part for word in ANNEX_29.findall(text) for part in _cut(word, pairs)]
+
+
+def _cut(word: str, pairs: bool) -> list[str]:
+    """The words of a run of a script without spaces; any other word as it is."""
+    run = RUN.match(word)
+    if not run and not (pairs and HANGUL.fullmatch(word)):
+        return [word]
+    signs = CLUSTER.findall(word)
+    neighbours = [a + b for a, b in pairwise(signs)]
+    if run and run["signs"]:
+        return signs + neighbours if pairs else signs
+    return neighbours or signs
+
+
+def english_words(text: str) -> list[str]:
+    """Lower-cased words."""
+    return split_words(_lower(unicodedata.normalize("NFC", text)))
+
+
+def unicode_words(text: str) -> list[str]:
+    """Words without differences of case, width or apostrophe, and pairs of ideographs."""
+    folded = unicodedata.normalize("NFKC", text).translate(FOLDED).casefold()
+    return split_words(unicodedata.normalize("NFC", folded), pairs=True)
+
+
+def code_words(text: str) -> list[str]:
+    """Lower-cased words and the parts of identifiers."""
+    return [part for word in split_words(unicodedata.normalize("NFC", text)) for part in _identifier(word)]
+
+
+@functools.lru_cache(2**16)
+def _identifier(word: str) -> list[str]:
+    """An identifier and its parts.
+
+    >>> _identifier("pd.DataFrame"), _identifier("frame")
+    (['pd.dataframe', 'pd', 'data', 'frame'], ['frame'])
+    """
+    parts = [_lower(part) for part in PARTS.split(word) if part]
+    return [_lower(word), *parts] if len(parts) > 1 else parts
+
+
+def _lower(text: str) -> str:
+    """In lower case, where Turkish's dotted I becomes i, as in Lucene, and not i and a second dot."""
+    return text.replace("\u0130", "i").lower()
+
+
+ANALYSERS: dict[str, Callable[[str], list[str]]] = {
+    "english": english_words,
+    "unicode": unicode_words,
+    "code": code_words,
+}
 
 
 class Words(dict[str, int]):
-    """The number of each word as it stands in a lower-cased text; -1: a stop word. A new word is given a number.
+    """The number of each word as an analyser gives it; -1: a stop word. A new word is given a number.
 
     Words of the same stem have the same number. Memory: about 200 bytes a distinct word.
     """
 
     def __init__(self, settings: Bm25) -> None:
-        """`settings`: which stemmer, and whether stop words are left out."""
-        self.stop_words = STOP_WORDS if settings.stop_words else frozenset()
-        self.stem = _stemmer(settings.stemmer)
+        """`settings`: the analyser, the stemmer, and whether stop words are left out."""
+        self.split = ANALYSERS[settings.analyser]
+        self.english = settings.analyser != "unicode"
+        drop = self.english if settings.stop_words is None else settings.stop_words
+        self.stop_words = STOP_WORDS if drop else frozenset()
+        self.stem = _stemmer(settings.stemmer or ("porter" if self.english else "none"))
         self.stems: dict[str, int] = {}
 
     def __missing__(self, word: str) -> int:
-        bare = word[:-2] if word.endswith(POSSESSIVES) else word
+        bare = word[:-2] if self.english and word.endswith(POSSESSIVES) else word
         number = -1 if bare in self.stop_words else self.stems.setdefault(self.stem(bare), len(self.stems))
         self[word] = number
         return number
@@ -51,7 +156,7 @@ class Words(dict[str, int]):
         """Numbers of all words of n texts, one text after the other, and how many words each has [n]."""
         numbers, ends = array("i"), array("q", [0])
         for text in texts:
-            numbers.extend(map(self.__getitem__, WORD.findall(text.lower())))
+            numbers.extend(map(self.__getitem__, self.split(text)))
             ends.append(len(numbers))
         found = np.frombuffer(numbers, np.int32) if numbers else np.empty(0, np.int32)
         kept = found >= 0

@@ -111,6 +111,7 @@ rule mine:
             allow_missing=True,
         ),
         qrels=expand(f"{DATA}/qrels.{{split}}.parquet", split=["train", "dev"], allow_missing=True),
+        corpus=rules.prepare.output.corpus,
     output:
         f"{RESULTS}/{{dataset}}/negatives/{{run}}.parquet",
     log:
@@ -131,7 +132,8 @@ rule mine:
     message:
         "{wildcards.dataset}: mining hard negatives with {wildcards.run}"
     shell:
-        "lead mine --passages {input.passages:q} --queries {input.queries:q} --qrels {input.qrels:q} {params.index}"
+        "lead mine --passages {input.passages:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        " --corpus {input.corpus:q} {params.index}"
         " --out {output:q} --settings {params.settings:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
 
 
