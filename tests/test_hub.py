@@ -20,13 +20,13 @@ def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refus
 
     folder = empty_project(tmp_path / "project")
 
-    def check(name: str, **distil: Any) -> None:
+    def check_student(name: str, **distil: Any) -> None:
         settings = {"models": {"student": {"reference": f"hub:some/{name}", "layers": None}}, "distil": distil}
         check(Plan(load(folder / "config.yaml", {"settings": settings}))["tiny", "lead_cb"])
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    check("online")
+    check_student("online")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     kept = tmp_path / "hub" / "models--some--kept"
     (kept / "snapshots" / "abc").mkdir(parents=True)
@@ -35,20 +35,20 @@ def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refus
     (kept / "snapshots" / "abc" / "config.json").write_text('{"num_hidden_layers": 3, "hidden_size": 8}')
     (kept / "snapshots" / "abc" / "tokenizer.json").write_text("{}")
     for name in ("offline", "kept"):  # the second without its weights
-        says = refusal(lambda name=name: check(name))
+        says = refusal(lambda name=name: check_student(name))
         assert "run 'student' on 'tiny': models: 'hub:some/" in says and f"hf download some/{name}" in says
     (kept / "snapshots" / "abc" / "model.safetensors").write_text("")
-    check("kept")
-    says = refusal(lambda: check("kept", layers={"strategy": "pairs", "pairs": [[1, 4]]}))
+    check_student("kept")
+    says = refusal(lambda: check_student("kept", layers={"strategy": "pairs", "pairs": [[1, 4]]}))
     assert "[1, 4] is outside teacher 1..4, student 1..3" in says  # its config.json is on this machine
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     pairs = {"strategy": "pairs", "pairs": [[2, 2], [1, 1]]}
-    assert "do not ascend" in refusal(lambda: check("online", layers=pairs))  # nothing is known of this one
+    assert "do not ascend" in refusal(lambda: check_student("online", layers=pairs))  # nothing is known of this one
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     trained = folder.parent / "all results/tiny/models/student"
     monkeypatch.chdir(folder.parent)
     trained.mkdir(parents=True)
-    check("trained")  # nobody needs the weights any more
+    check_student("trained")  # nobody needs the weights any more
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a/b@main", "https://huggingface.co/a/b"])
