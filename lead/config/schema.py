@@ -18,7 +18,7 @@ from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, S
 
 # --- models ----------------------------------------------------------------------------------------------------------
 class Linear(Strict):
-    """A linear layer after the encoder ("+linear", section 4.7): layer N + 1 of the pile, selected like any other."""
+    """A linear layer after the encoder ("+linear", section 4.7): layer N + 1, selected like any other."""
 
     size: PositiveInt | None = Field(None, description="outputs; null: as many as inputs; fewer make a smaller index")
     identity: bool = Field(True, description="start as the identity (its first rows, if smaller); false: at random")
@@ -169,7 +169,7 @@ class Distil(Strict):
     layer_weights: Literal["per_query", "batch", "uniform", "progress"] = Field(
         "per_query",
         description="w of eq. 7: for each query; one for the batch (released code); 1/K (section 4.6); for each query, "
-        "more for pairs whose student layer believes less in the positive than the teacher's (ours)",
+        "more for pairs whose student layer assigns the positive less probability than the teacher's (ours)",
     )
     layer_weights_tau: Positive | None = Field(None, description="temperature of eq. 7; null: tau, as in the paper")
     joint: bool = Field(
@@ -183,7 +183,7 @@ class Distil(Strict):
     )
     contrastive_candidates: Literal["batch", "own"] = Field(
         "batch",
-        description="passages of the student's hard loss; own is what the released code does with a CE teacher",
+        description="passages of the student's contrastive loss; own is what the released code does with a CE teacher",
     )
     map_layers: Literal["even", "last"] = Field(
         "even", description="fd: teacher layers whose maps teach the student's: evenly spread, or the last M"

@@ -1,1 +1,1 @@
-"""Piles of layers that turn queries and passages into scores, at every layer (section 3.2)."""
+"""Models that turn queries and passages into scores, at every layer (section 3.2)."""

@@ -51,7 +51,7 @@ def depth(encoder: nn.Module) -> int:
 
 
 def layer_list(encoder: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the pile of transformer layers, and the attribute's name, whatever the architecture."""
+    """The module that holds the list of transformer layers, and the attribute's name, whatever the architecture."""
     n = depth(encoder)
     for module in encoder.modules():
         for name, child in module.named_children():
@@ -68,11 +68,11 @@ def keep_layers(encoder: nn.Module, layers: list[int], reference: str) -> None:
     from transformers import AutoModel
 
     owner, name = layer_list(encoder)
-    pile = getattr(owner, name)
+    every = getattr(owner, name)
     for i in layers:
-        if i > len(pile):
-            raise LeadError(f"models: layers has {i}, but '{reference}' has only layers 1..{len(pile)}")
-    setattr(owner, name, nn.ModuleList(pile[i - 1] for i in layers))
+        if i > len(every):
+            raise LeadError(f"models: layers has {i}, but '{reference}' has only layers 1..{len(every)}")
+    setattr(owner, name, nn.ModuleList(every[i - 1] for i in layers))
     config: Any = encoder.config
     if getattr(config, "layer_types", None):  # ModernBERT: which layers attend to all of the text
         config.layer_types = [config.layer_types[i - 1] for i in layers]
@@ -115,7 +115,7 @@ def check_encoder(encoder: nn.Module, pad: int, reference: str) -> None:
         prepare_for_training(encoder.train(), 0.0)
         trained = torch.stack(hidden_states(encoder, ids, mask, layers))[:, 1, :5]
         if _differ(padded, alone):
-            why = "what it makes of a text depends on the padding beside it"
+            why = "its output for a text depends on the padding beside it"
         elif _differ(trained, padded):
             why = "dropout of this architecture cannot be switched off"
     except Exception as e:  # whatever an architecture does that takes other inputs
