@@ -1,4 +1,4 @@
-"""What every source hands to `prepare`, and the one hash that ids, texts and splits are compared by."""
+"""The collection that every source gives to `prepare`, and the hash by which ids and texts are compared."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Collection:
 
 
 def passage_batches(passages: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
-    """(pid, text) of passages in batches of at most 50,000, and of 16 Mi characters and one passage more."""
+    """Batches (pid, text) of at most 50,000 passages, and of at most 16 Mi characters and one passage more."""
     pids: list[str] = []
     texts: list[str] = []
     characters = 0
@@ -71,7 +71,7 @@ def own_queries(splits: Mapping[str, Split], files: Mapping[str, Set[str]]) -> d
 
 
 def hash64(text: str) -> int:
-    """The first 64 bits of SHA-256: equal in every process, unlike `hash()`.
+    """Return the first 64 bits of SHA-256: equal in every process, unlike `hash()`.
 
     Two of ten million distinct strings agree by chance with probability 3e-6.
     """

@@ -1,6 +1,6 @@
-"""Collections of the library `ir_datasets`: it downloads, resumes and verifies; we stream what it has on disk.
+"""Collections of the library `ir_datasets`: it downloads and verifies the files, we stream them.
 
-Where its files lie is `IR_DATASETS_HOME`'s business (default ~/.ir_datasets).
+`IR_DATASETS_HOME` says where its files lie (default ~/.ir_datasets).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def collect(source: IrDatasetsSource) -> Collection:
 
 
 def load(id_: str, key: str, *parts: str) -> Any:
-    """A dataset of the library that has these parts (docs, queries, qrels). Raises LeadError naming the key."""
+    """Load a dataset of the library that has these parts (docs, queries, qrels). Raises LeadError naming the key."""
     import ir_datasets
 
     try:
@@ -41,7 +41,7 @@ def load(id_: str, key: str, *parts: str) -> Any:
 
 
 def read_split(id_: str, key: str) -> Split:
-    """Queries and judgements of an id. A pair judged twice must be judged the same. Raises LeadError."""
+    """Read queries and judgements of an id. A pair judged twice must be judged the same. Raises LeadError."""
     dataset = load(id_, key, "queries", "qrels")
     try:
         queries = [(q.query_id, q.default_text()) for q in dataset.queries_iter()]

@@ -35,7 +35,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Share:
-    """How many of `total` things are odd, with a few of their ids."""
+    """How many of `total` things are odd, and a few of their ids."""
 
     where: str  # the corpus, or a split
     count: int
@@ -112,7 +112,7 @@ def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, cor
     else:
         split = files.collect_split("test", split_files(source.test), facts)
     if not open_table(corpus).schema_arrow.equals(SCHEMAS["corpus"]):
-        raise LeadError(f"--corpus {corpus} holds no passages (pid, text); give what lead prepare made of the dataset")
+        raise LeadError(f"--corpus {corpus} holds no passages (pid, text); give the one that lead prepare wrote")
     pids = read_table(corpus, columns=["pid"])["pid"]
     hashes = np.fromiter((hash64(p.as_py()) for p in pids), dtype=np.uint64, count=len(pids))
     nothing = Share("corpus", 0, len(pids), [])

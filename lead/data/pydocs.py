@@ -1,7 +1,7 @@
 """The built-in collection: docstrings of installed packages, query = the summary, passage = the rest.
 
-Sources are parsed, never imported, so that mining needs no GPU, runs no foreign code, and depends on nothing but the
-versions installed. Everything is sorted and every choice is made by hash: the same versions give the same bytes.
+Sources are parsed, never imported: no foreign code runs, and the result depends on the installed versions alone. All is
+sorted, and every choice is made by hash: the same versions give the same bytes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ UNDERLINE = re.compile(r"([^\w\s])\1{2,}")
 
 @dataclass(frozen=True)
 class Docstring:
-    """One documented definition, such as `numpy.linalg.solve`, its docstring split in two."""
+    """One documented definition, such as `numpy.linalg.solve`; its docstring is split in two."""
 
     name: str
     summary: str
@@ -56,7 +56,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def collect(source: PydocsSource) -> Collection:
-    """Mine the collection: splits `train` and `test`, every judgement of relevance 1.
+    """Collect docstrings: splits `train` and `test`, every judgement of relevance 1.
 
     Memory: the docstrings kept, some tens of MB. Raises LeadError when a package is not installed.
     """
@@ -125,7 +125,7 @@ def _docstrings(package: str, roots: list[Path]) -> Iterator[Docstring]:
             if b'"""' not in source and b"'''" not in source:
                 continue  # a docstring of two paragraphs is triple-quoted: no need for the slow parser
             try:
-                with warnings.catch_warnings(action="ignore"):  # their invalid escapes are not our user's business
+                with warnings.catch_warnings(action="ignore"):  # our user cannot change their invalid escapes
                     tree = ast.parse(source)
             except (SyntaxError, ValueError):
                 log.info("pydocs: skipped %s/%s, which is not valid Python", package, relative.as_posix())
@@ -173,7 +173,7 @@ def _parse(name: str, docstring: str) -> Docstring | None:
 
 
 def _merge(docstrings: list[Docstring]) -> list[Docstring]:
-    """Give every docstring a name of its own, `a.b`, `a.b#2`, ...; of exact copies only the first stays."""
+    """Give every docstring a name that no other has, `a.b`, `a.b#2`, ...; of exact copies only the first stays."""
     seen: set[tuple[str, str]] = set()
     count: Counter[str] = Counter()
     kept = []
