@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from lead.config.experiments import Row
+from lead.config.kinds import KINDS
 from lead.config.methods import METHODS
 from lead.errors import LeadError, nearest
+from lead.methods.load import check_method
 from lead.plan.rows import Rows, split_seed
 
 OF_DATASET = (("checks", None), ("dev_share", None), ("denoise", None), ("retrieval", "rerank_from"))
 
 
 def check_rows(rows: Rows) -> None:
-    """Refuse rows that do not fit each other. Raises LeadError for the first mistake."""
+    """Refuse rows that do not fit each other, or whose method or kind lacks a part. LeadError for the first mistake."""
+    for row in rows.values():
+        check_method(METHODS[row.method])
+        KINDS[row.kind].check()
     for name, row in rows.items():
         _check_row(rows, name, row)
 
