@@ -43,6 +43,10 @@ class Kind:
         """
         return f"a {self.title}"
 
+    def at_most(self, wanted: Literal["batch", "own"]) -> Literal["batch", "own"]:
+        """The candidates `wanted`, or fewer where it cannot score as many."""
+        return "own" if "own" in (wanted, self.candidates) else "batch"
+
     def check(self) -> None:
         """Refuse a record without a class. It imports no torch. Raises LeadError."""
         check_reference(self.model, self._where)

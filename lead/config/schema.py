@@ -65,12 +65,10 @@ def check_scoring(kind: Kind, scoring: Scoring) -> Scoring:
     return scoring
 
 
-ScoringByKind = create_model(
-    "ScoringByKind",
-    __base__=Strict,
-    __doc__="`Scoring` for each kind of model (lead/config/kinds.py).",
-    **{k.name: (Annotated[Scoring, AfterValidator(partial(check_scoring, k))], Scoring()) for k in KINDS.values()},
-)
+_BY_KIND: dict[str, Any] = {
+    kind.name: (Annotated[Scoring, AfterValidator(partial(check_scoring, kind))], Scoring()) for kind in KINDS.values()
+}
+ScoringByKind = create_model("ScoringByKind", __base__=Strict, __doc__="`Scoring` for each kind of model.", **_BY_KIND)
 
 
 class Lengths(Strict):
@@ -303,7 +301,7 @@ class Settings(Strict):
     seed: Seed = Field(1, description="of data order, draws, dropout and layer selection")
     models: dict[Literal["teacher", "student"], ModelRef] = Field(description="pretrained encoders to start from")
     lengths: Lengths = Lengths()
-    scoring: ScoringByKind = ScoringByKind()  # type: ignore[valid-type]
+    scoring: ScoringByKind = ScoringByKind()
     train: Train = Train()
     phases: PhaseTrain = PhaseTrain()
     distil: Distil = Distil()

@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -128,6 +128,12 @@ class LayeredModel(nn.Module):
     def longest(cls, lengths: Lengths, tokenizer: Any) -> dict[str, int]:
         """Most tokens that the encoder reads at a time, by the key of `lengths` that decides it. Overridden."""
         return {"query": lengths.query, "passage": lengths.passage}
+
+    def must_rank_by(self, way: Literal["search", "rerank"], what: str, otherwise: str) -> Self:
+        """Return the model if it ranks that way. Else raises LeadError: "`what` is a cross encoder`otherwise`"."""
+        if self.about.ranks_by != way:
+            raise LeadError(f"{what} is {self.about.a}{otherwise}")
+        return self
 
     # --- what all have in common --------------------------------------------------------------------------------------
     @property

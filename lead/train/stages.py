@@ -167,9 +167,11 @@ def _check_distil_candidates(settings: DistilSettings, teacher: LayeredModel) ->
         settings.train, distil.contrastive_candidates, f"distil.contrastive_candidates: {distil.contrastive_candidates}"
     )
     if METHODS[settings.method].sees != "maps":  # maps are compared over tokens
-        ce = teacher.about.candidates == "own"
-        own, key = (ce, "a cross encoder as teacher") if ce else (distil.candidates == "own", "distil.candidates: own")
-        check_candidates(settings.train, "own" if own else "batch", key)
+        which = teacher.about.at_most(distil.candidates)
+        asked = which == distil.candidates
+        check_candidates(
+            settings.train, which, f"distil.candidates: {which}" if asked else f"{teacher.about.a} as teacher"
+        )
 
 
 def _files(
