@@ -1,4 +1,4 @@
-"""A linear layer after the encoder, section 4.7: layer n + 1 of the pile, with as many outputs or fewer."""
+"""A linear layer after the encoder, section 4.7: layer n + 1, with as many outputs or fewer."""
 
 from __future__ import annotations
 

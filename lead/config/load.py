@@ -24,7 +24,7 @@ T = TypeVar("T", bound=BaseModel)
 Tree = dict[str, Any]
 S = TypeVar("S", bound=Source)
 # keys of users: the old name, and the one of today
-RENAMED = {"hard_candidates": "contrastive_candidates", "given": "external_run"}
+RENAMED_KEYS = {"hard_candidates": "contrastive_candidates", "given": "external_run"}
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefi
     place = f"{where}:{line}" if line else where
     key = ".".join(str(p) for p in (*prefix, *_without_tags(cls, location)))
     kind, message = error["type"], error["msg"]
-    if kind == "extra_forbidden" and (now := RENAMED.get(str(location[-1]))):
+    if kind == "extra_forbidden" and (now := RENAMED_KEYS.get(str(location[-1]))):
         raise LeadError(f"{place}: key '{key}' is called '{now}' now; rename it")
     if kind == "extra_forbidden":
         raise LeadError(f"{place}: unknown key '{key}'; {nearest(str(location[-1]), _fields(cls, location[:-1]))}")

@@ -98,7 +98,7 @@ def score_pairs(
 
 
 def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
-    """Cut pairs, sorted by query, into slices of whole queries with at most `most` different texts, or one query.
+    """Cut pairs, sorted by query, into blocks of whole queries with at most `most` different texts, or one query.
 
     queries, passages [pairs]: rows of the texts.
     """

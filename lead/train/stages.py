@@ -1,4 +1,4 @@
-"""The stages `lead train` (hard labels: warm-up, controls, ADORE) and `lead distil` (LEAD, RD, FD, Margin-MSE)."""
+"""The stages `lead train` (contrastive loss: warm-up, controls, ADORE) and `lead distil` (LEAD, RD, FD, Margin-MSE)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(
     state: Path,
     metrics: Path,
 ) -> None:
-    """Train with hard labels alone (eqs. 10, 11), from a pretrained encoder or from a model folder.
+    """Train with the contrastive loss alone (eqs. 10, 11), from a pretrained encoder or from a model folder.
 
     `passages`: their vectors stay as they are in these files, and only queries are learnt (ADORE).
 
