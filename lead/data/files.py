@@ -19,7 +19,7 @@ import pyarrow as pa
 from lead.config.folders import LocatedSplit, locate
 from lead.config.sources import OnDisk
 from lead.data.collection import Collection, Split, hash64, own_queries, passage_batches
-from lead.data.layout import CORPUS, QRELS, QUERIES, Kind, Layout, rows
+from lead.data.layout import CORPUS, QRELS, QUERIES, FileKind, Layout, rows
 from lead.data.records import bad, format_of, identifier, string
 from lead.errors import LeadError
 from lead.store.tables import SCHEMAS
@@ -121,7 +121,7 @@ def _grade(path: Path, number: int, value: object) -> int:
     raise bad(path, number, f"relevance '{text[:60]}' is not a whole number", f"expected {QRELS.expected}")
 
 
-def _rows(path: Path, kind: Kind, facts: Facts, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, kind: FileKind, facts: Facts, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a file. When they are read, `facts[key]` tells what the (first) file was taken for."""
     layout = Layout()
     yield from rows(path, kind, layout)
