@@ -65,12 +65,12 @@ def cross_step(c: Collection) -> float:
 def training(plan: Plan, run: str, c: Collection) -> float:
     """Operations of one training run: three times the forward pass of what is trained, once that of what is frozen."""
     row = plan.rows[run]
+    cross = plan.rows.kind(str(row.teacher or run)).candidates == "own"
     own = encode_step(TEACHER if plan.rows.root(run) == "teacher" else STUDENT, c)
     if not plan.rows.method(run).distils:
         if row.passages is not None:
             return 3 * forward(STUDENT, c.batch * c.query, c.query) * c.steps
-        return 3 * (cross_step(c) if plan.rows.kind(run).candidates == "own" else own) * c.steps
-    cross = plan.rows.kind(str(row.teacher)).candidates == "own"
+        return 3 * (cross_step(c) if cross else own) * c.steps
     teacher = cross_step(c) if cross else encode_step(TEACHER, c)
     own *= c.cross_batch / c.batch if cross else 1
     return (3 * own + (3 if run in plan.rows.joint() else 1) * teacher) * c.steps
@@ -84,7 +84,7 @@ def main() -> None:
         wanted = {str(row.run) for table in plan.paper.tables.values() for row in table.rows if row.run}
         wanted &= set(sensible(plan, c.dataset))
         trained = {a for run in wanted for a in plan.rows.ancestors(run) if plan.rows.method(a).trains}
-        encoded = [a for a in trained if plan.rows.kind(a).ranks_by == "search" and plan.rows[a].passages is None]
+        encoded = [a for a in trained if a in plan.rows.ranked_by("search") and plan.rows[a].passages is None]
         depth = plan.datasets[c.dataset].settings.denoise.depth
         reranked = [run for run in wanted if "rerank" in plan[c.dataset, run].stages]
         shown = ["teacher_cb", "teacher_ce", "student", "rd_cb", "rd_ce", "lead_cb", "lead_ce"]

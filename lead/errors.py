@@ -11,7 +11,7 @@ LONGEST = 1000  # characters of a message
 
 
 class LeadError(Exception):
-    """Something the user can mend: a bad value, a missing file, a damaged artifact.
+    """Something the user can fix: a bad value, a missing file, a damaged artifact.
 
     The message is one line that says what is wrong, where (key, file, line), and the remedy.
     """

@@ -24,7 +24,7 @@ def naive_kl(p: dict[int, Tensor], q: dict[int, Tensor]) -> Tensor:
     return sum((p[c] * torch.log(p[c] / q[c]) for c in p), torch.zeros((), dtype=torch.float64))
 
 
-def naive_hard(s: Tensor, candidates: Candidates) -> Tensor:
+def naive_contrastive(s: Tensor, candidates: Candidates) -> Tensor:
     """Eqs. 10 and 11, averaged over queries."""
     losses = []
     for q in range(len(s)):
@@ -59,39 +59,40 @@ def naive_weights(
 
 
 def naive_lead(
-    t_hard: Tensor,
-    s_hard: Tensor,
-    t_soft: Tensor,
-    s_soft: Tensor,
+    t_contrastive: Tensor,
+    s_contrastive: Tensor,
+    t_distillation: Tensor,
+    s_distillation: Tensor,
     t_layers: dict[int, Tensor],
     s_layers: dict[int, Tensor],
-    hard: Candidates,
-    soft: Candidates,
+    contrastive: Candidates,
+    distillation: Candidates,
     pairs: list[tuple[int, int]],
     distil: Distil,
 ) -> dict[str, Tensor]:
     """The four parts of eq. 12 and their weighted `total`.
 
-    f and g of the whole models on the hard and on the soft candidates; of each layer (by number) on the soft ones.
+    f and g of the whole models on the contrastive and on the distillation candidates; of each layer
+    (by number) on the latter.
     """
-    n = len(t_hard)
-    w = naive_weights([t_layers[a] for a, _ in pairs], soft, distil, [s_layers[b] for _, b in pairs])
+    n = len(t_contrastive)
+    w = naive_weights([t_layers[a] for a, _ in pairs], distillation, distil, [s_layers[b] for _, b in pairs])
     lyr = rep = torch.zeros((), dtype=torch.float64)
     for q in range(n):
 
         def p(scores: Tensor, q: int = q) -> dict[int, Tensor]:
-            return naive_distribution(scores[q], soft.keep[q], distil.tau)
+            return naive_distribution(scores[q], distillation.keep[q], distil.tau)
 
         def target(scores: Tensor, q: int = q) -> dict[int, Tensor]:
             return p(scores.detach() if distil.detach_target else scores, q)
 
         for i, (a, b) in enumerate(pairs):
             lyr = lyr + w[q][i] * naive_kl(target(t_layers[a]), p(s_layers[b])) / n
-        rep = rep + naive_kl(target(t_soft), p(s_soft)) / n
+        rep = rep + naive_kl(target(t_distillation), p(s_distillation)) / n
         if distil.joint:
-            rep = rep + naive_kl(target(s_soft), p(t_soft)) / n
-    parts = {"lyr": lyr, "rep": rep, "stu": naive_hard(s_hard, hard)}
+            rep = rep + naive_kl(target(s_distillation), p(t_distillation)) / n
+    parts = {"lyr": lyr, "rep": rep, "stu": naive_contrastive(s_contrastive, contrastive)}
     if distil.joint:
-        parts["tch"] = naive_hard(t_hard, hard)
+        parts["tch"] = naive_contrastive(t_contrastive, contrastive)
     total = sum(getattr(distil.weights, name) * part for name, part in parts.items())
     return parts | {"total": total}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_data_order import make, rows, write
 
-from lead.data.copies import passage_form, query_form, repeated, same_text, with_copies
+from lead.data.copies import passage_form, query_form, repeated, rows_with_copies, same_text
 from lead.data.texts import mapped
 from lead.store.tables import read_table
 from lead.train.data import Queries, TrainingData
@@ -44,9 +44,9 @@ def test_forms() -> None:
 def test_copies_come_behind_the_rows_that_have_them() -> None:
     group = np.array([0, 1, 0, 3, 1, 0])
     groups = repeated(group)
-    assert with_copies(np.array([2, 3]), group, groups).tolist() == [2, 3, 0, 5]
-    assert with_copies(np.array([4, 1]), group, groups).tolist() == [4, 1]
-    assert with_copies(np.array([3]), group, groups).tolist() == [3]
+    assert rows_with_copies(np.array([2, 3]), group, groups).tolist() == [2, 3, 0, 5]
+    assert rows_with_copies(np.array([4, 1]), group, groups).tolist() == [4, 1]
+    assert rows_with_copies(np.array([3]), group, groups).tolist() == [3]
     assert repeated(np.arange(3)) == {}
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import make_retriever
-from naive import naive_hard, naive_lead
+from naive import naive_contrastive, naive_lead
 from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores, pick, take
 from transformers import AutoModel, AutoTokenizer
 
@@ -122,7 +122,7 @@ def ce_scores(model: CrossEncoder, batch: Any) -> dict[int, torch.Tensor]:
 
 
 @pytest.mark.parametrize("cache_above", [1, 10**9])
-def test_its_warm_up_is_the_hard_loss_over_each_querys_own_list(
+def test_its_warm_up_is_the_contrastive_loss_over_each_querys_own_list(
     tiny_model: Path, data: TrainingData, cache_above: int
 ) -> None:
     model = make_retriever(tiny_model, "ce").train()
@@ -130,7 +130,7 @@ def test_its_warm_up_is_the_hard_loss_over_each_querys_own_list(
     batch = data.batch(1)
     loss, got = take(step, batch, 1), gradients(step)
     model.zero_grad()
-    want = naive_hard(ce_scores(model, batch)[4], naive_candidates(batch, own=True)[0])
+    want = naive_contrastive(ce_scores(model, batch)[4], naive_candidates(batch, own=True)[0])
     assert float(loss.total.detach()) == pytest.approx(float(want.detach()), rel=1e-4)
     want.backward()
     compare(got, gradients(step), 2e-3)
@@ -138,12 +138,12 @@ def test_its_warm_up_is_the_hard_loss_over_each_querys_own_list(
 
 
 @pytest.mark.parametrize("joint", [True, False])
-@pytest.mark.parametrize("hard", ["batch", "own"])
+@pytest.mark.parametrize("contrastive", ["batch", "own"])
 def test_lead_from_a_cross_encoder_equals_a_naive_one(
-    tiny_model: Path, teacher_folder: Path, data: TrainingData, joint: bool, hard: Any
+    tiny_model: Path, teacher_folder: Path, data: TrainingData, joint: bool, contrastive: Any
 ) -> None:
-    """The student's hard loss keeps cross-batch negatives (pitfall 10) unless the released way is asked for."""
-    distil = Distil(layers=Layers(k=3), joint=joint, contrastive_candidates=hard)
+    """The student's contrastive loss keeps cross-batch negatives (pitfall 10) unless the released way is asked for."""
+    distil = Distil(layers=Layers(k=3), joint=joint, contrastive_candidates=contrastive)
     torch.manual_seed(8)
     student, teacher = make_retriever(tiny_model, "de", **SCORING), make_retriever(teacher_folder, "ce")
     step = DistilStep(student.train(), teacher, Train(**{**TRAIN, "dropout": 0.0}), distil, 3, "lead")
@@ -152,7 +152,7 @@ def test_lead_from_a_cross_encoder_equals_a_naive_one(
     student.zero_grad(), teacher.zero_grad()
     s, s_layers = naive_scores(student, batch)
     own, columns = naive_candidates(batch, own=True)
-    contrastive_candidates, hard_columns = naive_candidates(batch, own=hard == "own")
+    contrastive_candidates, contrastive_columns = naive_candidates(batch, own=contrastive == "own")
     t_layers = ce_scores(teacher, batch)
     if not joint:
         t_layers = {i: x.detach() for i, x in t_layers.items()}
@@ -161,7 +161,7 @@ def test_lead_from_a_cross_encoder_equals_a_naive_one(
         t_layers[6], pick(s, columns), t_layers[6], pick(s, columns), t_layers,
         {i: pick(x, columns) for i, x in s_layers.items()}, own, own, pairs, distil,
     )  # fmt: skip
-    stu = naive_hard(pick(s, hard_columns), contrastive_candidates)
+    stu = naive_contrastive(pick(s, contrastive_columns), contrastive_candidates)
     total = want["total"] - want["stu"] + stu
     assert float(loss.parts["stu"].detach()) == pytest.approx(float(stu.detach()), rel=1e-3)
     assert float(loss.total.detach()) == pytest.approx(float(total.detach()), rel=1e-3)
@@ -182,13 +182,13 @@ def test_response_losses_from_a_frozen_cross_encoder(
     batch = data.batch(0)
     loss = take(step, batch, 0)
     assert all(p.grad is None for p in teacher.parameters()) and not teacher.training
-    hard = batch.candidates("batch")
+    contrastive = batch.candidates("batch")
     student.eval()
     side = step.encode(student, "student", step.prepare(batch).inputs["student"], (4,), 0)
     step.student.train()
     off = DistilStep(student, teacher, Train(**{**TRAIN, "dropout": 0.0}), Distil(), 3, method)
     assert float(take(off, batch, 0).parts["stu"].detach()) == pytest.approx(
-        float(contrastive_loss(side.score(hard).final, hard).detach()), rel=1e-4
+        float(contrastive_loss(side.score(contrastive).final, contrastive).detach()), rel=1e-4
     )
     assert set(loss.parts) == {"stu", "rep"}
 

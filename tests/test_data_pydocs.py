@@ -106,7 +106,7 @@ def test_no_passage_serves_both_splits(package: str, evaluation: int) -> None:
 
 
 def test_slices_are_nested_and_capped(package: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A slice holds about as many passages as asked and at most a third of its queries are held out."""
+    """A part holds about as many passages as asked and at most a third of its queries are held out."""
     caplog.set_level("INFO", "lead")
     whole, _ = collect(package, evaluation=20)
     part, passages = collect(package, passages=30, evaluation=20)

@@ -57,6 +57,20 @@ def test_the_readmes_own_collection_is_a_valid_dataset_file() -> None:
     assert dataset.preset in load(ROOT / "config/config.yaml").presets
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_file_that_a_page_links_exists(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", ["code.md", "extending.md"])
+def test_names_beside_a_link_to_a_module_are_in_it(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for link, names in re.findall(r"\]\((\.\./lead/[\w/]+\.py)\): ((?:`\w+`(?:, | \([^)]*\), )?)+)", text):
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"(def|class) {name}\b", (ROOT / "docs" / link).read_text()), f"{link}: {name}"
+
+
 def test_every_file_and_run_the_readme_names_exists() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link

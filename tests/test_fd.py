@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_bert, make_retriever
-from naive import naive_hard
+from naive import naive_contrastive
 from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_scores, take
 from tokenizers import Tokenizer
 from transformers import AutoModel
@@ -145,7 +145,7 @@ def naive_maps(model: LayeredModel, query: str, passage: str, layer: int) -> tup
 def test_a_step_equals_a_naive_one(
     tiny_model: Path, tmp_path: Path, data: TrainingData, kind: str, spread: str
 ) -> None:
-    """Both directions, the layers of `map_layers`, the student's hard loss over the whole batch, and their weights."""
+    """Both directions, the layers of `map_layers`, L_stu over the whole batch, and their weights."""
     torch.manual_seed(2)
     student = make_retriever(tiny_model, **SCORING).train()
     teacher = make_retriever(make_bert(tmp_path / "t", 6, hidden=16, seed=1), kind)
@@ -165,11 +165,13 @@ def test_a_step_equals_a_naive_one(
                     t = naive_maps(teacher, batch.queries[i], batch.passages[j], a)
                 s = naive_maps(student, batch.queries[i], batch.passages[j], b)
                 maps = maps + sum((x - y).square().sum() for x, y in zip(t, s, strict=True)) / 4
-    hard = naive_hard(naive_scores(student, batch)[0], naive_candidates(batch, own=False)[0])
-    (0.7 * maps / pairs + 1.3 * hard).backward()
+    contrastive = naive_contrastive(naive_scores(student, batch)[0], naive_candidates(batch, own=False)[0])
+    (0.7 * maps / pairs + 1.3 * contrastive).backward()
     assert float(loss.parts["map"].detach()) == pytest.approx(float(maps.detach()) / pairs, rel=1e-4)
-    assert float(loss.parts["stu"].detach()) == pytest.approx(float(hard.detach()), rel=1e-4)
-    assert float(loss.total.detach()) == pytest.approx(float((0.7 * maps / pairs + 1.3 * hard).detach()), rel=1e-4)
+    assert float(loss.parts["stu"].detach()) == pytest.approx(float(contrastive.detach()), rel=1e-4)
+    assert float(loss.total.detach()) == pytest.approx(
+        float((0.7 * maps / pairs + 1.3 * contrastive).detach()), rel=1e-4
+    )
     want = {k: g for k, g in gradients(step).items() if k.startswith("student")}
     compare(got, want, 1e-3)
 

@@ -1,4 +1,4 @@
-"""A linear layer after the encoder, section 4.7: layer n + 1 of the pile, with as many outputs or fewer."""
+"""A linear layer after the encoder, section 4.7: layer n + 1, with as many outputs or fewer."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_a_smaller_linear_layer_makes_smaller_vectors(tiny_model: Path, tmp_path
     model.save(tmp_path / "m")
     again = LayeredModel.load(tmp_path / "m").eval()
     assert again.size == 8 and torch.equal(again.encode(model.tokenize("passage", PASSAGES), (2, 5)).x, f.x)
-    with pytest.raises(LeadError, match=r"linear.size 33 is more than the encoder's 32"):
+    with pytest.raises(LeadError, match=r"linear.size 33 is more than the 32 outputs of the encoder"):
         linear_model(tiny_model, "de", size=33)
-    with pytest.raises(LeadError, match=r"linear.size of a cross encoder"):
+    with pytest.raises(LeadError, match=r"linear.size of a cross encoder must be its width, 32"):
         linear_model(tiny_model, "ce", size=8)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from naive import naive_distribution, naive_hard, naive_kl, naive_lead, naive_weights
+from naive import naive_contrastive, naive_distribution, naive_kl, naive_lead, naive_weights
 from torch import Tensor
 
 from lead.config.schema import Distil, LossWeights
@@ -202,21 +202,44 @@ OPTIONS = [
 def test_lead_equals_the_loops_in_every_part_and_every_gradient(distil: Distil, separate: bool) -> None:
     rng = np.random.default_rng(6)
     pairs = [(2, 1), (5, 2), (6, 4)]
-    t_soft, t_map = leaf_scores(rng, (2, 5, 6, 8), 4, 6)
-    s_soft, s_map = leaf_scores(rng, (1, 2, 4), 4, 6)
-    soft = random_candidates(rng, 4, 6)
-    t_hard, s_hard, hard = t_soft, s_soft, soft
+    t_distillation, t_map = leaf_scores(rng, (2, 5, 6, 8), 4, 6)
+    s_distillation, s_map = leaf_scores(rng, (1, 2, 4), 4, 6)
+    distillation = random_candidates(rng, 4, 6)
+    t_contrastive, s_contrastive, contrastive = t_distillation, s_distillation, distillation
     if separate:
-        t_hard, s_hard = leaf_scores(rng, (2, 5, 6, 8), 4, 9)[0], leaf_scores(rng, (1, 2, 4), 4, 9)[0]
-        hard = random_candidates(rng, 4, 9)
-    got = lead(Scored(soft, t_soft, s_soft, hard, s_hard, distil, hard, t_hard, pairs))
-    want = naive_lead(t_hard.final, s_hard.final, t_soft.final, s_soft.final, t_map, s_map, hard, soft, pairs, distil)
+        t_contrastive, s_contrastive = leaf_scores(rng, (2, 5, 6, 8), 4, 9)[0], leaf_scores(rng, (1, 2, 4), 4, 9)[0]
+        contrastive = random_candidates(rng, 4, 9)
+    got = lead(
+        Scored(
+            distillation,
+            t_distillation,
+            s_distillation,
+            contrastive,
+            s_contrastive,
+            distil,
+            contrastive,
+            t_contrastive,
+            pairs,
+        )
+    )
+    want = naive_lead(
+        t_contrastive.final,
+        s_contrastive.final,
+        t_distillation.final,
+        s_distillation.final,
+        t_map,
+        s_map,
+        contrastive,
+        distillation,
+        pairs,
+        distil,
+    )
     assert (
         set(got.parts) | {"total"} == set(want) == {"total", "lyr", "rep", "stu"} | ({"tch"} if distil.joint else set())
     )
     for name, part in {**got.parts, "total": got.total}.items():
         assert float(part.detach()) == pytest.approx(float(want[name].detach()), rel=1e-9), name
-    leaves = [leaf for x in (s_soft, t_soft, s_hard, t_hard) for leaf in (x.s, x.final)]
+    leaves = [leaf for x in (s_distillation, t_distillation, s_contrastive, t_contrastive) for leaf in (x.s, x.final)]
     grads = torch.autograd.grad(got.total, leaves, allow_unused=True, retain_graph=True)
     expected = torch.autograd.grad(want["total"], leaves, allow_unused=True)
     for g, e in zip(grads, expected, strict=True):
@@ -245,13 +268,21 @@ def test_without_joint_training_neither_the_teachers_loss_nor_the_reverse_kl_is_
 def test_rd_is_the_students_contrastive_loss_and_one_kl() -> None:
     rng = np.random.default_rng(9)
     t, s = leaf_scores(rng, (8,), 3, 4)[0], leaf_scores(rng, (4,), 3, 4)[0]
-    s_hard, hard, soft = leaf_scores(rng, (4,), 3, 9)[0], random_candidates(rng, 3, 9), random_candidates(rng, 3, 4)
-    loss = rd(Scored(soft, t, s, hard, s_hard, Distil(tau=2.0)))
+    s_contrastive, contrastive, distillation = (
+        leaf_scores(rng, (4,), 3, 9)[0],
+        random_candidates(rng, 3, 9),
+        random_candidates(rng, 3, 4),
+    )
+    loss = rd(Scored(distillation, t, s, contrastive, s_contrastive, Distil(tau=2.0)))
     one_way = Distil(tau=2.0, joint=False)
-    want = naive_lead(s_hard.final, s_hard.final, t.final, s.final, {}, {}, hard, soft, [], one_way)
+    want = naive_lead(
+        s_contrastive.final, s_contrastive.final, t.final, s.final, {}, {}, contrastive, distillation, [], one_way
+    )
     assert set(loss.parts) == {"stu", "rep"}
     assert float(loss.total.detach()) == pytest.approx(float((want["stu"] + want["rep"]).detach()))
-    loss = rd(Scored(soft, t, s, hard, s_hard, Distil(tau=2.0, weights=LossWeights(stu=0.1, rep=0.9))))
+    loss = rd(
+        Scored(distillation, t, s, contrastive, s_contrastive, Distil(tau=2.0, weights=LossWeights(stu=0.1, rep=0.9)))
+    )
     assert float(loss.total.detach()) == pytest.approx(float((0.1 * want["stu"] + 0.9 * want["rep"]).detach()))
 
 
@@ -264,9 +295,9 @@ def test_contrastive_is_the_contrastive_loss_alone() -> None:
     rng = np.random.default_rng(10)
     s, c = leaf_scores(rng, (4,), 3, 6)[0], random_candidates(rng, 3, 6)
     loss = contrastive(s, c)
-    assert float(loss.total.detach()) == pytest.approx(float(naive_hard(s.final, c).detach())) and set(loss.parts) == {
-        "stu"
-    }
+    assert float(loss.total.detach()) == pytest.approx(float(naive_contrastive(s.final, c).detach())) and set(
+        loss.parts
+    ) == {"stu"}
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_retriever
-from naive import naive_hard, naive_lead
+from naive import naive_contrastive, naive_lead
 from steps import TRAIN, build, compare, encoded, gradients, lead_step, naive_candidates, naive_scores, pick, take
 from torch import Tensor
 
@@ -86,8 +86,8 @@ def test_informative_layers_are_those_of_the_batch_at_hand(
         batch = data.batch(number)
         _, layers = naive_scores(model, batch)
         candidates, _ = naive_candidates(batch, own=False)
-        believed = {i: -float(naive_hard(s, candidates).detach()) for i, s in layers.items()}
-        want = sorted(sorted(believed, key=lambda i: believed[i])[-2:])
+        probability = {i: -float(naive_contrastive(s, candidates).detach()) for i, s in layers.items()}
+        want = sorted(sorted(probability, key=lambda i: probability[i])[-2:])
         pairs = step.loss(step.prepare(batch), number)[0].watch["pairs"].tolist()
         assert pairs == [[want[0], 3], [want[1], 4]]
         chosen.add(tuple(want))
@@ -110,12 +110,12 @@ def test_a_lead_step_without_dropout_equals_a_naive_one_on_the_whole_batch(
     step.student.zero_grad(), step.teacher.zero_grad()
 
     (s, s_layers), (t, t_layers) = naive_scores(step.student, batch), naive_scores(step.teacher, batch)
-    hard, _ = naive_candidates(batch, own=False)
-    soft, columns = naive_candidates(batch, own=candidates == "own")
+    contrastive, _ = naive_candidates(batch, own=False)
+    distillation, columns = naive_candidates(batch, own=candidates == "own")
     want = naive_lead(
         t, s, pick(t, columns), pick(s, columns),
         {i: pick(x, columns) for i, x in t_layers.items()}, {i: pick(x, columns) for i, x in s_layers.items()},
-        hard, soft, select(distil.layers, 6, 4, 3, 2), distil,
+        contrastive, distillation, select(distil.layers, 6, 4, 3, 2), distil,
     )  # fmt: skip
     for name, part in {**loss.parts, "total": loss.total}.items():
         assert float(part.detach()) == pytest.approx(float(want[name].detach()), rel=1e-3, abs=1e-5), name
@@ -128,7 +128,7 @@ def test_a_contrastive_step_equals_a_naive_one(tiny_model: Path, teacher_folder:
     batch = data.batch(1)
     loss, got = take(step, batch, 1), gradients(step)
     step.student.zero_grad()
-    want = naive_hard(naive_scores(step.student, batch)[0], naive_candidates(batch, own=False)[0])
+    want = naive_contrastive(naive_scores(step.student, batch)[0], naive_candidates(batch, own=False)[0])
     assert float(loss.total.detach()) == pytest.approx(float(want.detach()), rel=1e-4)
     want.backward()
     compare(got, gradients(step), 2e-3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from lead.config.registry import imported
+from lead.config.registry import check_reference, imported
 from lead.config.types import OneOf
 from lead.errors import Named
 
@@ -22,6 +22,7 @@ class Kind:
     training step: all passages of the `batch`, or a query's `own` list. ranks_by: `search` (one vector a text, inner
     products) or `rerank` (it reorders another run's list). adds_tokens: whether `scoring.markers` and `scoring.expand`
     add tokens to its texts. keeps_width: whether a linear layer must have as many outputs as inputs.
+    vectors: whether scores are products of vectors, which may be brought to unit length.
     """
 
     name: str  # in configuration and on disk
@@ -31,6 +32,7 @@ class Kind:
     ranks_by: Literal["search", "rerank"]
     adds_tokens: bool = False
     keeps_width: bool = False
+    vectors: bool = True
 
     @property
     def a(self) -> str:
@@ -41,9 +43,21 @@ class Kind:
         """
         return f"a {self.title}"
 
+    def at_most(self, wanted: Literal["batch", "own"]) -> Literal["batch", "own"]:
+        """The candidates `wanted`, or fewer where it cannot score as many."""
+        return "own" if "own" in (wanted, self.candidates) else "batch"
+
+    def check(self) -> None:
+        """Refuse a record without a class. It imports no torch. Raises LeadError."""
+        check_reference(self.model, self._where)
+
     def load(self) -> Any:
         """The class. It imports torch. Raises LeadError if it cannot be imported."""
-        return imported(self.model, f"kind of model '{self.name}' (lead.config.kinds)")
+        return imported(self.model, self._where)
+
+    @property
+    def _where(self) -> str:
+        return f"kind of model '{self.name}' (lead.config.kinds)"
 
 
 KINDS: Named[Kind] = Named(
@@ -55,7 +69,15 @@ KINDS: Named[Kind] = Named(
             Kind("de", "dual encoder", "lead.models.dual_encoder:DualEncoder", "batch", "search"),
             Kind("cb", "ColBERT", "lead.models.colbert:ColBERT", "batch", "rerank", adds_tokens=True),
             # w is shared by all layers
-            Kind("ce", "cross encoder", "lead.models.cross_encoder:CrossEncoder", "own", "rerank", keeps_width=True),
+            Kind(
+                "ce",
+                "cross encoder",
+                "lead.models.cross_encoder:CrossEncoder",
+                "own",
+                "rerank",
+                keeps_width=True,
+                vectors=False,
+            ),
         )
     },
 )

@@ -16,16 +16,15 @@ from lead.config.experiments import Config, Experiments, path_in_rules
 from lead.config.folders import locate, split_files
 from lead.config.parse import line_of, read_yaml
 from lead.config.schema import Dataset, Settings, Train
-from lead.config.sources import EvaluationSource, HfSource, OnDisk, SplitFiles
+from lead.config.sources import KINDS_OF_SOURCE, EvaluationSource, OnDisk, Source, SplitFiles
 from lead.config.types import NAME
 from lead.errors import LeadError, Named, nearest
 
 T = TypeVar("T", bound=BaseModel)
 Tree = dict[str, Any]
-Source = TypeVar("Source", bound=BaseModel)
-SOURCES = ("pydocs", "files", "beir", "hf", "ir_datasets", "evaluation")  # tags of `source`
+S = TypeVar("S", bound=Source)
 # keys of users: the old name, and the one of today
-RENAMED = {"hard_candidates": "contrastive_candidates", "given": "external_run"}
+RENAMED_KEYS = {"hard_candidates": "contrastive_candidates", "given": "external_run"}
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -45,7 +44,7 @@ def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefi
     place = f"{where}:{line}" if line else where
     key = ".".join(str(p) for p in (*prefix, *_without_tags(cls, location)))
     kind, message = error["type"], error["msg"]
-    if kind == "extra_forbidden" and (now := RENAMED.get(str(location[-1]))):
+    if kind == "extra_forbidden" and (now := RENAMED_KEYS.get(str(location[-1]))):
         raise LeadError(f"{place}: key '{key}' is called '{now}' now; rename it")
     if kind == "extra_forbidden":
         raise LeadError(f"{place}: unknown key '{key}'; {nearest(str(location[-1]), _fields(cls, location[:-1]))}")
@@ -77,7 +76,7 @@ def _fields(cls: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 def _without_tags(cls: type[BaseModel], location: tuple[Any, ...]) -> list[Any]:
     """The location without the discriminator tags (`source.pydocs.packages` is `source.packages` in the file)."""
-    return [p for n, p in enumerate(location) if not (n and location[n - 1] == "source" and p in SOURCES)]
+    return [p for n, p in enumerate(location) if not (n and location[n - 1] == "source" and p in KINDS_OF_SOURCE)]
 
 
 # --- the files -------------------------------------------------------------------------------------------------------
@@ -206,13 +205,16 @@ def merge(base: Tree, over: Tree) -> Tree:
     return out
 
 
-def source_files(source: BaseModel) -> list[str]:
+def source_files(source: Source) -> list[str]:
     """The files that a dataset is read from: none but for a source on disk. Raises LeadError for a missing folder."""
+    if not source.on_disk:
+        return []
     if isinstance(source, EvaluationSource):
         found = [source.test] if isinstance(source.test, SplitFiles) else []
         return [str(f) for s in map(split_files, found) for f in (*s.queries, *s.qrels)]
-    remote = isinstance(source, HfSource) and source.repository is not None
-    return locate(source).files() if isinstance(source, OnDisk) and not remote else []
+    if isinstance(source, OnDisk):
+        return locate(source).files()
+    return [str(path) for key in sorted(source.paths) if (path := getattr(source, key)) is not None]
 
 
 def seen_path(path: str, dataset_file: Path, key: str) -> str:
@@ -224,7 +226,7 @@ def seen_path(path: str, dataset_file: Path, key: str) -> str:
         raise LeadError(f"{dataset_file}: key '{key}': {path}: {e}") from None
 
 
-def source_paths(source: Source, dataset_file: Path) -> Source:
+def source_paths(source: S, dataset_file: Path) -> S:
     """The source with paths as they are seen from here: in the file, relative ones count from the dataset file.
 
     They stay relative, so that a checkout can be moved without anything being made again. Raises LeadError for a path
@@ -236,6 +238,5 @@ def source_paths(source: Source, dataset_file: Path) -> Source:
             return {k: seen(v, k) for k, v in tree.items()}
         return seen_path(tree, dataset_file, "source") if key in paths and tree is not None else tree
 
-    remote = isinstance(source, HfSource) and source.repository is not None
-    paths = () if remote else ("corpus", "queries", "qrels", "folder")
+    paths = source.paths if source.on_disk else frozenset()
     return type(source).model_validate(seen(source.model_dump()))

@@ -33,7 +33,6 @@ class Method:
     """A method.
 
     stage: the command that makes its model or its list; None where another run's job makes the model.
-    needs: the keys of a row that it must be given (contrastive: `init` or `start`).
     sees: what its loss is a function of: the final `scores` of both models, scores of aligned `layers` too, or `maps`
     over tokens, for which both models must have the same tokenizer.
     loss: "module:function" of the loss; of a method that sees scores or layers, it takes a
@@ -44,11 +43,15 @@ class Method:
     name: str
     about: str
     stage: Literal["bm25", "external", "train", "distil"] | None
-    needs: frozenset[str] = frozenset()
     sees: Literal["scores", "layers", "maps"] = "scores"
     loss: str = ""
     reads: Mapping[str, Any] = field(default_factory=dict)
     joint: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys of a row that it must be given. Training without a teacher needs one of `init` and `start`."""
+        return {"distil": ("start", "teacher"), None: ("of",)}.get(self.stage, ())
 
     @property
     def trains(self) -> bool:
@@ -70,7 +73,6 @@ class Method:
         return bool(self.joint and distil.joint)
 
 
-PAIR = frozenset({"start", "teacher"})
 METHODS: Named[Method] = Named(
     "method",
     "lead.config.methods",
@@ -82,12 +84,11 @@ METHODS: Named[Method] = Named(
             Method(
                 "contrastive", "contrastive loss only, no teacher", "train", loss="lead.methods.contrastive:contrastive"
             ),
-            Method("teacher_of", "the teacher that a joint run leaves", None, frozenset({"of"})),
+            Method("teacher_of", "the teacher that a joint run leaves", None),
             Method(
                 "rd",
                 "response-based distillation (section 4.2)",
                 "distil",
-                PAIR,
                 loss="lead.methods.rd:rd",
                 reads={"tau": True, **RESPONSE},
             ),
@@ -95,7 +96,6 @@ METHODS: Named[Method] = Named(
                 "margin_mse",
                 "Margin-MSE (Hofstaetter et al. 2020)",
                 "distil",
-                PAIR,
                 loss="lead.methods.margin_mse:margin_mse",
                 reads=RESPONSE,
             ),
@@ -103,12 +103,11 @@ METHODS: Named[Method] = Named(
                 "fd",
                 "feature-based distillation (VIRT)",
                 "distil",
-                PAIR,
                 "maps",
                 "lead.methods.fd:fd",
                 reads={"contrastive_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
             ),
-            Method("lead", "LEAD (eqs. 4 to 12)", "distil", PAIR, "layers", "lead.methods.lead:lead", LEAD, joint=True),
+            Method("lead", "LEAD (eqs. 4 to 12)", "distil", "layers", "lead.methods.lead:lead", LEAD, joint=True),
         )
     },
 )

@@ -6,10 +6,12 @@ Defaults are the paper's (section 4.3, Table 10) wherever the paper gives a valu
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
+from lead.config.kinds import KINDS, Kind
 from lead.config.methods import STRATEGIES, StrategyName
 from lead.config.recipe import EXECUTION
 from lead.config.sources import AnySource, Checks, Expect
@@ -56,19 +58,17 @@ class Scoring(Strict):
     special_tokens: bool = Field(True, description="CB: [CLS] and [SEP] take part in MaxSim")
 
 
-class ScoringByKind(Strict):
-    """`Scoring` for each kind of model."""
+def check_scoring(kind: Kind, scoring: Scoring) -> Scoring:
+    """Refuse unit length for a kind whose scores are not products of vectors. Raises ValueError."""
+    if not kind.vectors and (scoring.normalise != "none" or scoring.layer_normalise == "unit"):
+        raise ValueError(f"{kind.a}'s score is one number, nothing has unit length; leave `unit` out")
+    return scoring
 
-    de: Scoring = Scoring()
-    cb: Scoring = Scoring()
-    ce: Scoring = Scoring()
 
-    @field_validator("ce")
-    @classmethod
-    def _one_number(cls, ce: Scoring) -> Scoring:
-        if ce.normalise != "none" or ce.layer_normalise == "unit":
-            raise ValueError("a cross encoder's score is one number, nothing has unit length; leave `unit` out")
-        return ce
+_BY_KIND: dict[str, Any] = {
+    kind.name: (Annotated[Scoring, AfterValidator(partial(check_scoring, kind))], Scoring()) for kind in KINDS.values()
+}
+ScoringByKind = create_model("ScoringByKind", __base__=Strict, __doc__="`Scoring` for each kind of model.", **_BY_KIND)
 
 
 class Lengths(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -11,9 +11,26 @@ from lead.config.types import Name, PositiveInt, Strict
 IR_DATASETS = "ir_datasets:"  # before an id of the library, where a file could stand
 
 
-class PydocsSource(Strict):
+class Source(Strict):
+    """Where a dataset comes from. A source is a subclass, a member of `AnySource` and a function (docs/extending.md).
+
+    collect: "module:function" that reads a source of this class and returns a `lead.data.collection.Collection`.
+    paths: the keys that hold paths of files. Relative ones count from the dataset file.
+    """
+
+    collect: ClassVar[str]
+    paths: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether `paths` are paths here: not those of a repository of the hub."""
+        return bool(self.paths)
+
+
+class PydocsSource(Source):
     """Docstrings of installed packages: query = summary line, passage = the rest."""
 
+    collect = "lead.data.pydocs:collect"
     kind: Literal["pydocs"]
     packages: list[str] = Field(min_length=1, description="import names; sources are parsed, never imported")
     evaluation: PositiveInt = Field(1000, description="queries held out for evaluation (by hash)")
@@ -35,9 +52,11 @@ Fields = Annotated[
 ]
 
 
-class FilesSource(Strict):
+class FilesSource(Source):
     """A collection on disk. Paths are relative to the dataset file. Header lines and field names say what is what."""
 
+    collect = "lead.data.files:collect"
+    paths = frozenset({"corpus", "queries", "qrels"})
     kind: Literal["files"]
     corpus: str = Field(
         description="TSV or CSV (id, [title,] text, or as its header says), JSONL (_id, title, text) or Parquet; "
@@ -49,9 +68,11 @@ class FilesSource(Strict):
     dev: SplitFiles | None = Field(None, description="null: carved from train")
 
 
-class BeirSource(Strict):
+class BeirSource(Source):
     """A folder in BEIR's layout: corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv; .gz or .zst too."""
 
+    collect = "lead.data.files:collect"
+    paths = frozenset({"folder"})
     kind: Literal["beir"]
     folder: str = Field(min_length=1, description="relative to the dataset file")
     fields: Fields = ["title", "text"]
@@ -60,9 +81,11 @@ class BeirSource(Strict):
     dev: str | None = Field(None, min_length=1, description="null: qrels/dev if it is there, else carved from train")
 
 
-class HfSource(Strict):
+class HfSource(Source):
     """A dataset in MTEB's layout: configurations corpus, queries and default (or qrels), as Parquet, JSONL or TSV."""
 
+    collect = "lead.data.files:collect"
+    paths = frozenset({"folder", "qrels"})
     kind: Literal["hf"]
     folder: str | None = Field(None, min_length=1, description="a downloaded repository, relative to the dataset file")
     repository: str | None = Field(
@@ -81,6 +104,11 @@ class HfSource(Strict):
         None, min_length=1, description="null: the split dev or validation if there is one, else carved from train"
     )
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is a folder, not a repository."""
+        return self.repository is None
+
     @model_validator(mode="after")
     def _one_place(self) -> HfSource:
         if (self.folder is None) == (self.repository is None):
@@ -90,9 +118,10 @@ class HfSource(Strict):
         return self
 
 
-class IrDatasetsSource(Strict):
+class IrDatasetsSource(Source):
     """A collection of the library ir_datasets, which downloads it."""
 
+    collect = "lead.data.ir:collect"
     kind: Literal["ir_datasets"]
     corpus: str = Field(description="id whose docs are the corpus, such as msmarco-passage")
     fields: list[str] = Field(["text"], min_length=1, description="fields that make up a passage, in this order")
@@ -101,9 +130,10 @@ class IrDatasetsSource(Strict):
     dev: str | None = Field(None, description="id of the dev split; null: carved from train")
 
 
-class EvaluationSource(Strict):
+class EvaluationSource(Source):
     """More evaluation queries for another dataset: corpus, models, embeddings and index are that one's."""
 
+    paths = frozenset({"queries", "qrels"})
     kind: Literal["evaluation"]
     of: Name = Field(description="the dataset that corpus and models come from")
     test: SplitFiles | str = Field(description="files of queries and qrels, or an id of ir_datasets")
@@ -111,9 +141,15 @@ class EvaluationSource(Strict):
 
 OnDisk = FilesSource | BeirSource | HfSource
 AnySource = Annotated[
-    PydocsSource | FilesSource | BeirSource | HfSource | IrDatasetsSource | EvaluationSource,
+    PydocsSource
+    | FilesSource
+    | BeirSource
+    | HfSource
+    | IrDatasetsSource
+    | EvaluationSource,
     Field(discriminator="kind"),
-]
+]  # fmt: skip
+KINDS_OF_SOURCE = tuple(get_args(cls.model_fields["kind"].annotation)[0] for cls in get_args(get_args(AnySource)[0]))
 
 
 class Expect(Strict):

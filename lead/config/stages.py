@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lead.config.kinds import KindName
 from lead.config.methods import DistilMethodName
 from lead.config.recipe import EXECUTION
 from lead.config.schema import Bm25, Distil, Evaluation, Lengths, Mining, ModelRef, Scoring, Train
@@ -59,7 +60,7 @@ class TrainSettings(Strict):
     model: ModelRef | None = Field(
         None, description="pretrained encoder to start from; null: the model given by --start"
     )
-    kind: Literal["de", "cb", "ce"] = "de"
+    kind: KindName = "de"
     scoring: Scoring = Scoring()
     lengths: Lengths = Lengths()
     train: Train = Train()

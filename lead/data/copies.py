@@ -73,7 +73,7 @@ def repeated(group: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
     return dict(zip(values[counts > 1].tolist(), parts, strict=False))
 
 
-def with_copies(
+def rows_with_copies(
     rows: NDArray[np.int64], group: NDArray[np.int64], groups: dict[int, NDArray[np.int64]]
 ) -> NDArray[np.int64]:
     """`rows`, then all other rows with the text of one of them. `groups`: what `repeated` found."""

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lead.config.folders import Located, LocatedSplit
+from lead.config.folders import LocatedSplit, locate
+from lead.config.sources import OnDisk
 from lead.data.collection import Collection, Split, hash64, own_queries, passage_batches
-from lead.data.layout import CORPUS, QRELS, QUERIES, Kind, Layout, rows
+from lead.data.layout import CORPUS, QRELS, QUERIES, FileKind, Layout, rows
 from lead.data.records import bad, format_of, identifier, string
 from lead.errors import LeadError
 from lead.store.tables import SCHEMAS
@@ -29,14 +30,15 @@ MOST = 10**9  # grades are below
 Facts = dict[str, Any] | None
 
 
-def collect(located: Located, fields: Sequence[str]) -> Collection:
+def collect(source: OnDisk) -> Collection:
     """Read queries and judgements, and get ready to stream the corpus. Raises LeadError for a missing file."""
+    located = locate(source)
     for path in located.corpus:
         _check_file("source.corpus", path)
     facts: dict[str, Any] = {}
     splits = {name: collect_split(name, split, facts) for name, split in located.splits.items()}
     files = {name: {os.path.realpath(path) for path in split.queries} for name, split in located.splits.items()}
-    return Collection(read_corpus(located.corpus, fields, facts), own_queries(splits, files), {"files": facts})
+    return Collection(read_corpus(located.corpus, source.fields, facts), own_queries(splits, files), {"files": facts})
 
 
 def collect_split(name: str, split: LocatedSplit, facts: dict[str, Any]) -> Split:
@@ -119,7 +121,7 @@ def _grade(path: Path, number: int, value: object) -> int:
     raise bad(path, number, f"relevance '{text[:60]}' is not a whole number", f"expected {QRELS.expected}")
 
 
-def _rows(path: Path, kind: Kind, facts: Facts, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, kind: FileKind, facts: Facts, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a file. When they are read, `facts[key]` tells what the (first) file was taken for."""
     layout = Layout()
     yield from rows(path, kind, layout)

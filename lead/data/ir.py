@@ -18,7 +18,7 @@ from lead.store.tables import SCHEMAS
 
 def collect(source: IrDatasetsSource) -> Collection:
     """Read queries and judgements of each split, and get ready to stream the corpus. Raises LeadError."""
-    corpus = load(source.corpus, "source.corpus", "docs")
+    corpus = load_ids(source.corpus, "source.corpus", "docs")
     given = {"train": source.train, "dev": source.dev, "test": source.test}
     ids = {name: id_ for name, id_ in given.items() if id_ is not None}
     splits = {name: read_split(id_, f"source.{name}") for name, id_ in ids.items()}
@@ -26,7 +26,7 @@ def collect(source: IrDatasetsSource) -> Collection:
     return Collection(_passages(corpus, source), own_queries(splits, nothing), {"corpus": source.corpus} | ids)
 
 
-def load(id_: str, key: str, *parts: str) -> Any:
+def load_ids(id_: str, key: str, *parts: str) -> Any:
     """Load a dataset of the library that has these parts (docs, queries, qrels). Raises LeadError naming the key."""
     import ir_datasets
 
@@ -42,7 +42,7 @@ def load(id_: str, key: str, *parts: str) -> Any:
 
 def read_split(id_: str, key: str) -> Split:
     """Read queries and judgements of an id. A pair judged twice must be judged the same. Raises LeadError."""
-    dataset = load(id_, key, "queries", "qrels")
+    dataset = load_ids(id_, key, "queries", "qrels")
     try:
         queries = [(q.query_id, q.default_text()) for q in dataset.queries_iter()]
         judged: dict[tuple[str, str], int] = {}
@@ -66,7 +66,7 @@ def read_split(id_: str, key: str) -> Split:
 
 def read_lists(id_: str, key: str) -> Iterator[tuple[str, str, float]]:
     """Query, passage and score (0, if there is none) of the lists (scoreddocs) that come with an id. LeadError."""
-    dataset = load(id_, key, "scoreddocs")
+    dataset = load_ids(id_, key, "scoreddocs")
     try:
         for found in dataset.scoreddocs_iter():
             yield found.query_id, found.doc_id, float(getattr(found, "score", 0.0))

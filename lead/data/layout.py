@@ -19,7 +19,7 @@ ORDINARY = {"metadata", "url", "iteration"}  # names that public collections hav
 
 
 @dataclass(frozen=True, eq=False)
-class Kind:
+class FileKind:
     """A kind of file: its values with the names that people give them, and their places where nothing is named."""
 
     names: Mapping[str, Sequence[str]]  # value -> names, in lower case with `_` for `-`; the first one is ours
@@ -31,19 +31,19 @@ class Kind:
 ID = ("_id", "id", "docid", "doc_id", "docno", "document_id", "passage_id", "corpus_id")
 TEXT = ("text", "passage", "contents", "content", "body", "document")
 QID = ("_id", "id", "query_id", "queryid", "question_id", "topic_id")
-CORPUS = Kind(
+CORPUS = FileKind(
     {"pid": ("pid", *ID), "title": ("title",), "text": TEXT},
     {2: ("pid", "text"), 3: ("pid", "title", "text"), 4: ("pid", None, "title", "text")},
     ("pid", "text"),
     "id, text or id, title, text or id, url, title, text",
 )
-QUERIES = Kind(
+QUERIES = FileKind(
     {"qid": ("qid", *QID), "text": ("text", "query", "question", "query_text", "contents", "title")},
     {2: ("qid", "text")},
     ("qid", "text"),
     "id, text",
 )
-QRELS = Kind(
+QRELS = FileKind(
     {
         "qid": ("qid", "query_id", "queryid", "query", "topic", "topic_id"),
         "pid": ("pid", "corpus_id", "corpusid", "docid", "doc_id", "docno", "passage_id", "document_id"),
@@ -53,7 +53,7 @@ QRELS = Kind(
     ("qid", "pid"),
     "qid, any, pid, rel or qid, pid, rel",
 )
-RUN = Kind(
+RUN = FileKind(
     {
         "qid": QRELS.names["qid"],
         "pid": QRELS.names["pid"],
@@ -110,7 +110,7 @@ def canonical(name: object) -> str:
 
 
 @functools.lru_cache(4096)
-def find(kind: Kind, names: tuple[str, ...]) -> dict[str, str]:
+def find(kind: FileKind, names: tuple[str, ...]) -> dict[str, str]:
     """Value -> its name among `names`. Of several that fit, the most usual one; of these the one spelt as usual."""
     found = {}
     for value, aliases in kind.names.items():
@@ -122,7 +122,7 @@ def find(kind: Kind, names: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def rows(path: Path, kind: Kind, layout: Layout) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows(path: Path, kind: FileKind, layout: Layout) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and values of each row, in any format. Raises LeadError with file and line.
 
     A value that a record lacks is missing in the dictionary.
@@ -147,7 +147,7 @@ def rows(path: Path, kind: Kind, layout: Layout) -> Iterator[tuple[int, dict[str
         yield number, {value: record[name] for value, name in columns.items()}
 
 
-def _rows_of_text(path: Path, kind: Kind, layout: Layout) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows_of_text(path: Path, kind: FileKind, layout: Layout) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a TSV, CSV or TREC file. The first line is a header if it names an id and the other value needed."""
     layout.quotes = format_of(path) == "csv" or quotes(path)
     spaced = kind is QRELS and not layout.quotes

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lead.config.folders import locate, split_files
-from lead.config.sources import Checks, EvaluationSource, Expect, IrDatasetsSource, OnDisk, PydocsSource
+from lead.config.folders import split_files
+from lead.config.registry import imported
+from lead.config.sources import Checks, EvaluationSource, Expect
 from lead.config.stages import PrepareSettings
-from lead.data import files, ir, pydocs
+from lead.data import files, ir
 from lead.data.collection import Collection, Split, hash64
 from lead.data.copies import first_rows, passage_form, query_form
 from lead.data.layout import tell
@@ -71,7 +72,8 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
         return
     if corpus is not None:
         raise LeadError("--corpus is read for a source of kind evaluation only; leave it out")
-    collection = _collect(settings.source)
+    source = settings.source
+    collection: Collection = imported(source.collect, f"source of kind '{source.kind}' (lead.config.sources)")(source)
     # Checks are made inside the block, so that a corpus that fails one, or whose splits do, leaves no file
     with atomic_file(out / "corpus.parquet") as temporary:
         passages = _write_corpus(collection, temporary)
@@ -92,14 +94,8 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
         "duplicate_passages": passages.duplicates.count,
         "empty_passages": passages.empty.count,
     }
-    source = {"kind": settings.source.kind} | collection.facts
-    write_json({"source": source, "corpus": counts, "splits": report}, out / "report.json")
-
-
-def _collect(source: PydocsSource | OnDisk | IrDatasetsSource) -> Collection:
-    if isinstance(source, PydocsSource):
-        return pydocs.collect(source)
-    return ir.collect(source) if isinstance(source, IrDatasetsSource) else files.collect(locate(source), source.fields)
+    facts = {"kind": source.kind} | collection.facts
+    write_json({"source": facts, "corpus": counts, "splits": report}, out / "report.json")
 
 
 def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, corpus: Path | None, out: Path) -> None:

@@ -16,7 +16,7 @@ from lead.store.atomic import scratch_file
 from lead.store.tables import SCHEMAS, open_table, without_nulls
 
 
-class Ranks(Protocol):
+class SharedFile(Protocol):
     """What ranks do together to share a file; lead.train.exchange.Exchange does it."""
 
     rank: int
@@ -28,7 +28,7 @@ class Ranks(Protocol):
         """Until every rank is here."""
 
 
-def mapped(corpus: Path, beside: Path, ranks: Ranks | None = None) -> pa.Table:
+def mapped(corpus: Path, beside: Path, ranks: SharedFile | None = None) -> pa.Table:
     """A corpus whose ids and texts stay on disk, in an uncompressed temporary file beside the path `beside`.
 
     The first of the `ranks` writes it, and all map it. Its name is removed at once; the system frees the file when no

@@ -164,7 +164,7 @@ def query_values(
     """Return the judged queries, sorted, and the value of each measure for each of them: [queries, measures].
 
     Lists are read by their `rank` column, whatever the scores: the measures get minus the rank as score. Raises
-    LeadError when there is nothing to judge, or a list is not one (see `_lists`).
+    LeadError when there is nothing to evaluate, or a list is not one (see `_lists`).
     """
     judgements: dict[str, dict[str, int]] = {}
     for qid, pid, rel in zip(*(qrels[name].to_pylist() for name in ("qid", "pid", "rel")), strict=True):

@@ -6,16 +6,17 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from lead.config.checks import check_linear
 from lead.config.kinds import KINDS, Kind
 from lead.config.load import validate
-from lead.config.schema import Lengths, Linear, ModelRef, Scoring
+from lead.config.schema import Lengths, Linear, ModelRef, Scoring, check_scoring
 from lead.errors import LeadError
 from lead.lists import Floats, Ints
 from lead.models.encoder import check_encoder, depth, hidden_states, keep_layers, load_encoder, positions
@@ -58,13 +59,16 @@ class LayeredModel(nn.Module):
         self.encoder, self.tokenizer = encoder, tokenizer
         self.scoring, self.lengths = scoring, lengths
         self.width = self.size = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        try:
+            check_scoring(self.about, scoring)
+        except ValueError as e:
+            raise LeadError(f"scoring.{self.kind}: {e}") from None
         self.tokenizing = threading.Lock()  # a tokenizer keeps how it cuts: one thread at a time may use it
         check_vocabulary(encoder, tokenizer)
         self.linear = None
         if linear is not None:
             self.size = linear.size or self.width
-            if self.size > self.width:
-                raise LeadError(f"models: linear.size {self.size} is more than the encoder's {self.width}; lower it")
+            check_linear(self.size, self.width, self.about, "the encoder")
             self.linear = nn.Linear(self.width, self.size)
             if linear.identity:
                 nn.init.eye_(self.linear.weight)
@@ -120,15 +124,16 @@ class LayeredModel(nn.Module):
         """The model seen as query-passage maps, for FD. Overridden."""
         raise NotImplementedError
 
-    @property
-    def adds_tokens(self) -> bool:
-        """Whether tokens that take part in scores are added to a text, besides the tokenizer's. Overridden."""
-        return False
-
     @classmethod
     def longest(cls, lengths: Lengths, tokenizer: Any) -> dict[str, int]:
         """Most tokens that the encoder reads at a time, by the key of `lengths` that decides it. Overridden."""
         return {"query": lengths.query, "passage": lengths.passage}
+
+    def must_rank_by(self, way: Literal["search", "rerank"], what: str, otherwise: str) -> Self:
+        """Return the model if it ranks that way. Else raises LeadError: "`what` is a cross encoder`otherwise`"."""
+        if self.about.ranks_by != way:
+            raise LeadError(f"{what} is {self.about.a}{otherwise}")
+        return self
 
     # --- what all have in common --------------------------------------------------------------------------------------
     @property

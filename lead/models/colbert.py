@@ -45,15 +45,10 @@ class ColBERT(BiEncoder):
         return ids
 
     @property
-    def adds_tokens(self) -> bool:
-        """Whether markers or [MASK] tokens are added to texts."""
-        return self.scoring.markers or self.scoring.expand
-
-    @property
     def tokenization(self) -> tuple[object, ...]:
         """The tokenizer, where texts are cut, and which tokens are added."""
-        added = (self.scoring.markers, self.scoring.expand) if self.adds_tokens else ()
-        return *super().tokenization, *added
+        markers, expand = self.scoring.markers, self.scoring.expand
+        return *super().tokenization, *((markers, expand) if markers or expand else ())
 
     # --- tokens to scores --------------------------------------------------------------------------------------------
     def encode(self, ids: list[list[int]], layers: tuple[int, ...]) -> Features:

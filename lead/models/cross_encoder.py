@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from lead.config.schema import Lengths
-from lead.errors import LeadError
 from lead.lists import Floats, Ints
 from lead.models.base import LayeredModel, Scorer
 from lead.models.features import Candidates, Features, Pair, Scores
@@ -25,13 +24,6 @@ class CrossEncoder(LayeredModel):
 
     def build(self) -> None:
         """Add w, at random: seed torch first."""
-        if self.size != self.width:
-            raise LeadError("models: linear.size of a cross encoder must be its width: w is shared by all layers")
-        if self.scoring.normalise != "none" or self.scoring.layer_normalise == "unit":
-            raise LeadError(
-                "scoring.ce: a score is one number, nothing has unit length; normalise: none, and layer_normalise: "
-                "none or standard"
-            )
         self.w = nn.Linear(self.width, 1, bias=False)
         self.n_types = int(getattr(self.encoder.config, "type_vocab_size", 0) or 0)
 

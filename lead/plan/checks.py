@@ -148,8 +148,7 @@ def _check_index(job: Job) -> None:
             f"{job.dataset.file}: key 'settings.retrieval.index': vectors and index are those of '{collection}', whose "
             f"index is {shared}; leave it out here"
         )
-    searches = job.kind is not None and job.kind.ranks_by == "search"
-    if not searches or (r.index is None and r.index_parameters is None):
+    if "retrieve" not in job.stages or (r.index is None and r.index_parameters is None):
         return
     from lead.retrieval.engine import check_index
 

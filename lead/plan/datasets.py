@@ -7,7 +7,7 @@ from functools import cached_property
 
 from lead.config.load import Loaded, seen_path, source_files, source_paths
 from lead.config.schema import Settings
-from lead.config.sources import IR_DATASETS, AnySource, EvaluationSource, OnDisk
+from lead.config.sources import IR_DATASETS, AnySource, EvaluationSource
 from lead.errors import LeadError, Named
 from lead.plan.settings import dataset_settings
 
@@ -67,8 +67,7 @@ class PlannedDataset:
     @property
     def source(self) -> AnySource:
         """Its source, with paths as they are seen from here."""
-        source = self.data.source
-        return source_paths(source, self.file) if isinstance(source, OnDisk | EvaluationSource) else source
+        return source_paths(self.data.source, self.file)
 
     @property
     def source_files(self) -> list[str]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from lead.config.experiments import Row
+from lead.config.kinds import KINDS
 from lead.config.methods import METHODS
 from lead.errors import LeadError, nearest
+from lead.methods.load import check_method
 from lead.plan.rows import Rows, split_seed
 
 OF_DATASET = (("checks", None), ("dev_share", None), ("denoise", None), ("retrieval", "rerank_from"))
 
 
 def check_rows(rows: Rows) -> None:
-    """Refuse rows that do not fit each other. Raises LeadError for the first mistake."""
+    """Refuse rows that do not fit each other, or whose method or kind lacks a part. LeadError for the first mistake."""
+    for row in rows.values():
+        check_method(METHODS[row.method])
+        KINDS[row.kind].check()
     for name, row in rows.items():
         _check_row(rows, name, row)
 
@@ -35,17 +40,12 @@ def _check_row(rows: Rows, name: str, row: Row, seen: tuple[str, ...] = ()) -> N
     for listed in (m.name for m in METHODS.values() if not m.has_model):
         if (row.method == listed) != (name == listed):
             raise LeadError(f"{where}: the run of method {listed}, and no other, is called '{listed}'; rename it")
-    if method.distils and rows.kind(name).ranks_by != "search":
-        raise LeadError(
-            f"{where}: key 'start': the student must be a dual encoder, '{row.start}' is {rows.kind(name).a}"
-        )
+    if method.distils:
+        _check_searches(rows, where, "start", row.start, "the student must be a dual encoder")
     if row.of is not None and row.of not in rows.joint():
         raise LeadError(f"{where}: key 'of': '{row.of}' does not train its teacher (distil.joint: false)")
-    if method.trains and row.negatives != "bm25" and rows.kind(row.negatives).ranks_by != "search":
-        raise LeadError(
-            f"{where}: key 'negatives': '{row.negatives}' is {rows.kind(row.negatives).a}; negatives are mined with a "
-            "dual encoder"
-        )
+    if method.trains and row.negatives != "bm25":
+        _check_searches(rows, where, "negatives", row.negatives, "negatives are mined with a dual encoder")
 
 
 def _check_references(rows: Rows, name: str, row: Row, seen: tuple[str, ...]) -> None:
@@ -77,8 +77,13 @@ def _check_queries_only(rows: Rows, name: str, row: Row) -> None:
         raise LeadError(f"{where}: key '{key}': '{other}' encodes queries only; {remedy}")
     if row.passages is not None:
         for key in ("start", "passages"):
-            if (kind := rows.kind(other := getattr(row, key))).ranks_by != "search":
-                raise LeadError(f"{where}: key '{key}': '{other}' is {kind.a}; `passages` needs dual encoders")
+            _check_searches(rows, where, key, getattr(row, key), "`passages` needs dual encoders")
+
+
+def _check_searches(rows: Rows, where: str, key: str, name: str | None, why: str) -> None:
+    """Refuse a run under `key` whose model does not search: `why`. Raises LeadError."""
+    if (kind := rows.kind(str(name))).ranks_by != "search":
+        raise LeadError(f"{where}: key '{key}': '{name}' is {kind.a}; {why}")
 
 
 def _check_settings(where: str, row: Row) -> None:

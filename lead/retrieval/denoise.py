@@ -39,7 +39,7 @@ def denoise(
     positive. That is a margin: s < s+ - ln(1 / keep_below - 1), 2.2 for .1. Only the top `depth` of a list is scored,
     and the rest is dropped. Memory: as `rerank`.
     """
-    judge = load_reranker(model, gpu, "negatives are denoised by a cross encoder or a ColBERT")
+    scorer = load_reranker(model, gpu, "negatives are denoised by a cross encoder or a ColBERT")
     asked = pa.concat_tables(read_table(path, "queries") for path in queries)
     passages = mapped(corpus, out.with_name(f"{out.name}.corpus.arrow"))
     mined = read_table(negatives, "ranked")
@@ -59,10 +59,10 @@ def denoise(
     pairs = np.concatenate([known_q, mined_q]), np.concatenate([known_p, mined_p])
     highest = np.log(settings.keep_below) - np.log1p(-settings.keep_below)
     keep = np.zeros(len(mined), dtype=bool)
-    for own, s in score_pairs(judge, model, (asked["text"], passages["text"]), pairs, settings):
+    for own, s in score_pairs(scorer, model, (asked["text"], passages["text"]), pairs, settings):
         positives = int((own < n).sum())
         if 0 < positives < len(own):
-            s = judge.scoring.scale * s
+            s = scorer.scoring.scale * s
             keep[own[positives:] - n] = s[positives:] - s[:positives].max() < highest
     kept = mined.filter(pa.array(keep))
     codes = np.asarray(pc.index_in(kept["qid"], value_set=asked["qid"]), dtype=np.int64)

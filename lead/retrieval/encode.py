@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -49,11 +49,8 @@ def encode(
     side: Side = "passage" if "pid" in file.schema_arrow.names else "query"
     if not file.schema_arrow.equals(SCHEMAS["corpus" if side == "passage" else "queries"]):
         raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")
-    encoder = LayeredModel.load(model)
-    if encoder.about.ranks_by != "search":
-        raise LeadError(f"{model} is {encoder.about.a}: it has no single vector a text; use lead rerank")
-    assert isinstance(encoder, BiEncoder)
-    encoder.to(device(gpu))
+    otherwise = ": it has no single vector a text; use lead rerank"
+    encoder = cast(BiEncoder, LayeredModel.load(model).must_rank_by("search", str(model), otherwise)).to(device(gpu))
     start, stop = shard_rows(file.metadata.num_rows, settings.shard)
     vectors = np.zeros((stop - start, encoder.size), np.float32)
     store = tokens and Tokens(tokens, encoder.tokenizer, getattr(encoder.lengths, side), len(vectors))

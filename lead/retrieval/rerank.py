@@ -62,10 +62,7 @@ def rerank(
 
 def load_reranker(folder: Path, gpu: int, otherwise: str) -> LayeredModel:
     """A model that scores lists, in eval mode on its device. Raises LeadError for one that searches: `otherwise`."""
-    model = LayeredModel.load(folder)
-    if model.about.ranks_by != "rerank":
-        raise LeadError(f"{folder} is {model.about.a}; {otherwise}")
-    return model.to(device(gpu)).eval()
+    return LayeredModel.load(folder).must_rank_by("rerank", str(folder), f"; {otherwise}").to(device(gpu)).eval()
 
 
 def score_pairs(
@@ -101,7 +98,7 @@ def score_pairs(
 
 
 def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
-    """Cut pairs, sorted by query, into slices of whole queries with at most `most` different texts, or one query.
+    """Cut pairs, sorted by query, into blocks of whole queries with at most `most` different texts, or one query.
 
     queries, passages [pairs]: rows of the texts.
     """

@@ -38,8 +38,7 @@ class FixedPassages:
 
     def __init__(self, files: Sequence[Path], corpus: Path, model: LayeredModel) -> None:
         """`files`: what `lead encode` made of `corpus`, in order. Raises LeadError when they do not fit each other."""
-        if model.about.ranks_by != "search":
-            raise LeadError(f"--passages: the model is {model.about.a}; give vectors to a dual encoder only")
+        model.must_rank_by("search", "--passages: the model", "; give vectors to a dual encoder only")
         self.exchange, self.layer, self.width = Exchange.here(), model.n_layers, model.width
         rank, world = self.exchange.rank, self.exchange.world
         pids = read_table(corpus, columns=["pid"])["pid"]

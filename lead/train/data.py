@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from lead.data.copies import repeated, with_copies
+from lead.data.copies import repeated, rows_with_copies
 from lead.data.texts import take_texts
 from lead.errors import LeadError
 from lead.models.features import Candidates, mask_columns
@@ -88,7 +88,7 @@ class Queries:
         self.judged = [len(positives[i]) for i in keep]
         if group is not None:
             groups = repeated(group)
-            positives = [with_copies(rows, group, groups) for rows in positives]
+            positives = [rows_with_copies(rows, group, groups) for rows in positives]
         self.positives = [positives[i] for i in keep]
         self.negatives: list[RowNumbers] = [np.empty(0, np.int64)] * len(keep)
         if negatives is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from lead.config.checks import check_maps
 from lead.config.schema import Distil, Train
 from lead.errors import LeadError
 from lead.methods.losses import Loss
@@ -32,18 +33,9 @@ class FdStep(DistilStep):
     ) -> None:
         """Raises LeadError when the two models do not read the same tokens."""
         super().__init__(student, teacher, train, distil, seed, method)
-        if not same_tokens(student.tokenizer, teacher.tokenizer) or student.lengths != teacher.lengths:
-            raise LeadError(
-                "method fd compares maps over tokens, so teacher and student must have the same tokenizer and lengths; "
-                "use rd or lead, which compare scores"
-            )
+        same = same_tokens(student.tokenizer, teacher.tokenizer) and student.lengths == teacher.lengths
         n, m = depth(teacher.encoder), depth(student.encoder)
-        if m > n:
-            raise LeadError(
-                f"method fd: the student has {m} transformer layers, the teacher only {n}; it needs as many"
-            )
-        if student.adds_tokens or teacher.adds_tokens:
-            raise LeadError("method fd: scoring.cb.markers and expand add tokens to ColBERT's texts; set both to false")
+        check_maps(same, n, m, *((model.about, model.scoring) for model in (teacher, student)))
         self.aligned = map_layers(distil.map_layers, n, m)
         self.views = student.map_view(), teacher.map_view()
 

@@ -1,4 +1,4 @@
-"""The stages `lead train` (hard labels: warm-up, controls, ADORE) and `lead distil` (LEAD, RD, FD, Margin-MSE)."""
+"""The stages `lead train` (contrastive loss: warm-up, controls, ADORE) and `lead distil` (LEAD, RD, FD, Margin-MSE)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(
     state: Path,
     metrics: Path,
 ) -> None:
-    """Train with hard labels alone (eqs. 10, 11), from a pretrained encoder or from a model folder.
+    """Train with the contrastive loss alone (eqs. 10, 11), from a pretrained encoder or from a model folder.
 
     `passages`: their vectors stay as they are in these files, and only queries are learnt (ADORE).
 
@@ -167,9 +167,11 @@ def _check_distil_candidates(settings: DistilSettings, teacher: LayeredModel) ->
         settings.train, distil.contrastive_candidates, f"distil.contrastive_candidates: {distil.contrastive_candidates}"
     )
     if METHODS[settings.method].sees != "maps":  # maps are compared over tokens
-        ce = teacher.about.candidates == "own"
-        own, key = (ce, "a cross encoder as teacher") if ce else (distil.candidates == "own", "distil.candidates: own")
-        check_candidates(settings.train, "own" if own else "batch", key)
+        which = teacher.about.at_most(distil.candidates)
+        asked = which == distil.candidates
+        check_candidates(
+            settings.train, which, f"distil.candidates: {which}" if asked else f"{teacher.about.a} as teacher"
+        )
 
 
 def _files(

@@ -207,8 +207,7 @@ class DistilStep(Step):
         A CE teacher scores a query's own list only. The student's contrastive loss keeps the whole batch all the same,
         so that teachers are comparable (`contrastive_candidates: own` is the released code's way).
         """
-        own = "own" in (self.distil.candidates, self.teacher.about.candidates)
-        names = self.distil.contrastive_candidates, "own" if own else "batch"
+        names = self.distil.contrastive_candidates, self.teacher.about.at_most(self.distil.candidates)
         contrastive, distillation = (self.candidates_of(prepared, name) for name in names)
         return contrastive, contrastive if names[0] == names[1] else distillation
 

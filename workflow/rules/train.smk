@@ -1,4 +1,4 @@
-# Training with hard labels: the miner, the warm-up of teachers and student, the control student_more, and ADORE.
+# Training with the contrastive loss: the miner, the warm-up of teachers and student, the control student_more, and ADORE.
 rule train:
     input:
         corpus=rules.prepare.output.corpus,
