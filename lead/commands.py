@@ -1,4 +1,4 @@
-"""The stages as data: what each command reads, writes and runs. The command line and its help are made from this."""
+"""The stages as data: inputs, outputs and function of each command. The command line is built from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Stage:
-    """One command. Inputs and outputs map an option's name to its help; `?` at its end: optional; `+`: many paths."""
+    """One command. Inputs and outputs: name and help of an option. `?` after a name: optional; `+`: many paths."""
 
     about: str
     function: str  # "module:name", called with one keyword a path, `settings`, and `gpu` if `gpu` is true
@@ -24,26 +24,24 @@ CORPUS = "passages (Parquet: pid, text)"
 QUERIES = "queries (Parquet: qid, text)"
 QRELS = "relevance judgements (Parquet: qid, pid, rel)"
 RANKED = "ranked lists (Parquet: qid, pid, rank, score)"
-INDEX = "index of each file of --passages, in their order; without: exact search"
+INDEX = "one index for each file of --passages, in the same order; default: exact search"
 SEARCHED = "vectors of the corpus: one file, or its shards, which are searched one after the other"
-PARTS = "instead of --passages: what this command has found in each shard, to be gathered"
+PARTS = "instead of --passages: the results of this command for each shard, to be merged"
 TRAINING_INPUTS = {
     "corpus": CORPUS,
-    "queries": QUERIES + ": those to train on",
+    "queries": QUERIES + ": those that are trained on",
     "qrels": QRELS + " of the train queries",
-    "dev-queries": QUERIES + ": those to choose on",
+    "dev-queries": QUERIES + ": those that checkpoints are compared on",
     "dev-qrels": QRELS + " of the dev queries",
-    "negatives?": "hard negatives of train and dev queries (" + RANKED + "); without it they are drawn at random",
+    "negatives?": "hard negatives of train and dev queries (" + RANKED + "); without it negatives are drawn at random",
 }
 
 STAGES: dict[str, Stage] = {
     "prepare": Stage(
-        "Bring a collection into Parquet: corpus, queries and judgements of train, dev and test.",
+        "Convert a collection to Parquet: corpus, queries and judgements of train, dev and test.",
         "lead.data.prepare:prepare",
         "PrepareSettings",
-        inputs={
-            "corpus?": "for a source of kind evaluation: the prepared " + CORPUS + " that its queries are asked of"
-        },
+        inputs={"corpus?": "for a source of kind evaluation: the prepared " + CORPUS + " that its queries search"},
         outputs={"out": "folder for corpus.parquet, queries.SPLIT.parquet, qrels.SPLIT.parquet, report.json"},
     ),
     "bm25": Stage(
@@ -62,7 +60,7 @@ STAGES: dict[str, Stage] = {
         },
     ),
     "external": Stage(
-        "Bring ranked lists that another system made (MS MARCO's top1000, a TREC run) into Parquet.",
+        "Convert ranked lists of another system (MS MARCO's top1000, a TREC run) to Parquet.",
         "lead.data.external_run:external",
         "ExternalSettings",
         inputs={"corpus": CORPUS, "queries": QUERIES + ": those whose lists are kept"},
@@ -74,8 +72,8 @@ STAGES: dict[str, Stage] = {
         "TrainSettings",
         inputs=TRAINING_INPUTS
         | {
-            "start?": "model folder to go on from (instead of settings.model)",
-            "passages+?": "vectors of the corpus, all shards: they stay as they are, only queries are learnt (ADORE)",
+            "start?": "model folder that training continues from (instead of settings.model)",
+            "passages+?": "vectors of the corpus, all shards: they do not change, only queries are learnt (ADORE)",
         },
         outputs={
             "out": "model folder",
@@ -135,13 +133,13 @@ STAGES: dict[str, Stage] = {
             "qrels+": QRELS + " of these queries",
             "index+?": INDEX,
             "parts+?": PARTS,
-            "corpus?": CORPUS + ": copies of positives under other ids are no negatives either",
+            "corpus?": CORPUS + ": passages with the text of a positive are then no negatives either",
         },
         outputs={"out": RANKED},
         gpu=True,
     ),
     "denoise": Stage(
-        "Take out of the hard negatives what a cross encoder or ColBERT holds for relevant (RocketQA).",
+        "Remove the hard negatives that a cross encoder or ColBERT scores as relevant (RocketQA).",
         "lead.retrieval.denoise:denoise",
         "DenoiseSettings",
         inputs={

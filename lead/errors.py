@@ -1,4 +1,4 @@
-"""The one exception that is a user's business: it is printed as a single line, without a traceback."""
+"""The exceptions for what a user can fix. They are printed as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class LeadError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        r"""Names and data in it may hold anything: what is too long is cut, what is not printable spelt out (`\n`)."""
+        r"""A long message is cut. Characters that cannot be printed are written as escapes (`\n`)."""
         message = message if len(message) <= LONGEST else f"{message[:700]} ... {message[-250:]}"
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in message))
 
 
 class Preempted(LeadError):
-    """A stage was told to stop and has saved its state: started again, it goes on. Not a mistake of the user's."""
+    """A stage was told to stop and saved its state. Started again, it continues. The user made no mistake."""
 
     status = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 
 class Interrupted(Preempted):
-    """The same, by SIGINT (Ctrl-C): somebody wants it to end, and shells expect this status."""
+    """The same after SIGINT (Ctrl-C). Shells expect this status."""
 
     status = 130
 
@@ -48,10 +48,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 class Named(dict[str, T]):
-    """Things by name. Asking for a name that is not there raises a LeadError with the nearest one."""
+    """Things by name. An unknown name raises a LeadError that says the nearest known name."""
 
     def __init__(self, what: str, where: object, things: Mapping[str, T]) -> None:
-        """`what`, `where`: what the things are, and the file or folder they come from, for the message."""
+        """`what`, `where`: what the things are, and the file or folder they come from. The message says both."""
         super().__init__(things)
         self.what, self.where = what, where
 

@@ -99,7 +99,9 @@ def make_bert(folder: Path, layers: int = LAYERS, hidden: int = 32, seed: int = 
 
 
 # `make test-fast`: what a change of a loss, a score, a setting or the plan breaks first
-FAST = "losses layers scores house config plan stage_settings rows workflow table stats words copies mine folders dag_dry".split()
+FAST = """
+    losses layers scores house config plan stage_settings rows workflow table stats words copies mine folders dag_dry
+""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lead.config.folders import locate
 from lead.config.sources import FilesSource, SplitFiles
 from lead.data import collection, files
 from lead.data.files import collect, read_corpus, read_qrels, read_queries
@@ -309,7 +308,7 @@ def source(folder: Path, **changes: str) -> FilesSource:
 def test_missing_files(tmp_path: Path, changes: dict[str, str], message: str) -> None:
     """The key and the path are named before anything is read."""
     with pytest.raises(LeadError, match=message):
-        collect(locate(source(tmp_path, **changes)), ["text"])
+        collect(source(tmp_path, **changes))
 
 
 def test_name_without_a_format(tmp_path: Path) -> None:
@@ -318,4 +317,4 @@ def test_name_without_a_format(tmp_path: Path) -> None:
     with pytest.raises(
         LeadError, match=r"source.corpus: the name of .*collection.tar.gz tells no format; expected .tsv"
     ):
-        collect(locate(source(tmp_path, corpus="collection.tar.gz")), ["text"])
+        collect(source(tmp_path, corpus="collection.tar.gz"))

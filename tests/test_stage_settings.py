@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from dag.project import empty_project, replace
+from test_plan import add_rows, plan
 
 from lead.cli import STAGES
 from lead.config import stages

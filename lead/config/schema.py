@@ -1,4 +1,4 @@
-"""Every key of the configuration: its type, default, bounds and meaning. The one source of truth.
+"""Every key of the configuration: its type, default, bounds and meaning.
 
 `lead schema` prints the JSON Schema generated from these models; `lead <stage> --help` prints the keys of a stage.
 Defaults are the paper's (section 4.3, Table 10) wherever the paper gives a value.
@@ -22,8 +22,12 @@ from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, S
 class Linear(Strict):
     """A linear layer after the encoder ("+linear", section 4.7): layer N + 1, selected like any other."""
 
-    size: PositiveInt | None = Field(None, description="outputs; null: as many as inputs; fewer make a smaller index")
-    identity: bool = Field(True, description="start as the identity (its first rows, if smaller); false: at random")
+    size: PositiveInt | None = Field(
+        None, description="number of outputs; null: as many as inputs; fewer outputs make a smaller index"
+    )
+    identity: bool = Field(
+        True, description="initial weights: the identity (its first rows, if smaller); false: random"
+    )
 
 
 class ModelRef(Strict):
@@ -42,15 +46,17 @@ class ModelRef(Strict):
 class Scoring(Strict):
     """How token vectors become a score: of the whole model (eqs. 1, 2), and of each layer (eqs. 4, 5)."""
 
-    pooling: Literal["cls", "mean"] = Field("cls", description="DE: the vector that stands for a text")
-    normalise: Literal["none", "unit"] = Field(
-        "none", description="vectors of the whole model's scores: raw, or of unit length"
+    pooling: Literal["cls", "mean"] = Field(
+        "cls", description="DE: how the vectors of tokens become one vector of a text"
     )
-    scale: Positive = Field(1.0, description="factor on the whole model's scores")
+    normalise: Literal["none", "unit"] = Field(
+        "none", description="vectors of the final scores: raw, or of unit length"
+    )
+    scale: Positive = Field(1.0, description="factor on the final scores")
     layer_normalise: Literal["none", "unit", "standard"] = Field(
         "none",
-        description="vectors of layer features (the last layer's too): raw, of unit length, or (standard) of unit "
-        "length and scores brought to zero mean and unit variance over each query's candidates",
+        description="vectors of layer features (the last layer's too): raw; unit: of unit length; standard: of unit "
+        "length, and scores have zero mean and unit variance over the candidates of each query",
     )
     layer_scale: Positive = Field(1.0, description="factor on the scores of layer features")
     markers: bool = Field(False, description="CB: [unused0] / [unused1] after [CLS] marks query / passage")
@@ -80,13 +86,14 @@ class Lengths(Strict):
 
 # --- training --------------------------------------------------------------------------------------------------------
 class Train(Strict):
-    """Optimisation, the same for every run that trains (section 4.3, Table 10)."""
+    """Optimisation of every run that trains (section 4.3, Table 10)."""
 
     steps: PositiveInt = Field(50000, description="optimizer steps")
     batch_size: PositiveInt = Field(80, description="queries in a step, over all ranks")
     negatives: Count = Field(16, description="hard negatives drawn for each query and step")
     negatives_depth: PositiveInt = Field(
-        100, description="hard negatives are drawn from the top of the mined list; ADORE: all of the top of a search"
+        100,
+        description="hard negatives are drawn from this many of the mined list; ADORE: how many of a search count",
     )
     lr: Positive = Field(
         5e-5, description="peak learning rate of the model being trained (the student's when distilling)"
@@ -94,7 +101,7 @@ class Train(Strict):
     teacher_lr: Positive | None = Field(None, description="peak learning rate of a jointly trained teacher; null: lr")
     weight_decay: NonNegative = Field(0.01, description="AdamW weight decay (not on biases and LayerNorm)")
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of steps with rising learning rate")
-    clip: Positive = Field(1.0, description="gradient norm above which gradients are scaled down, for each model")
+    clip: Positive = Field(1.0, description="gradient norm of a model above which its gradients are scaled down")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout while training; null: the model's own"
     )
@@ -104,12 +111,12 @@ class Train(Strict):
     )
     micro_tokens: PositiveInt = Field(
         16384,
-        description="padded tokens of one micro-batch of texts, sorted by length",
+        description="padded tokens in one micro-batch of texts, which are sorted by length",
         json_schema_extra=EXECUTION,
     )
     cache_above: PositiveInt = Field(
         131072,
-        description="padded tokens of a step above which gradients are cached instead of keeping the graph",
+        description="a step with more padded tokens caches gradients instead of keeping the graph",
         json_schema_extra=EXECUTION,
     )
     checkpoint_every: PositiveInt = Field(
@@ -128,7 +135,7 @@ class Train(Strict):
         json_schema_extra=EXECUTION,
     )
     dev_queries: Count = Field(200, description="dev queries used for it; 0: never evaluate on dev")
-    dev_negatives: Count = Field(10, description="mined negatives each dev query adds to the dev pool")
+    dev_negatives: Count = Field(10, description="mined negatives that each dev query adds to the dev pool")
     select: Literal["last", "best"] = Field("last", description="weights kept: the last, or the best on dev (MRR@10)")
 
     @model_validator(mode="after")
@@ -158,7 +165,7 @@ class LossWeights(Strict):
     rep: NonNegative = 1.0
     tch: NonNegative = 1.0
     stu: NonNegative = 1.0
-    map: NonNegative = Field(1.0, description="of FD's maps")
+    map: NonNegative = Field(1.0, description="on the map loss of FD")
 
 
 class Distil(Strict):
@@ -168,8 +175,8 @@ class Distil(Strict):
     layers: Layers = Layers()
     layer_weights: Literal["per_query", "batch", "uniform", "progress"] = Field(
         "per_query",
-        description="w of eq. 7: for each query; one for the batch (released code); 1/K (section 4.6); for each query, "
-        "more for pairs whose student layer assigns the positive less probability than the teacher's (ours)",
+        description="w of eq. 7. batch: one for all queries (released code); uniform: 1/K (section 4.6); progress: "
+        "larger for pairs whose student layer assigns the positive less probability than the teacher layer (ours)",
     )
     layer_weights_tau: Positive | None = Field(None, description="temperature of eq. 7; null: tau, as in the paper")
     joint: bool = Field(
@@ -178,15 +185,15 @@ class Distil(Strict):
     detach_target: bool = Field(False, description="no gradient reaches the target side of each KL")
     candidates: Literal["batch", "own"] = Field(
         "batch",
-        description="passages a distribution is over: the whole (cross-)batch, or the query's own list (always, if the "
-        "teacher is a CE)",
+        description="passages that a distribution is over: the whole (cross-)batch, or the query's own (always "
+        "with a cross encoder as teacher)",
     )
     contrastive_candidates: Literal["batch", "own"] = Field(
         "batch",
-        description="passages of the student's contrastive loss; own is what the released code does with a CE teacher",
+        description="passages of the student's contrastive loss; own: as in the released code with a CE teacher",
     )
     map_layers: Literal["even", "last"] = Field(
-        "even", description="fd: teacher layers whose maps teach the student's: evenly spread, or the last M"
+        "even", description="fd: which teacher layers are compared with the student's: evenly spread, or the last M"
     )
     weights: LossWeights = LossWeights()
 
@@ -198,25 +205,29 @@ class PhaseTrain(Strict):
     teacher: dict[str, Any] = Field({}, description="warm-up of the teachers on mined negatives")
     student: dict[str, Any] = Field({}, description="warm-up of the student on mined negatives")
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
-    cross: dict[str, Any] = Field({}, description="over the others, in runs that train or learn from a cross encoder")
-    teacher_ce: dict[str, Any] = Field({}, description="over `cross`, in the warm-up of a cross encoder")
+    cross: dict[str, Any] = Field(
+        {}, description="laid over the others in runs that train a cross encoder or learn from one"
+    )
+    teacher_ce: dict[str, Any] = Field({}, description="laid over `cross` in the warm-up of a cross encoder")
 
 
 # --- retrieval and evaluation ----------------------------------------------------------------------------------------
 class Denoise(Strict):
-    """Hard negatives without those that a strong model finds relevant (RocketQA)."""
+    """Removal of hard negatives that a strong model scores as relevant (RocketQA)."""
 
     depth: PositiveInt = Field(100, description="negatives of a list that are scored; the rest is dropped")
     keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="a negative stays if its chance of beating the best positive is lower"
+        0.1, description="a negative stays if its probability of beating the best positive is lower"
     )
 
 
 class Bm25(Strict):
-    """BM25, for negatives and as a run of its own. Defaults are Anserini's."""
+    """BM25, for negatives and as a run. Defaults are those of Anserini."""
 
-    k1: NonNegative = Field(0.9, description="how soon further occurrences of a word stop adding to the score")
-    b: Annotated[float, Field(ge=0, le=1)] = Field(0.4, description="how much long passages lose: 0 nothing")
+    k1: NonNegative = Field(
+        0.9, description="saturation: the lower, the sooner more occurrences of a word stop adding to the score"
+    )
+    b: Annotated[float, Field(ge=0, le=1)] = Field(0.4, description="length normalisation: 0 none, 1 full")
     analyser: Literal["english", "unicode", "code"] = Field(
         "english",
         description="what a word is; english: as Lucene's EnglishAnalyzer; unicode: any language, no stems or stop "
@@ -231,7 +242,7 @@ class Bm25(Strict):
 
 
 class Mining(Strict):
-    """Which passages that `lead mine` finds become negatives, by the miner's scores (by a stronger model: `denoise`).
+    """Which passages that `lead mine` finds become negatives, by the scores of the miner. See `denoise` too.
 
     As in sentence-transformers' mine_hard_negatives. Without these keys: all that are not known positives.
     """
@@ -240,12 +251,14 @@ class Mining(Strict):
     relative_margin: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="the same as a share of that score: .05 keeps negatives up to 95 % of it"
     )
-    range_min: Count = Field(0, description="skip so many of the best passages that are left")
+    range_min: Count = Field(0, description="skip this many of the best passages that are left")
     range_max: PositiveInt | None = Field(
-        None, description="look at so many of the best passages; null: range_min + retrieval.mine_depth"
+        None, description="look at this many of the best passages; null: range_min + retrieval.mine_depth"
     )
-    sampling: Literal["top", "random"] = Field("top", description="which of those that are left: the top or any")
-    seed: Seed = Field(1, description="of random sampling")
+    sampling: Literal["top", "random"] = Field(
+        "top", description="which of those that are left: the top, or a random sample"
+    )
+    seed: Seed = Field(1, description="seed of random sampling")
 
     @model_validator(mode="after")
     def _range(self) -> Mining:
@@ -255,7 +268,7 @@ class Mining(Strict):
 
 
 class Retrieval(Strict):
-    """How deep each list goes (section 4.3)."""
+    """Search: the depth of each list (section 4.3), and the index."""
 
     depth: PositiveInt = Field(1000, description="passages in a ranked list")
     mine_depth: PositiveInt = Field(100, description="hard negatives mined for a query")
@@ -273,7 +286,9 @@ class Retrieval(Strict):
         None, min_length=1, description="faiss's index_factory string (IVF1024,Flat; HNSW32; ..); null: exact search"
     )
     index_parameters: str | None = Field(
-        None, min_length=1, description="of that index when searching: nprobe=16, efSearch=128, ..; null: faiss's"
+        None,
+        min_length=1,
+        description="parameters of a search in that index: nprobe=16, efSearch=128, ..; null: faiss's defaults",
     )
     fp16: bool = Field(False, description="store embeddings in half precision")
     batch_tokens: PositiveInt = Field(
@@ -284,7 +299,7 @@ class Retrieval(Strict):
 
 
 class Evaluation(Strict):
-    """What is measured, and how surely."""
+    """The measures and their confidence intervals."""
 
     measures: list[str] = Field(["RR@10", "AP@1000", "R@1000"], min_length=1, description="as ir_measures writes them")
     relevance: PositiveInt = Field(
@@ -296,9 +311,9 @@ class Evaluation(Strict):
 
 # --- the whole -------------------------------------------------------------------------------------------------------
 class Settings(Strict):
-    """Everything a run reads, after defaults < preset < dataset < experiment row have been laid over each other."""
+    """All settings of a run, merged in this order: defaults < preset < dataset < config.yaml < experiment row."""
 
-    seed: Seed = Field(1, description="of data order, draws, dropout and layer selection")
+    seed: Seed = Field(1, description="seed of data order, sampling, dropout and layer selection")
     models: dict[Literal["teacher", "student"], ModelRef] = Field(description="pretrained encoders to start from")
     lengths: Lengths = Lengths()
     scoring: ScoringByKind = ScoringByKind()
@@ -330,9 +345,9 @@ class Dataset(Strict):
     preset: Name = Field("paper", description="a file of config/presets/")
     expect: Expect = Expect()
     shards: Annotated[int, Field(ge=1, le=9999)] = Field(
-        1, description="parts that the corpus is encoded, mined and searched in, each a job; several share tokens"
+        1, description="parts that the corpus is encoded, mined and searched in; each is a job; token ids are shared"
     )
-    gpus: PositiveInt = Field(1, description="GPUs that a job that trains asks for; it uses those it is granted")
+    gpus: PositiveInt = Field(1, description="GPUs that a training job asks for; it uses those that it is granted")
     external_run: str | None = Field(
         None,
         min_length=1,
@@ -342,5 +357,5 @@ class Dataset(Strict):
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"
     )
-    repeats: dict[str, PositiveInt] = Field({}, description="seeds of a run that its tables want; 1 for all others")
+    repeats: dict[str, PositiveInt] = Field({}, description="number of seeds of a run in its tables; 1 for all others")
     settings: dict[str, Any] = Field({}, description="any keys of Settings")

@@ -17,7 +17,7 @@ from lead.config.schema import Bm25, Distil, Evaluation, Lengths, Mining, ModelR
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import PositiveInt, Seed, Strict
 
-OwnIds = Annotated[bool, Field(description="leave out each query's passage of the same id")]
+OwnIds = Annotated[bool, Field(description="leave out the passage with the query's own id")]
 
 
 class PrepareSettings(Strict):
@@ -49,7 +49,7 @@ class ExternalSettings(Strict):
 
 Generation = Annotated[
     int,
-    Field(ge=0, description="trainings that the model has behind it; with the seed it decides which batches come when"),
+    Field(ge=0, description="number of earlier trainings of the model; with the seed it decides the order of batches"),
 ]
 
 
@@ -88,7 +88,9 @@ Shard = Annotated[
 class TokenizeSettings(Strict):
     """Read by `lead tokenize`."""
 
-    reference: str = Field(pattern=r"^(hub|path|package):.+", description="pretrained encoder whose tokenizer it is")
+    reference: str = Field(
+        pattern=r"^(hub|path|package):.+", description="pretrained encoder that the tokenizer belongs to"
+    )
     length: Annotated[int, Field(ge=3)] = Field(144, description="tokens that a passage is cut to")
     shard: Shard = None
 
@@ -106,7 +108,7 @@ class IndexSettings(Strict):
     """Read by `lead index`."""
 
     index: str = Field(min_length=1, description="faiss's index_factory string, such as IVF1024,Flat or HNSW32")
-    seed: int = Field(1, ge=0, description="of the sample that the index is trained on")
+    seed: int = Field(1, ge=0, description="seed of the sample that the index is trained on")
 
 
 class MineSettings(Strict):
@@ -122,8 +124,10 @@ class MineSettings(Strict):
 class DenoiseSettings(Strict):
     """Read by `lead denoise`."""
 
-    depth: PositiveInt = Field(100, description="negatives of a list that are looked at; the rest is dropped")
-    keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(0.1, description="chance of beating the positive")
+    depth: PositiveInt = Field(100, description="negatives of a list that are scored; the rest is dropped")
+    keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.1, description="a negative stays if its probability of beating the best positive is lower"
+    )
     relevance: PositiveInt = 1
     batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
     precision: Literal["bf16", "fp32"] = "bf16"

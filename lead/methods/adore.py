@@ -13,8 +13,8 @@ from lead.models.features import Candidates, Scores
 def lambda_rank(student: Scores, candidates: Candidates) -> Loss:
     """ADORE's loss (Zhan et al. 2021): the mean over a query's negatives of |1/r+ - 1/r-| log(1 + exp(s- - s+)).
 
-    r+, r-: ranks of positive and negative among the kept candidates by these scores. Their weight, without gradient, is
-    what changing places would do to the reciprocal rank (LambdaRank, Burges et al. 2006).
+    r+, r-: ranks of positive and negative among the kept candidates by these scores. The weight, without gradient, is
+    the change of the reciprocal rank if the two changed places (LambdaRank, Burges et al. 2006).
     """
     s, positive = student.final, candidates.positive
     ranked = s.detach().masked_fill(~candidates.keep, -torch.inf).argsort(dim=-1, descending=True, stable=True)

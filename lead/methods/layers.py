@@ -77,35 +77,35 @@ def last_layers(k: int, m: int) -> list[int]:
     return list(range(m - k + 1, m + 1))
 
 
-def random(layers: Layers, given: Situation) -> Pairs:
+def random(layers: Layers, situation: Situation) -> Pairs:
     """K ordered layers of each. A function of (seed, step): all ranks agree, and a resumed run goes on exactly."""
-    rng = np.random.default_rng([given.seed, given.step, 0x1A])
-    a = sorted(int(i) for i in rng.choice(given.n, layers.k, replace=False) + 1)
-    b = sorted(int(i) for i in rng.choice(given.m, layers.k, replace=False) + 1)
+    rng = np.random.default_rng([situation.seed, situation.step, 0x1A])
+    a = sorted(int(i) for i in rng.choice(situation.n, layers.k, replace=False) + 1)
+    b = sorted(int(i) for i in rng.choice(situation.m, layers.k, replace=False) + 1)
     return list(zip(a, b, strict=True))
 
 
-def last(layers: Layers, given: Situation) -> Pairs:
+def last(layers: Layers, situation: Situation) -> Pairs:
     """The last K layers of each."""
-    return list(zip(last_layers(layers.k, given.n), last_layers(layers.k, given.m), strict=True))
+    return list(zip(last_layers(layers.k, situation.n), last_layers(layers.k, situation.m), strict=True))
 
 
-def skip(layers: Layers, given: Situation) -> Pairs:
+def skip(layers: Layers, situation: Situation) -> Pairs:
     """Teacher layers 1, 1 + s, 1 + 2 s, ..; the student's last K."""
-    return [(1 + layers.skip * i, b) for i, b in enumerate(last_layers(layers.k, given.m))]
+    return [(1 + layers.skip * i, b) for i, b in enumerate(last_layers(layers.k, situation.m))]
 
 
-def informative(layers: Layers, given: Situation) -> Pairs:
+def informative(layers: Layers, situation: Situation) -> Pairs:
     """The K teacher layers that assign most probability to the positives, of equal ones the last; student: last K.
 
     >>> informative(Layers(k=2, strategy="informative"), Situation(4, 3, log_probability=[-2.0, -0.5, -3.0, -1.0]))
     [(2, 2), (4, 3)]
     """
-    most = sorted(range(1, given.n + 1), key=lambda a: (given.log_probability[a - 1], a))[-layers.k :]
-    return list(zip(sorted(most), last_layers(layers.k, given.m), strict=True))
+    most = sorted(range(1, situation.n + 1), key=lambda a: (situation.log_probability[a - 1], a))[-layers.k :]
+    return list(zip(sorted(most), last_layers(layers.k, situation.m), strict=True))
 
 
-def pairs(layers: Layers, given: Situation) -> Pairs:
+def pairs(layers: Layers, situation: Situation) -> Pairs:
     """The pairs of `distil.layers.pairs`."""
     return [(a, b) for a, b in layers.pairs or []]
 

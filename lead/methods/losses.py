@@ -1,4 +1,4 @@
-"""What losses are built from: distributions (eqs. 4, 5), the response loss (eq. 9), contrastive losses (10, 11).
+"""The parts of losses: distributions (eqs. 4, 5), the response loss (eq. 9), contrastive losses (10, 11).
 
 A loss is a pure function of scores. It sees no architecture, tokenizer or device. Shapes: scores s [.., Q, C] of C
 candidates for each of Q queries; `keep` [Q, C] is false for candidates that do not take part; `positive` [Q, C] is true
@@ -34,7 +34,7 @@ def kl(log_target: Tensor, log_other: Tensor, keep: Tensor) -> Tensor:
 
 
 def entropy(log_p: Tensor, keep: Tensor) -> Tensor:
-    """Entropy in nats, [.., Q], of a `log_distribution`: near 0 saturated, near log C flat; neither teaches."""
+    """Entropy in nats, [.., Q], of a `log_distribution`: near 0 one-hot, near log C flat; both teach little."""
     return -(log_p.exp() * keep * log_p).sum(-1)
 
 
@@ -61,7 +61,7 @@ def response_loss(
 
 @dataclass(frozen=True)
 class Loss:
-    """A total to descend, its parts, and what to watch: names to scalars (or small vectors) for the log."""
+    """The total that is minimised, its parts, and what is logged besides: names and scalars (or small vectors)."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -69,7 +69,7 @@ class Loss:
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """The mean over ranks of a process that is alone."""
+    """The mean over ranks where there is only one process."""
     return x
 
 

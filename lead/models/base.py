@@ -63,7 +63,7 @@ class LayeredModel(nn.Module):
             check_scoring(self.about, scoring)
         except ValueError as e:
             raise LeadError(f"scoring.{self.kind}: {e}") from None
-        self.tokenizing = threading.Lock()  # a tokenizer keeps how it cuts: one thread at a time may use it
+        self.tokenizing = threading.Lock()  # a tokenizer stores how it cuts texts, so one thread at a time may use it
         check_vocabulary(encoder, tokenizer)
         self.linear = None
         if linear is not None:
@@ -78,11 +78,11 @@ class LayeredModel(nn.Module):
 
     # --- what a kind of model decides ---------------------------------------------------------------------------------
     def build(self) -> None:
-        """Add what a kind of model needs more. Raises LeadError for scoring that makes no sense for it. Overridden."""
+        """Add the parts that this kind of model needs. Raises LeadError if its scoring is not possible. Overridden."""
 
     @property
     def about(self) -> Kind:
-        """The record of its kind: its title, the candidates that it scores at most, whether it searches or reranks."""
+        """The record of its kind: title, most candidates that it scores, whether it searches or reranks."""
         return KINDS[self.kind]
 
     @property
@@ -167,7 +167,7 @@ class LayeredModel(nn.Module):
         head = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
         with atomic_folder(folder) as temporary, self.tokenizing:
             self.encoder.save_pretrained(temporary)  # type: ignore[operator]
-            # whether HF_HUB_OFFLINE was set is no property of a tokenizer
+            # a tokenizer must not store whether HF_HUB_OFFLINE was set
             self.tokenizer.init_kwargs.pop("local_files_only", None)
             self.tokenizer.save_pretrained(temporary)
             if head:

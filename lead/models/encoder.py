@@ -61,7 +61,7 @@ def layer_list(encoder: nn.Module) -> tuple[nn.Module, str]:
 
 
 def keep_layers(encoder: nn.Module, layers: list[int], reference: str) -> None:
-    """Keep only these transformer layers (1..N), in this order: a small student made of a larger model.
+    """Keep only these transformer layers (1..N), in this order: a small student from a larger model.
 
     Raises LeadError for a layer that is not there, and for layers whose model could not be saved and loaded again.
     """
@@ -98,9 +98,9 @@ def hidden_states(
 
 @torch.no_grad()
 def check_encoder(encoder: nn.Module, pad: int, reference: str) -> None:
-    """Refuse a model that cannot encode texts as we need it: a LeadError, for a model made only just now.
+    """Refuse a model that cannot be used as an encoder. `encoder` was made just now. Raises LeadError.
 
-    It gives the output of every layer; padding changes no output; dropout is off when it is set to 0.
+    Checked: it returns the output of every layer, padding changes no output, dropout is off when it is set to 0.
     """
     rates, why = list(_dropouts(encoder)), ""
     attention = encoder.config._attn_implementation  # type: ignore[union-attr]
@@ -128,7 +128,7 @@ def check_encoder(encoder: nn.Module, pad: int, reference: str) -> None:
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
-    """Whether outputs [.., d] differ by a thousandth: medians, for a few dimensions of some models are huge."""
+    """Whether outputs [.., d] differ by a thousandth: by the median, since a few dimensions of some models are huge."""
     return bool(((a - b).abs().median(-1).values > 1e-3 * b.abs().median(-1).values + 1e-6).any())
 
 

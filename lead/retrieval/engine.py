@@ -1,4 +1,4 @@
-"""Engines propose candidates for a search: faiss's exact search, on the CPU or on a GPU, or an approximate index.
+"""Engines that propose candidates for a search: exact search by faiss on the CPU or a GPU, or an approximate index.
 
 The scores of candidates are computed again in float64 (lead.retrieval.search), so they are exact with every engine. An
 exact engine finds all passages of the true lists, an approximate one most of them.
@@ -22,7 +22,7 @@ from lead.store.tables import check_folder, read_json, write_json
 
 INDEX, DESCRIPTION = "index.faiss", "index.json"  # files of an index's folder
 GPU_DEEPEST = 2048  # longest list that faiss makes on a GPU
-WIDTHS = (384, 768, 1024)  # of vectors, where only the hub can tell
+WIDTHS = (384, 768, 1024)  # of vectors, tried where only the hub knows the width
 
 log = logging.getLogger("lead")
 
@@ -61,7 +61,7 @@ def _cpu_flags() -> list[str]:
 def load_faiss() -> Any:
     """Import faiss. Its OpenBLAS reads the environment when it is loaded.
 
-    The OpenBLAS inside the wheel does not know newer CPUs; without a name it would take kernels that are much slower.
+    The OpenBLAS inside the wheel does not know newer CPUs; without a name it uses kernels that are much slower.
     """
     coretype = openblas_coretype(_cpu_flags())
     if coretype is not None:
@@ -159,7 +159,7 @@ def check_index(index: str | None, parameters: str | None, width: int | None) ->
 
 
 def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> tuple[Engine, str]:
-    """The engine of an index that `lead index` made of `passages`, and its index_factory string.
+    """The engine of the index that `lead index` built from `passages`, and its index_factory string.
 
     Raises LeadError for a damaged index, an index of other vectors, or parameters that it does not take.
     """

@@ -23,8 +23,8 @@ SAMPLE = 1 << 17  # vectors that an index is trained on, at most
 def index(*, settings: IndexSettings, passages: Path, out: Path) -> None:
     """Train an index on a sample of a shard's vectors, drawn with the seed, then add all vectors.
 
-    Deterministic: one thread adds, since the edges of a graph depend on the order. Memory: the vectors and the index
-    (Flat and HNSW hold the vectors again). Raises LeadError if there are too few vectors to train it.
+    One thread adds vectors, since the edges of a graph depend on their order: the result is deterministic. Memory: the
+    vectors and the index (Flat and HNSW hold the vectors again). Raises LeadError if they are too few to train it.
     """
     _, vectors = read_vectors(passages)
     made = make_index(settings.index, vectors.shape[1])

@@ -1,6 +1,6 @@
 """Search over vectors by inner product (eq. 1, section 4.3). The lists depend on the vectors and ids alone.
 
-A float32 matrix product rounds differently with the CPU, the thread count, the batch and the position of a passage.
+The rounding of a float32 matrix product depends on the CPU, the threads, the batch and the position of a passage.
 So faiss only proposes candidates, somewhat more than k. Their scores are computed again in float64. A bound on the
 rounding error tells whether a passage that was not proposed could belong to the top k; if so, more are proposed. With
 an approximate index (`retrieval.index`) scores are exact too, but passages may be missed: `recall` measures how many.
@@ -161,6 +161,6 @@ def check_distinct(qids: Sequence[str], path: Path, seen: dict[str, Path]) -> No
     for qid in qids:
         if qid in seen:
             raise LeadError(
-                f"query {qid!r} is in {seen[qid]} and in {path}; give the queries of each split ids of their own"
+                f"query {qid!r} is in {seen[qid]} and in {path}; give every query an id that no other query has"
             )
         seen[qid] = path

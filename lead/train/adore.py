@@ -1,7 +1,7 @@
 """ADORE (Zhan et al. 2021): a query encoder learns against passages whose vectors stay as they are.
 
-Only queries are encoded, so every step can search all passages: its negatives are what the encoder of that very step
-would wrongly find, and not what another model found before.
+Only queries are encoded, so every step can search all passages. Its negatives are the passages that the query encoder
+of this step ranks too high, not those that another model found earlier.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ BLOCK = 1 << 26  # scores that a search holds at a time: bounds the passages of 
 
 
 class FixedPassages:
-    """Vectors of all passages of a corpus, dealt out to the ranks: of w ranks each holds every w-th.
+    """Vectors of all passages of a corpus, shared among the ranks: each of w ranks holds every w-th.
 
     Memory of a rank: 4 d / w bytes a passage on the model's device, and, while reading, one file. Every rank must take
     part in a call, with inputs of the same shape.
     """
 
     def __init__(self, files: Sequence[Path], corpus: Path, model: LayeredModel) -> None:
-        """`files`: what `lead encode` made of `corpus`, in order. Raises LeadError when they do not fit each other."""
+        """`files`: vectors of `corpus` by `lead encode`, in order. Raises LeadError when they do not fit each other."""
         model.must_rank_by("search", "--passages: the model", "; give vectors to a dual encoder only")
         self.exchange, self.layer, self.width = Exchange.here(), model.n_layers, model.width
         rank, world = self.exchange.rank, self.exchange.world
@@ -105,7 +105,7 @@ class AdoreStep(Step):
         return {"student": {"queries": self.student.tokenize("query", batch.queries)}}
 
     def loss(self, prepared: Prepared, step: int) -> tuple[Loss, list[Encoded]]:
-        """The pairwise loss of each query's drawn positive against what the search puts first."""
+        """The pairwise loss of each query's positive against the top of its search."""
         layers, positives = (self.student.n_layers,), prepared.batch.positives.to(self.device)
         (queries,), replays = self.features(
             self.student, "student", prepared.inputs["student"], layers, step, frozen=False

@@ -32,7 +32,7 @@ class Batch:
     queries: list[str]
     passages: list[str]
     relevant: torch.Tensor  # [Q, P] true where the passage, or another with its text, is known to be relevant
-    positives: torch.Tensor  # [Q, most] corpus rows of all that is known to be relevant, the drawn one first; then -1
+    positives: torch.Tensor  # [Q, most] corpus rows of all relevant passages, the drawn one first; padded with -1
     first: int = 0  # column in the global batch of the first passage here
 
     def candidates(self, which: str) -> Candidates:
@@ -72,7 +72,7 @@ class Queries:
         depth: int,
         group: RowNumbers | None = None,
     ):
-        """Read the split's Parquet files. Raises LeadError when nothing in them can be trained on.
+        """Read the split's Parquet files. Raises LeadError when no query can be trained on.
 
         `group` [passages]: which passages have the same text (`lead.data.copies.same_text`). A copy of a relevant
         passage is relevant too: it is in `positives`, behind the `judged` ones, and is never a negative.
@@ -95,7 +95,7 @@ class Queries:
             mined = read_table(negatives, "ranked")
             mined = mined.filter(pc.less_equal(mined["rank"], depth))
             rows = _rows(table["qid"], corpus_ids, mined, f"negatives {negatives}")
-            # all positives: neither a stale list nor a copy must turn an answer into a negative
+            # all positives: an old list or a copy must not turn a positive into a negative
             self.negatives = [rows[i][~np.isin(rows[i], positives[i])] for i in keep]
             lacking = sum(len(n) == 0 for n in self.negatives)
             if lacking:
@@ -121,8 +121,8 @@ def _rows(qids: pa.ChunkedArray, corpus_ids: pa.ChunkedArray, pairs: pa.Table, w
 class TrainingData:
     """The stream of batches. Every epoch is a new permutation of train queries, seeded by (seed, generation, epoch).
 
-    `generation`: trainings that the model has behind it. With the seed alone a model would first see the very batches
-    of its own warm-up again, which a teacher that saw no others knows best.
+    `generation`: the number of earlier trainings of the model. With the seed alone, a model would first see the batches
+    of its own warm-up again, and a teacher knows these best.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class TrainingData:
         fewest = len(corpus) - max(len(set(p.tolist())) for p in queries.positives)
         if fewest < negatives:
             raise LeadError(
-                f"train.negatives: {negatives} is more than the {fewest} passages that do not answer a query; lower it"
+                f"train.negatives: {negatives} is more than the {fewest} passages not relevant to a query; lower it"
             )
         self.corpus, self.queries = corpus, queries
         self.batch_size, self.n, self.seed, self.generation = batch_size, negatives, seed, generation

@@ -1,8 +1,9 @@
-"""Choosing on dev while training: MRR@10 over a pool of passages small enough to encode often.
+"""Evaluation on dev while training: MRR@10 over a small pool of passages, which can be encoded often.
 
-The pool is the relevant passages and top mined negatives of some dev queries; every one of them is ranked against the
-whole pool, or, by a cross encoder, whose pairs cost, against its own passages. It orders the checkpoints of one run; it
-is easier than the full collection, understates differences between models (docs/decisions.md) and is never reported.
+The pool holds the relevant passages and the top mined negatives of some dev queries. Each query ranks the whole pool; a
+cross encoder, whose pairs are expensive, ranks each query's own passages. MRR@10 orders the checkpoints of one run. The
+pool is easier than the full collection and understates differences between models (docs/decisions.md), so this number
+is never reported.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class DevPool:
     ):
         """`n_queries` of the split's queries, each adding its positives and its top `n_negatives` negatives.
 
-        `n_negatives` None makes the whole corpus the pool, of which a cross encoder still sees each query's own.
-        `index`: where passages' vectors come from that the model does not encode itself.
+        `n_negatives` None: the pool is the whole corpus; a cross encoder still ranks each query's own passages.
+        `index`: the vectors of passages that the model does not encode itself.
         """
         rows = np.unique(np.linspace(0, len(queries) - 1, min(n_queries, len(queries))).astype(int))
         self.queries: list[str] = queries.texts.take(pa.array(rows)).to_pylist()

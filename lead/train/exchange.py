@@ -50,15 +50,15 @@ class Exchange:
 
     rank: int = 0
     world: int = 1
-    sent: int = 0  # bytes that this rank has handed to collectives
+    sent: int = 0  # bytes that this rank has sent to the others
 
     @classmethod
     def here(cls) -> Exchange:
-        """Of this process: as torchrun started it, or alone."""
+        """The place of this process: as torchrun started it, or alone."""
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     def count(self, x: Tensor) -> None:
-        """Remember that `x` was handed to a collective."""
+        """Add the bytes of `x`, which this rank sends to the others, to `sent`."""
         self.sent += x.numel() * x.element_size()
 
     def gather(self, x: Tensor, axis: int) -> Tensor:
@@ -129,16 +129,16 @@ class Exchange:
         return bytes(data.tolist()).rstrip(b"\0").decode()
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank is here."""
         if self.world > 1:
             dist.barrier()
 
 
 def join_ranks(on: torch.device) -> None:
-    """Take the place that torchrun gave this process, if it did, with the device that it has leased."""
+    """Join the other ranks if torchrun started this process. `on`: its device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if on.type == "cuda":
-            torch.cuda.set_device(on)  # what NCCL goes by
+            torch.cuda.set_device(on)  # NCCL uses the current device
         dist.init_process_group("nccl" if on.type == "cuda" else "gloo")
 
 

@@ -31,7 +31,7 @@ class FdStep(DistilStep):
     def __init__(
         self, student: LayeredModel, teacher: LayeredModel, train: Train, distil: Distil, seed: int, method: str = "fd"
     ) -> None:
-        """Raises LeadError when the two models do not read the same tokens."""
+        """Raises LeadError when the two models cannot be aligned."""
         super().__init__(student, teacher, train, distil, seed, method)
         same = same_tokens(student.tokenizer, teacher.tokenizer) and student.lengths == teacher.lengths
         n, m = depth(teacher.encoder), depth(student.encoder)
