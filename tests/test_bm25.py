@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lead.config.schema import Bm25
+from lead.config.lists import Bm25
 from lead.config.stages import Bm25Settings
 from lead.errors import LeadError
 from lead.retrieval import bm25 as module

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from searching import top_k
 
 from lead.cli import main
-from lead.config.schema import Mining
+from lead.config.lists import Mining
 from lead.config.stages import MineSettings
 from lead.errors import LeadError
 from lead.lists import ranked_table

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lead.config.schema import Bm25
+from lead.config.lists import Bm25
 from lead.retrieval.words import ANNEX_29, SIMPLE, WORD, Words
 
 

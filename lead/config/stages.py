@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from lead.config.kinds import KindName
+from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
 from lead.config.recipe import EXECUTION
-from lead.config.schema import Bm25, Distil, Evaluation, Lengths, Mining, ModelRef, Scoring, Train
+from lead.config.schema import Distil, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import PositiveInt, Seed, Strict
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from lead.commands import settings_class
+from lead.config.lists import Mining
 from lead.config.load import Tree, validate
 from lead.config.recipe import execution, recipe
-from lead.config.schema import Mining, Settings
+from lead.config.schema import Settings
 from lead.config.sources import EvaluationSource
 from lead.errors import LeadError, Named
 from lead.plan.datasets import PlannedDataset

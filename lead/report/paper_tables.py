@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from lead.config.lists import Evaluation
 from lead.config.load import load
 from lead.config.paper import PaperRow, PaperTable
-from lead.config.schema import Evaluation
 from lead.errors import LeadError
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
 from lead.plan.plan import Plan

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from tqdm import tqdm
 
-from lead.config.schema import Bm25
+from lead.config.lists import Bm25
 from lead.config.stages import Bm25Settings
 from lead.data.texts import mapped
 from lead.errors import LeadError

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from lead.config.schema import Mining
+from lead.config.lists import Mining
 from lead.config.stages import MineSettings
 from lead.data.copies import same_text
 from lead.data.texts import mapped
