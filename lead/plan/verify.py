@@ -20,7 +20,7 @@ from lead.store.checksums import check_pages, identity
 from lead.store.provenance import Record, code, named_files, pretrained, record_of
 from lead.store.tables import check_folder, read_json, read_table
 
-FOLDERS = ("models/*/", "embeddings/*/index*/", "tokens/*/*/")  # with manifests of checksums
+FOLDERS = ("models/*/", "embeddings/*/index*/", "tokens/*/*/")  # with checksums of their files
 TOLERANCE = 1e-6  # results are rounded to six digits
 Finding = tuple[str, str]  # state, what
 
