@@ -305,7 +305,7 @@ def test_the_keys_reach_every_stage_that_reads_them(tmp_path: Path, capsys: pyte
         assert settings["ignore_identical_ids"] is True
         assert stage != "mine" or settings["mining"]["margin"] == 0.5
     assert main(["show", "mspas/miner", "--stage", "mine", "--config", str(config)]) != 0
-    assert "dataset 'mspas': `mining` filters no corpus in shards; set shards: 1" in capsys.readouterr().err
+    assert "dataset 'mspas': `mining` needs a corpus in one shard; set shards: 1" in capsys.readouterr().err
 
 
 def test_a_query_id_in_two_files(tmp_path: Path) -> None:

@@ -119,16 +119,8 @@ class Train(Strict):
         description="a step with more padded tokens caches gradients instead of keeping the graph",
         json_schema_extra=EXECUTION,
     )
-    checkpoint_every: PositiveInt = Field(
-        500,
-        description="steps between checkpoints",
-        json_schema_extra=EXECUTION,
-    )
-    checkpoint_keep: PositiveInt = Field(
-        2,
-        description="checkpoints kept while training",
-        json_schema_extra=EXECUTION,
-    )
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints", json_schema_extra=EXECUTION)
+    checkpoint_keep: PositiveInt = Field(2, description="checkpoints kept while training", json_schema_extra=EXECUTION)
     dev_every: Count = Field(
         0,
         description="steps between evaluations on dev; 0: only before the first step and after the last",
@@ -291,11 +283,7 @@ class Retrieval(Strict):
         description="parameters of a search in that index: nprobe=16, efSearch=128, ..; null: faiss's defaults",
     )
     fp16: bool = Field(False, description="store embeddings in half precision")
-    batch_tokens: PositiveInt = Field(
-        16384,
-        description="padded tokens encoded at a time",
-        json_schema_extra=EXECUTION,
-    )
+    batch_tokens: PositiveInt = Field(16384, description="padded tokens encoded at a time", json_schema_extra=EXECUTION)
 
 
 class Evaluation(Strict):
