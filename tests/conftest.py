@@ -98,6 +98,19 @@ def make_bert(folder: Path, layers: int = LAYERS, hidden: int = 32, seed: int = 
     return folder
 
 
+# `make test-fast`: what a change of a loss, a score, a setting or the plan breaks first
+FAST = """
+    losses layers scores house config plan stage_settings rows workflow table stats words copies mine folders dag_dry
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the daily loop, by their files."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in FAST:
+            item.add_marker("fast")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a 4-layer BERT with hidden size 32 and dropout 0.1: load it as `path:<folder>`."""

@@ -341,11 +341,3 @@ def test_json_is_the_same_bytes_for_the_same_value_and_damage_names_the_file(tmp
     os.unlink(path)
     with pytest.raises(LeadError, match="x.json does not exist"):
         read_json(path)
-
-
-def test_texts_of_rows_are_taken_chunk_by_chunk() -> None:
-    from lead.data.texts import take_texts
-
-    column = pa.chunked_array([["a", "b"], [], ["c"], ["d", "e", "f"]], pa.string())
-    assert take_texts(column, [5, 0, 2, 2, 3, 1]) == ["f", "a", "c", "c", "d", "b"]
-    assert take_texts(column, np.array([], np.int64)) == []

@@ -32,7 +32,7 @@ def test_passages_have_the_shape_of_ms_marco(marco: Any, tmp_path: Path) -> None
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     texts = {}
-    for batch in read_corpus(tmp_path / "a" / "collection.tsv", ["text"]):
+    for batch in read_corpus([tmp_path / "a" / "collection.tsv"], ["text"]):
         texts |= dict(zip(batch["pid"].to_pylist(), batch["text"].to_pylist(), strict=True))
     assert list(texts) == [str(pid) for pid in range(1768)]  # 8,841,823 / 5000
     lengths = np.array([len(text.split()) for text in texts.values()])
@@ -42,8 +42,8 @@ def test_passages_have_the_shape_of_ms_marco(marco: Any, tmp_path: Path) -> None
         ("queries.dev.small.tsv", "qrels.dev.small.tsv", 7, 7),
         ("msmarco-test2019-queries.tsv", "2019qrels-pass.txt", 200, 43),
     ):
-        asked = dict(zip(*read_queries(tmp_path / "a" / queries).to_pydict().values(), strict=True))
-        rows = read_qrels(tmp_path / "a" / qrels)[0].to_pylist()
+        asked = dict(zip(*read_queries([tmp_path / "a" / queries]).to_pydict().values(), strict=True))
+        rows = read_qrels([tmp_path / "a" / qrels])[0].to_pylist()
         assert len(asked) == n_queries and len({row["qid"] for row in rows}) == n_judged
         # of the query's words, more are in its positive than in a passage that is anywhere
         near = [len({*asked[r["qid"]].split()} & {*texts[r["pid"]].split()}) for r in rows if r["rel"] in (1, 3)]
@@ -53,9 +53,9 @@ def test_passages_have_the_shape_of_ms_marco(marco: Any, tmp_path: Path) -> None
 
 def test_documents_have_a_title_and_a_body(marco: Any, tmp_path: Path) -> None:
     marco.generate(tmp_path, Fraction(1, 20_000), marco.DOCUMENT, seed=1)
-    (batch,) = read_corpus(tmp_path / "msmarco-docs.tsv.gz", ["title", "text"])
+    (batch,) = read_corpus([tmp_path / "msmarco-docs.tsv.gz"], ["title", "text"])
     assert batch["pid"].to_pylist() == [f"D{i}" for i in range(161)]
     assert 500 < np.mean([len(text.split()) for text in batch["text"].to_pylist()]) < 2000
-    assert set(read_qrels(tmp_path / "msmarco-doctrain-qrels.tsv.gz")[0]["pid"].to_pylist()) <= set(
+    assert set(read_qrels([tmp_path / "msmarco-doctrain-qrels.tsv.gz"])[0]["pid"].to_pylist()) <= set(
         batch["pid"].to_pylist()
     )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from dag.project import refusal
@@ -130,3 +131,11 @@ def test_a_place_without_a_value_is_refused(tmp_path: Path, column: str) -> None
     table = table.set_column(table.column_names.index(column), column, pa.array(["z", None]))
     write_table(table, tmp_path / "corpus.parquet", "corpus")
     assert f"column '{column}' is empty" in refusal(lambda: mapped(tmp_path / "corpus.parquet", tmp_path / "t"))
+
+
+def test_texts_of_rows_are_taken_chunk_by_chunk() -> None:
+    from lead.data.texts import take_texts
+
+    column = pa.chunked_array([["a", "b"], [], ["c"], ["d", "e", "f"]], pa.string())
+    assert take_texts(column, [5, 0, 2, 2, 3, 1]) == ["f", "a", "c", "c", "d", "b"]
+    assert take_texts(column, np.array([], np.int64)) == []

@@ -20,7 +20,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Callable, Iterable
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import regex
@@ -105,16 +105,18 @@ def unicode_words(text: str) -> list[str]:
 
 def code_words(text: str) -> list[str]:
     """Lower-cased words and the parts of identifiers."""
-    return [part for word in split_words(unicodedata.normalize("NFC", text)) for part in _identifier(word)]
+    return list(chain.from_iterable(map(_identifier, split_words(unicodedata.normalize("NFC", text)))))
 
 
-@functools.lru_cache(2**16)
+@functools.lru_cache(2**18)  # most words of a corpus; a miss costs ten times as much
 def _identifier(word: str) -> list[str]:
     """An identifier and its parts.
 
     >>> _identifier("pd.DataFrame"), _identifier("frame")
     (['pd.dataframe', 'pd', 'data', 'frame'], ['frame'])
     """
+    if word.isalpha() and word.islower():
+        return [word]
     parts = [_lower(part) for part in PARTS.split(word) if part]
     return [_lower(word), *parts] if len(parts) > 1 else parts
 

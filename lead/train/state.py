@@ -31,6 +31,7 @@ COMPUTES = (
     "train/*.py",
     "config/kinds.py",
     "config/methods.py",
+    "data/copies.py",
     "data/texts.py",
     "store/tables.py",
     "store/vectors.py",
