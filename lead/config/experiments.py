@@ -27,7 +27,7 @@ class Row(Strict):
     teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
     passages: Name | None = Field(
         None,
-        description="contrastive: the run whose vectors of passages are used and do not change; only queries are learnt (ADORE)",
+        description="contrastive: the run whose passage vectors are used and do not change; only queries are learnt",
     )
     of: Name | None = Field(None, description="teacher_of: the joint run")
     negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
