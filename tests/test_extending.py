@@ -152,6 +152,7 @@ def python(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.slow
 def test_the_page_works_word_for_word(
     extended: Path, tiny_model: Path, teacher_folder: Path, tiny_collection: Path, tmp_path: Path
 ) -> None:

@@ -22,12 +22,12 @@ class Row(Strict):
         None, description="contrastive: the encoder of `models` to start from"
     )
     start: Name | None = Field(
-        None, description="the run whose model goes on training, or is the student of distillation"
+        None, description="the run whose model is trained further, or is the student of distillation"
     )
     teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
     passages: Name | None = Field(
         None,
-        description="contrastive: the run whose vectors of passages stay as they are; only queries are learnt (ADORE)",
+        description="contrastive: the run whose passage vectors are used and do not change; only queries are learnt",
     )
     of: Name | None = Field(None, description="teacher_of: the joint run")
     negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")

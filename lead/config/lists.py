@@ -89,11 +89,7 @@ class Retrieval(Strict):
         description="parameters of a search in that index: nprobe=16, efSearch=128, ..; null: faiss's defaults",
     )
     fp16: bool = Field(False, description="store embeddings in half precision")
-    batch_tokens: PositiveInt = Field(
-        16384,
-        description="padded tokens encoded at a time",
-        json_schema_extra=EXECUTION,
-    )
+    batch_tokens: PositiveInt = Field(16384, description="padded tokens encoded at a time", json_schema_extra=EXECUTION)
 
 
 class Evaluation(Strict):

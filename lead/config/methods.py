@@ -55,7 +55,7 @@ class Method:
 
     @property
     def trains(self) -> bool:
-        """Whether a job of its own trains a model."""
+        """Whether its job trains a model."""
         return self.stage in ("train", "distil")
 
     @property

@@ -120,16 +120,8 @@ class Train(Strict):
         description="a step with more padded tokens caches gradients instead of keeping the graph",
         json_schema_extra=EXECUTION,
     )
-    checkpoint_every: PositiveInt = Field(
-        500,
-        description="steps between checkpoints",
-        json_schema_extra=EXECUTION,
-    )
-    checkpoint_keep: PositiveInt = Field(
-        2,
-        description="checkpoints kept while training",
-        json_schema_extra=EXECUTION,
-    )
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints", json_schema_extra=EXECUTION)
+    checkpoint_keep: PositiveInt = Field(2, description="checkpoints kept while training", json_schema_extra=EXECUTION)
     dev_every: Count = Field(
         0,
         description="steps between evaluations on dev; 0: only before the first step and after the last",

@@ -51,7 +51,7 @@ def depth(encoder: nn.Module) -> int:
 
 
 def layer_list(encoder: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds the list of transformer layers, and the attribute's name, whatever the architecture."""
+    """The module that holds the list of transformer layers, and the attribute's name, of any architecture."""
     n = depth(encoder)
     for module in encoder.modules():
         for name, child in module.named_children():

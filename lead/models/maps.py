@@ -86,7 +86,7 @@ class TokenView:
     """A dual encoder or ColBERT seen as token vectors at every layer."""
 
     def __init__(self, model: TokenModel) -> None:
-        """`model`: its weights, mode and device are used as they are."""
+        """`model`: its weights, mode and device do not change."""
         self.model, self.device = model, model.device
 
     @property

@@ -68,7 +68,7 @@ class _MaxSim(torch.autograd.Function):
 def standardise(scores: Tensor, keep: Tensor) -> Tensor:
     """Scores [.., Q, C] with zero mean and unit variance over each query's kept candidates (keep [Q, C]).
 
-    It gives every layer a distribution that is neither flat nor one-hot, whatever the size and angle of its vectors.
+    It gives every layer a distribution that is neither flat nor one-hot, for vectors of any size and angle.
     """
     n = keep.sum(-1, keepdim=True).clamp(min=1)
     mean = (scores * keep).sum(-1, keepdim=True) / n

@@ -73,7 +73,7 @@ class Job:
 
     @property
     def start(self) -> list[str]:
-        """Model folder that training goes on from; none when it starts from a pretrained encoder."""
+        """Model folder that training continues from; none when it starts from a pretrained encoder."""
         return [] if self.row.start is None else [self.other(self.row.start).model]
 
     @property
@@ -102,7 +102,7 @@ class Job:
 
     @property
     def passages(self) -> list[str]:
-        """Files of passages' vectors that it trains against; none, but for a run that learns queries only."""
+        """Files of passages' vectors that it trains against; none unless it learns queries only."""
         return self.vectors() if self.row.passages else []
 
     def vectors(self, shard: str | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rows of the experiments: what each run is made from, of which kind, for which seed.
+"""The rows of the experiments: which runs each run starts from, of which kind it is, for which seed.
 
 `{run}-s2`, `{run}-s3`, .. are runs too: the same row with another seed, made from the rows it names with that seed
 (`seeds` of config.yaml says which of them are made anew, and which are shared by all seeds).
@@ -79,7 +79,7 @@ class Rows(Named[Row]):
         return [name for name in self if self.method(name).joint and switched[name]]
 
     def frozen(self) -> list[str]:
-        """Runs that distil from a teacher that stays as it is."""
+        """Runs that distil from a frozen teacher."""
         joint = self.joint()
         return [name for name in self.of_stage("distil") if name not in joint]
 

@@ -1,4 +1,4 @@
-"""ADORE (Zhan et al. 2021): a query encoder learns against passages whose vectors stay as they are.
+"""ADORE (Zhan et al. 2021): a query encoder learns against passages whose vectors do not change.
 
 Only queries are encoded, so every step can search all passages. Its negatives are the passages that the query encoder
 of this step ranks too high, not those that another model found earlier.

@@ -53,7 +53,7 @@ def train(
 ) -> None:
     """Train with the contrastive loss alone (eqs. 10, 11), from a pretrained encoder or from a model folder.
 
-    `passages`: their vectors stay as they are in these files, and only queries are learnt (ADORE).
+    `passages`: files of their vectors, which do not change; only queries are learnt (ADORE).
 
     Memory of a rank: the model with gradients and two moments (16 bytes a parameter), activations of
     `train.micro_tokens` tokens, the ids of the corpus, 8 bytes a judgement and negative, and while these are read their
@@ -149,7 +149,7 @@ def _clear(state: Path) -> None:
 
 
 def check_candidates(train: Train, which: str, key: str = "") -> None:
-    """Refuse a loss with a single candidate for each query: it is 0, whatever the model does. Raises LeadError.
+    """Refuse a loss with a single candidate for each query: it is always 0. Raises LeadError.
 
     `which`: the candidates, a query's `own` or those of the whole `batch`. `key`: the setting that says so.
     """
@@ -220,7 +220,7 @@ def _loop(
 
 
 def _say_epochs(train: Train, queries: int) -> None:
-    """Say how often each train query is seen; warn where it is so often that a small set is learnt by heart."""
+    """Say how often each train query is seen; warn where it is so often that a small set is memorised."""
     epochs = train.steps * train.batch_size / queries
     log.info("%d train queries, %.2f epochs", queries, epochs)
     if epochs > EPOCHS:

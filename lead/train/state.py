@@ -64,7 +64,7 @@ def state_name(key: Key) -> str:
 def open_state(folder: Path, settings: BaseModel, key: Key) -> None:
     """Make the folder in `folder` for the checkpoints of this training, with its key in it.
 
-    Where there is no state to go on from, but one of another training, the log says how that one differs.
+    Where there is no state to resume, but one of another training, the log says how that one differs.
     """
     own = folder / state_name(key)
     known, now = _read(own), dict(_flat(execution(settings)))

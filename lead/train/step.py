@@ -214,7 +214,7 @@ class DistilStep(Step):
     def _of_teacher(
         self, prepared: Prepared, teacher: Encoded, distillation: Candidates, scores: Scores
     ) -> tuple[Candidates, Scores]:
-        """Candidates of the teacher's contrastive loss, whatever the student's options, and its scores of them."""
+        """Candidates of the teacher's contrastive loss, which student options do not change, and its scores of them."""
         candidates = self.candidates_of(prepared, self.teacher.about.candidates)
         same = distillation.index.shape == candidates.index.shape
         return candidates, scores if same else teacher.score(candidates)
