@@ -28,7 +28,7 @@ TARGETS = [f"results/{dataset}/{run}.json" for dataset in ("mspas", "trec_pas_19
 # documents as far as the first model, to save time; at a larger scale to what is trained on that one's negatives
 OF_DOCUMENTS = "student" if "LEAD_MARCO_SCALE" in os.environ else "miner"
 TARGETS += [f"results/{dataset}/{run}.json" for dataset in ("msdoc", "trec_doc_19") for run in ("bm25", OF_DOCUMENTS)]
-TARGETS += ["results/mspas/given.json", "results/msdoc/given.json"]
+TARGETS += ["results/mspas/external.json", "results/msdoc/external.json"]
 # Everything else is as in the repository's own files.
 SMALL = {
     "models": {"teacher": {"reference": "path:model"}, "student": {"reference": "path:model", "layers": [2, 4]}},
@@ -62,8 +62,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source |= {"train": split("official", "queries.train.tsv", "qrels.train.tsv")}
     source |= {"test": split("official", "queries.dev.small.tsv", "qrels.dev.small.tsv")}
     expect = {"passages": PASSAGES, "train": TRAIN, "test": DEV}
-    given = "../../official/top1000.dev.tsv"
-    edit(datasets / "mspas.yaml", source=source, expect=expect, given=given, shards=2)
+    lists = "../../official/top1000.dev.tsv"
+    edit(datasets / "mspas.yaml", source=source, expect=expect, external_run=lists, shards=2)
     topics = split("official", "msmarco-test2019-queries.tsv", "2019qrels-pass.txt")
     edit(datasets / "trec_pas_19.yaml", source={"kind": "evaluation", "of": "mspas", "test": topics})
 
@@ -71,8 +71,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source |= {"train": split("documents", "msmarco-doctrain-queries.tsv.gz", "msmarco-doctrain-qrels.tsv.gz")}
     source |= {"test": split("documents", "msmarco-docdev-queries.tsv.gz", "msmarco-docdev-qrels.tsv.gz")}
     expect = {"passages": DOCUMENTS, "train": DOCTRAIN, "test": DOCDEV}
-    given = "../../documents/msmarco-docdev-top100.gz"
-    edit(datasets / "msdoc.yaml", source=source, expect=expect, given=given, shards=2)
+    lists = "../../documents/msmarco-docdev-top100.gz"
+    edit(datasets / "msdoc.yaml", source=source, expect=expect, external_run=lists, shards=2)
     topics = split("documents", "msmarco-test2019-queries.tsv.gz", "2019qrels-docs.txt")
     edit(datasets / "trec_doc_19.yaml", source={"kind": "evaluation", "of": "msdoc", "test": topics})
     edit(folder / "config" / "config.yaml", settings=SMALL)
@@ -108,8 +108,8 @@ def test_relevance_is_planted(made: Path) -> None:
 def test_the_official_lists_are_a_run(made: Path) -> None:
     """The generator puts the answer into two lists of three."""
     for dataset, measure, depth, queries in (("mspas", "R@1000", 1000, DEV), ("msdoc", "R@100", 100, DOCDEV)):
-        assert result(made, f"results/{dataset}/given.json")["metrics"][measure]["mean"] > 0.3
-        listed = pq.read_metadata(made / f"results/{dataset}/runs/given.parquet").num_rows
+        assert result(made, f"results/{dataset}/external.json")["metrics"][measure]["mean"] > 0.3
+        listed = pq.read_metadata(made / f"results/{dataset}/runs/external.parquet").num_rows
         assert 0.9 * depth * queries < listed <= depth * queries
 
 

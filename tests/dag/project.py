@@ -111,7 +111,8 @@ def warm_server() -> str:
 
 def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     words, environment = snakemake_command(project, *arguments)
-    words = [sys.executable, "-SE", str(WARM), "call", warm_server(), *words[2:]]
+    if environment["HF_HUB_OFFLINE"] == "1":  # the hub's library reads it once, when it is imported
+        words = [sys.executable, "-SE", str(WARM), "call", warm_server(), *words[2:]]
     return subprocess.run(words, env=environment, cwd=project, capture_output=True, text=True)
 
 
