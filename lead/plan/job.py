@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from lead.config.experiments import Row
 from lead.config.kinds import Kind
@@ -23,6 +24,7 @@ class Jobs(dict[tuple[str, str], "Job"]):
     def __init__(self, loaded: Loaded, rows: Rows, datasets: Named[PlannedDataset]) -> None:
         super().__init__()
         self.loaded, self.rows, self.datasets = loaded, rows, datasets
+        self.recipes: dict[tuple[str, str, str | None], dict[str, Any]] = {}  # of stages, once they have been asked for
 
     def __missing__(self, key: tuple[str, str]) -> Job:
         dataset, run = key

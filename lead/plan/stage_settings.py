@@ -199,7 +199,10 @@ def _made_by(job: Job) -> Tree:
 
 
 def _recipe(jobs: Jobs, stage: str, dataset: str, run: str | None = None) -> Tree:
-    return recipe_of(stage, settings_of(jobs, stage, dataset, run))
+    key = stage, dataset, run
+    if key not in jobs.recipes:
+        jobs.recipes[key] = recipe_of(stage, settings_of(jobs, stage, dataset, run))
+    return jobs.recipes[key]
 
 
 def _vector_stages(job: Job) -> list[str]:
