@@ -25,14 +25,19 @@ from lead.errors import LeadError
 def _settings(stage: str, settings: str, execution: str) -> Any:
     """Check `--settings`, with `--execution` laid over it, against the stage's class in lead.config.stages."""
     from lead.config.load import merge, validate
+    from lead.config.recipe import execution_keys, leaves
 
+    cls = settings_class(stage)
     tree, where = _tree("--settings", settings)
     over, where_over = _tree("--execution", execution)
-    if isinstance(tree, dict) and isinstance(over, dict):
-        tree = merge(tree, over)
-    elif not isinstance(over, dict):
+    if not isinstance(over, dict):
         raise LeadError(f"{where_over}: expected keys and values")
-    return validate(settings_class(stage), tree, where)
+    checked = validate(cls, tree, where)
+    if over:
+        checked = validate(cls, merge(tree, over), where_over)
+        if others := leaves(over) - leaves(execution_keys(cls)):
+            raise LeadError(f"{where_over}: key '{min(others)}' decides numbers; give it in --settings")
+    return checked
 
 
 def _tree(option: str, text: str) -> tuple[Any, str]:

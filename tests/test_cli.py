@@ -293,6 +293,9 @@ def test_the_execution_is_laid_over_the_settings_and_checked_with_them() -> None
     assert (one.seed, one.train.steps, one.train.micro_tokens) == (3, 7, 99)
     with pytest.raises(LeadError, match="unknown key 'train.micro_token'; did you mean 'micro_tokens'"):
         cli._settings("train", "{}", '{"train": {"micro_token": 99}}')
+    for key, text in (("seed", '{"seed": 3}'), ("train.lr", '{"train": {"lr": 3, "micro_tokens": 9}}')):
+        with pytest.raises(LeadError, match=f"--execution: key '{key}' decides numbers; give it in --settings"):
+            cli._settings("train", "{}", text)
 
 
 @pytest.mark.parametrize(

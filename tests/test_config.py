@@ -75,8 +75,8 @@ MISTAKES = [
     # missing and mismatched keys
     (TINY, "corpus: ../../data/corpus.jsonl", "fields: [text]", "key 'source.corpus' is missing; add it"),
     (TINY, ", qrels: ../../data/dev.tsv}", "}", "key 'source.dev.qrels' is missing; add it"),
-    (TINY, "kind: files", "kind: file", "key 'source'"),
-    (DOCS, "kind: pydocs, ", "", "key 'source'"),
+    (TINY, "kind: files", "kind: file", "key 'source.kind': no kind 'file'; did you mean 'files'"),
+    (DOCS, "kind: pydocs, ", "", "key 'source.kind' is missing; add it"),
     (EXPERIMENTS, "{method: bm25}", "{}", "key 'runs.bm25.method' is missing; add it"),
     (EXPERIMENTS, "{method: bm25}", "{method: bm52}", "key 'runs.bm25.method': no method 'bm52'; did you mean 'bm25'?"),
     (EXPERIMENTS, "method: rd, start", "method: led, start", "key 'runs.rd_cb.method': no method 'led'; did you mean"),

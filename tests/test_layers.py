@@ -29,6 +29,13 @@ def test_given_pairs_are_taken_as_they_are() -> None:
     assert select(layers, 12, 6, 3, 9) == [(4, 1), (12, 3)]
 
 
+@pytest.mark.parametrize("pairs", [[], [(7, 1)], [(0, 1)], [(3, 2), (2, 3)], [(1, 1), (1, 2)]])
+def test_what_a_strategy_gives_is_checked(pairs: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lead.methods.layers.pairs", lambda layers, situation: pairs)
+    with pytest.raises(LeadError, match="layer strategy 'pairs': it gave"):
+        select(Layers(strategy="pairs", pairs=[[1, 1]]), 6, 3, 0, 0)
+
+
 @given(st.lists(st.floats(-9, 0), min_size=1, max_size=9), st.data())
 def test_informative_layers_have_the_highest_log_probability(log_probability: list[float], data: st.DataObject) -> None:
     n = len(log_probability)

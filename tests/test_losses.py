@@ -334,3 +334,8 @@ def test_scores_are_looked_up_by_layer_number() -> None:
     assert s.at(6, 2).flatten().tolist() == [2.0, 0.0]
     with pytest.raises(ValueError):
         s.at(1)
+
+
+def test_a_part_that_is_no_scalar_is_refused_by_name() -> None:
+    with pytest.raises(LeadError, match=r"loss part 'rep' is no scalar but \[3\]; take its mean over queries"):
+        weighted({"stu": torch.tensor(1.0), "rep": torch.ones(3)}, Distil())

@@ -48,6 +48,13 @@ def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefi
         raise LeadError(f"{place}: key '{key}' is called '{now}' now; rename it")
     if kind == "extra_forbidden":
         raise LeadError(f"{place}: unknown key '{key}'; {nearest(str(location[-1]), _fields(cls, location[:-1]))}")
+    if kind == "union_tag_invalid":
+        tags = re.findall(r"'(\w+)'", error["ctx"]["expected_tags"])
+        raise LeadError(
+            f"{place}: key '{key}.kind': no kind '{error['ctx']['tag']}'; {nearest(error['ctx']['tag'], tags)}"
+        )
+    if kind == "union_tag_not_found":
+        raise LeadError(f"{place}: key '{key}.kind' is missing; add it")
     if kind == "missing":
         raise LeadError(f"{place}: key '{key}' is missing; add it")
     message = message.removeprefix("Value error, ").removeprefix("Input ")

@@ -22,6 +22,30 @@ def execution(settings: BaseModel) -> dict[str, Any]:
     return _part(settings, execution=True)
 
 
+def execution_keys(cls: type[BaseModel]) -> dict[str, Any]:
+    """The keys of a stage's settings that may be in an execution: a tree whose leaves are None."""
+    found: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            if inside := execution_keys(field.annotation):
+                found[name] = inside
+        elif isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("execution"):
+            found[name] = None
+    return found
+
+
+def leaves(tree: dict[str, Any], at: str = "") -> set[str]:
+    """Paths of the keys of a tree that hold no tree.
+
+    >>> sorted(leaves({"train": {"lr": 1, "clip": 2}, "seed": 3}))
+    ['seed', 'train.clip', 'train.lr']
+    """
+    found: set[str] = set()
+    for key, value in tree.items():
+        found |= leaves(value, f"{at}{key}.") if isinstance(value, dict) and value else {f"{at}{key}"}
+    return found
+
+
 def _part(settings: BaseModel, execution: bool) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     dumped = settings.model_dump(mode="json")

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+from pathlib import Path
 from typing import Any
 
-from lead.errors import LeadError
+from lead.errors import LeadError, nearest
 
 
 def check_reference(reference: str, where: str) -> None:
     """Refuse a reference whose module is not there. The module is not run. Raises LeadError; `where`: whose it is."""
     module, _, name = reference.partition(":")
     try:
-        found = bool(name) and importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module) if name else None
     except (ImportError, ValueError):
-        found = False
-    if not found:
+        spec = None
+    if spec is None or spec.origin is None:
         raise LeadError(f"{where}: there is no '{reference}'; write module:name of a module that is there")
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    if name not in defined:
+        raise LeadError(f"{where}: {module} defines no '{name}'; {nearest(name, defined)}")
 
 
 def imported(reference: str, where: str) -> Any:

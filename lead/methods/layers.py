@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,11 @@ def select(
     pairs: Pairs = _function(STRATEGIES[layers.strategy], "select")(
         layers, Situation(n, m, seed, step, [0.0] * n if log_probability is None else log_probability)
     )
+    ascending = all(a < c and b < d for (a, b), (c, d) in pairwise(pairs))
+    if not pairs or not ascending or any(not (1 <= a <= n and 1 <= b <= m) for a, b in pairs):
+        raise LeadError(
+            f"layer strategy '{layers.strategy}': it gave {pairs}; pairs (teacher 1..{n}, student 1..{m}) must ascend"
+        )
     return pairs
 
 

@@ -51,26 +51,26 @@ def layer_loss(
 
 
 def layer_weights(
-    s: Tensor,
+    teacher: Tensor,
     candidates: Candidates,
     tau: float = 1.0,
     mode: str = "per_query",
     student: Tensor | None = None,
     mean_over_ranks: Callable[[Tensor], Tensor] = unchanged,
 ) -> Tensor:
-    """w (eq. 7) of K teacher layers with scores s [K, Q, C] -> [K, Q], each column summing to 1, without gradient.
+    """w (eq. 7) of K layers with scores `teacher` [K, Q, C] -> [K, Q], each column summing to 1, without gradient.
 
-    A layer weighs more, the higher the probability that it assigns to the positive. `per_query` is the equation;
-    `batch` is the released code (D_KL averaged over the batch first; `mean_over_ranks` takes the mean over the ranks
-    that share it); `uniform` is 1/K. `progress` (ours) subtracts the log-probability that the student's layers, with
-    scores `student` [K, Q, C], assign to the positive already: a pair weighs more, the further the student is behind.
+    Layers that assign a higher probability to the positive get a larger weight. `per_query` follows eq. 7; `batch` is
+    the released code (D_KL averaged over the batch first; `mean_over_ranks` takes the mean over the ranks that share
+    it); `uniform` is 1/K. `progress` (ours) subtracts the log-probability that the student's layers, with scores
+    `student` [K, Q, C], assign to the positive already: a pair weighs more, the further the student is behind.
     """
-    w = positive_log_probability(s.detach(), candidates)  # [K, Q]
+    log_p = positive_log_probability(teacher.detach(), candidates)  # [K, Q]
     if mode == "uniform":
-        return torch.full_like(w, 1.0 / len(w))
+        return torch.full_like(log_p, 1.0 / len(log_p))
     if mode == "progress":
         assert student is not None
-        w = w - positive_log_probability(student.detach(), candidates)
+        log_p = log_p - positive_log_probability(student.detach(), candidates)
     if mode == "batch":
-        w = mean_over_ranks(w.mean(1, keepdim=True)).expand_as(w)
-    return (w / tau).softmax(0)
+        log_p = mean_over_ranks(log_p.mean(1, keepdim=True)).expand_as(log_p)
+    return (log_p / tau).softmax(0)

@@ -111,6 +111,9 @@ def weighted(parts: dict[str, Tensor], distil: Distil) -> Tensor:
             f"distil.weights has no factor for the loss part '{unknown[0]}'; name the part one of "
             f"{', '.join(LossWeights.model_fields)}, or add a key to LossWeights (lead/config/schema.py)"
         )
+    for name, part in parts.items():
+        if part.dim():
+            raise LeadError(f"loss part '{name}' is no scalar but {list(part.shape)}; take its mean over queries")
     return torch.stack([getattr(distil.weights, name) * part for name, part in parts.items()]).sum()
 
 

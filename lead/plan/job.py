@@ -85,7 +85,7 @@ class Job:
 
     @property
     def origin(self) -> Job:
-        """The run that trained the pretrained encoder from which its model grew."""
+        """The warm-up run at the start of this model's chain."""
         return self.other(self.jobs.rows.origin(self.run))
 
     @property

@@ -82,8 +82,8 @@ def recipes(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
 def executions(plan: Plan) -> Callable[[str], Callable[..., str]]:
     """`execution("train")`: the params function of what a stage's job reads that decides only time and memory.
 
-    Snakemake does not compare a parameter whose function takes `output` with that of the last execution: a change
-    reruns nothing. Wherever the job is executed, the parameter is evaluated from the Snakefile like any other.
+    Snakemake ignores changes of a parameter whose function takes `output`, so execution keys rerun nothing. Wherever
+    the job is executed, the parameter is evaluated from the Snakefile like any other.
     """
 
     def execution(stage: str) -> Callable[..., str]:

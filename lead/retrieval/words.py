@@ -98,8 +98,8 @@ def english_words(text: str) -> list[str]:
 
 
 def unicode_words(text: str) -> list[str]:
-    """Words without differences of case, width or apostrophe, and pairs of ideographs."""
-    folded = unicodedata.normalize("NFKC", text).translate(FOLDED).casefold()
+    """Words without differences of case, width or apostrophe, without soft hyphens; and pairs of ideographs."""
+    folded = unicodedata.normalize("NFKC", text.replace("\xad", "")).translate(FOLDED).casefold()
     return split_words(unicodedata.normalize("NFC", folded), pairs=True)
 
 
