@@ -41,6 +41,7 @@ def same_tokens(a: Any, b: Any) -> bool:
 def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
     """Token ids of each text, cut to `length` tokens; the special tokens at both ends survive the cut.
 
+    An empty text has at least one token (`blank`).
     Of a long text only the beginning is tokenized: 64 characters for each token, up to white space, and four times as
     many for as long as that gives less than `length` tokens. The ids are those of the whole text, unless tokens of the
     vocabulary reach across white space, or the text has none there. Memory: beyond the ids, what the tokenizer keeps of
@@ -54,7 +55,13 @@ def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
         while len(ids[i]) < length and size < len(text):
             size *= 4
             ids[i] = _tokenize(tokenizer, [_beginning(text, size)], length)[0]
-    return ids
+    return [i or [blank(tokenizer)] for i in ids]
+
+
+def blank(tokenizer: Any) -> int:
+    """The token that stands for an empty text where the tokenizer adds no special token: its vector is defined so."""
+    known = (tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return next(token for token in known if token is not None)
 
 
 def _beginning(text: str, most: int) -> str:

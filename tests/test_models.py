@@ -280,3 +280,41 @@ def test_vectors_have_the_scores_as_inner_products(tiny_model: Path) -> None:
         q, p = features(model, QUERIES, (4,), "query"), features(model, TEXTS, (4,))
         s = model.score(q, p, everything(3, 5)).final
         assert torch.allclose(5.0 * model.vectors(q) @ model.vectors(p).T, s, atol=1e-3)
+
+
+# --- decoders, repeated layers, empty texts ---------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny GPT-2 whose tokenizer adds no special token."""
+    from transformers import GPT2Config, GPT2Model
+
+    folder = tmp_path_factory.mktemp("decoder")
+    tokenizer = make_tokenizer(folder)
+    tokenizer.post_processor = None
+    tokenizer.save(str(folder / "tokenizer.json"))
+    GPT2Model(GPT2Config(vocab_size=len(vocabulary()), n_positions=64, n_embd=16, n_layer=2, n_head=2)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["de", "ce"])
+def test_a_decoder_s_first_token_is_no_vector_of_a_text(decoder: Path, kind: str) -> None:
+    with pytest.raises(LeadError, match=f"scoring.{kind}: the first token's output of .* does not depend on the text"):
+        make_retriever(decoder, kind)
+
+
+def test_the_last_token_of_a_decoder_depends_on_the_text_and_not_on_padding(decoder: Path) -> None:
+    model = make_retriever(decoder, "de", pooling="last").eval()
+    ids = model.tokenize("passage", ["the array shape", "tree node leaf of a graph", ""])
+    assert [len(i) for i in ids[2:]] == [1]  # an empty text has one token
+    with torch.no_grad():
+        together = model.encode(ids, (1, 2)).x
+        alone = torch.cat([model.encode([i], (1, 2)).x for i in ids], 1)
+    assert torch.isfinite(together).all() and torch.allclose(together, alone, atol=1e-5)
+    assert not torch.allclose(together[:, 0], together[:, 1])
+
+
+def test_a_layer_named_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="names a layer twice"):
+        ModelRef(reference="path:x", layers=[1, 1])

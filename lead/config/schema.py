@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, field_validator, model_validator
 
 from lead.config.kinds import KINDS, Kind
 from lead.config.lists import Bm25, Denoise, Evaluation, Mining, Retrieval
@@ -43,12 +43,21 @@ class ModelRef(Strict):
     )
     linear: Linear | None = Field(None, description="append a linear layer; null: none")
 
+    @field_validator("layers")
+    @classmethod
+    def _once(cls, layers: list[int] | None) -> list[int] | None:
+        if layers is not None and len(set(layers)) < len(layers):
+            raise ValueError(f"{layers} names a layer twice; its weights would be shared: name each once")
+        return layers
+
 
 class Scoring(Strict):
     """How token vectors become a score: of the whole model (eqs. 1, 2), and of each layer (eqs. 4, 5)."""
 
-    pooling: Literal["cls", "mean"] = Field(
-        "cls", description="DE: how the vectors of tokens become one vector of a text"
+    pooling: Literal["cls", "mean", "last"] = Field(
+        "cls",
+        description="DE: how the vectors of tokens become one vector of a text: the first token's, their mean, or the "
+        "last token's (decoders)",
     )
     normalise: Literal["none", "unit"] = Field(
         "none", description="vectors of the final scores: raw, or of unit length"

@@ -19,7 +19,15 @@ from lead.config.load import validate
 from lead.config.schema import Lengths, Linear, ModelRef, Scoring, check_scoring
 from lead.errors import LeadError
 from lead.lists import Floats, Ints
-from lead.models.encoder import check_encoder, depth, hidden_states, keep_layers, load_encoder, positions
+from lead.models.encoder import (
+    check_encoder,
+    depth,
+    first_token_is_blind,
+    hidden_states,
+    keep_layers,
+    load_encoder,
+    positions,
+)
 from lead.models.features import Candidates, Features, Scores
 from lead.models.maps import MapView
 from lead.models.microbatch import MicroBatchEncoder
@@ -84,6 +92,10 @@ class LayeredModel(nn.Module):
     def about(self) -> Kind:
         """The record of its kind: title, most candidates that it scores, whether it searches or reranks."""
         return KINDS[self.kind]
+
+    def reads_first_token(self) -> bool:
+        """Whether scores come from the first token's output alone. Overridden."""
+        return False
 
     @property
     def tokenization(self) -> tuple[object, ...]:
@@ -225,7 +237,14 @@ class LayeredModel(nn.Module):
         for key, limit in made_by.longest(lengths, tokenizer).items():
             if longest is not None and limit > longest:
                 raise LeadError(f"lengths.{key}: {limit} is more than the {longest} positions of '{model.reference}'")
-        return made_by(encoder, tokenizer, scoring, lengths, model.linear)
+        made = made_by(encoder, tokenizer, scoring, lengths, model.linear)
+        if made.reads_first_token() and first_token_is_blind(encoder):
+            raise LeadError(
+                f"scoring.{kind}: the first token's output of '{model.reference}' does not depend on the text after it "
+                "(a decoder): every text would have one vector; "
+                + ("set pooling: mean or last" if kind == "de" else "use an encoder")
+            )
+        return made
 
 
 def check_vocabulary(encoder: nn.Module, tokenizer: Any) -> None:

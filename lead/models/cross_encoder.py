@@ -14,7 +14,7 @@ from lead.models.features import Candidates, Features, Pair, Scores
 from lead.models.maps import AttentionView, MapView
 from lead.models.microbatch import MicroBatchEncoder
 from lead.models.scores import standardise
-from lead.tokenizer import tokenizer_sum
+from lead.tokenizer import blank, tokenizer_sum
 
 
 class CrossEncoder(LayeredModel):
@@ -58,7 +58,7 @@ class CrossEncoder(LayeredModel):
                 content = [i for i, special in enumerate(built.special_tokens_mask) if not special]
                 n = len(cut[q, self.lengths.query - 2])
                 spans = (range(part[0], part[-1] + 1) if part else range(0) for part in (content[:n], content[n:]))
-                pairs.append(Pair(built.ids, built.type_ids, *spans))
+                pairs.append(Pair(built.ids or [blank(self.tokenizer)], built.type_ids or [0], *spans))
             return pairs
 
     def tokenize_batch(self, queries: list[str], passages: list[str]) -> dict[str, list[Any]]:
@@ -70,6 +70,10 @@ class CrossEncoder(LayeredModel):
     def tokenization(self) -> tuple[object, ...]:
         """The tokenizer, and where texts are cut."""
         return "pairs", tokenizer_sum(self.tokenizer), self.lengths.query, self.lengths.passage
+
+    def reads_first_token(self) -> bool:
+        """Always."""
+        return True
 
     def padded_pairs(self, pairs: list[Pair]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Token ids, mask and, for encoders that know two segments, token types [n, T] of pairs."""

@@ -22,9 +22,16 @@ class DualEncoder(BiEncoder):
         states = self.states(padded, mask.long(), layers)
         if self.scoring.pooling == "cls":
             return Features(torch.stack([h[:, 0] for h in states]), layers)
+        if self.scoring.pooling == "last":
+            rows, last = torch.arange(len(ids), device=mask.device), mask.sum(1) - 1
+            return Features(torch.stack([h[rows, last] for h in states]), layers)
         share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
         # a product and a sum, not a matrix product, which autocast would do in bf16
         return Features(torch.stack([(h * share).sum(1) for h in states]), layers)
+
+    def reads_first_token(self) -> bool:
+        """With pooling `cls`."""
+        return self.scoring.pooling == "cls"
 
     def exchange(self, features: tuple[Features, ...], ranks: Ranks) -> tuple[Features, ...]:
         """The vectors of all ranks' passages, [L, P, d]. Queries stay."""

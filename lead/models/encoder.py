@@ -127,6 +127,14 @@ def check_encoder(encoder: nn.Module, pad: int, reference: str) -> None:
     encoder.eval().set_attn_implementation(attention)  # type: ignore[operator]
 
 
+@torch.no_grad()
+def first_token_is_blind(encoder: nn.Module) -> bool:
+    """Whether the first token's output is the same whatever tokens follow, as in a decoder."""
+    ids = torch.tensor([[1, 2, 3, 4], [1, 5, 6, 7]]) % int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    last = hidden_states(encoder.eval(), ids, torch.ones_like(ids), (depth(encoder),))[0]
+    return bool(torch.equal(last[0, 0], last[1, 0]))
+
+
 def _differ(a: Tensor, b: Tensor) -> bool:
     """Whether outputs [.., d] differ by a thousandth: by the median, since a few dimensions of some models are huge."""
     return bool(((a - b).abs().median(-1).values > 1e-3 * b.abs().median(-1).values + 1e-6).any())
