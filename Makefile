@@ -47,11 +47,11 @@ demo: $(STAMP) ## distil on the built-in collection, end to end, and print the t
 
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: $(STAMP) ## the tests of the daily loop: losses, layers, scores, configuration, plan, the DAG's dry runs
-	@$(IN_VENV) python -m pytest -n $(JOBS) -m fast
+	@$(IN_VENV) python -m pytest -n $(JOBS) --dist worksteal -m fast
 
 test: export HF_HUB_OFFLINE = 1
 test: $(STAMP) ## all tests: first the quick ones side by side, then those that run Snakemake, file by file
-	@$(IN_VENV) python -m pytest -n $(JOBS) -m 'not dag and not slurm'
+	@$(IN_VENV) python -m pytest -n $(JOBS) --dist worksteal -m 'not dag and not slurm'
 	@dag=$$(grep -rlE --include='test_*.py' '^(@|pytestmark.*)pytest\.mark\.dag' tests || true); \
 	if [ -n "$$dag" ]; then $(IN_VENV) python -m pytest -n $(JOBS) --dist loadfile -m dag $$dag; fi
 
