@@ -321,3 +321,14 @@ def test_recipes_of_the_docs(tmp_path: Path, place: str) -> None:
     settings = PrepareSettings.model_validate(yaml.safe_load(block.replace("/data/", f"{tmp_path}/data/")))
     prepare(settings=settings, out=tmp_path / "out")
     check(tmp_path / "out", carved)
+
+
+def test_a_corpus_in_several_files_without_a_card_is_read_as_a_whole(tmp_path: Path) -> None:
+    for name in ("corpus/corpus.jsonl", "corpus/corpus-2.jsonl", "queries/queries.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"_id": "a", "text": "b"}\n')
+    (tmp_path / "qrels").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\na\ta\t1\n")
+    found = locate(HfSource(kind="hf", folder=str(tmp_path)))
+    assert sorted(path.name for path in found.corpus) == ["corpus-2.jsonl", "corpus.jsonl"]

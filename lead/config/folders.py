@@ -94,7 +94,8 @@ def _hf(source: HfSource) -> Located:
     for name, files in _choose(source, qrels, folder).items():
         split = source.train if name == "train" else source.test if name == "test" else source.dev
         splits[name] = LocatedSplit(queries.get(str(split)) or _every(queries), files)
-    return Located(corpus.get("corpus") or corpus.get(source.test) or _every(corpus), splits)
+    whole = [path for split, files in corpus.items() if split.startswith("corpus") for path in files]  # corpus-2 too
+    return Located(whole or corpus.get(source.test) or _every(corpus), splits)
 
 
 def _config(configs: Mapping[str, Splits], names: Sequence[str], folder: Path) -> Splits:
