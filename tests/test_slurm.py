@@ -64,7 +64,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny
     from dag.project import succeed
 
     project = project_at(tmp_path_factory.mktemp("plain") / "p", tiny_model, tiny_collection)
-    succeed(project, "--", RUN)
+    succeed(project, "--", RUN, real=True)  # jobs of a cluster have threads of their own
     return project
 
 

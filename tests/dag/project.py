@@ -109,16 +109,17 @@ def warm_server() -> str:
     return str(folder / "socket")
 
 
-def snakemake(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def snakemake(project: Path, *arguments: str, real: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in a project. `real`: started anew, as are its jobs, with as many threads as their rules say."""
     words, environment = snakemake_command(project, *arguments)
-    if environment["HF_HUB_OFFLINE"] == "1":  # the hub's library reads it once, when it is imported
+    if environment["HF_HUB_OFFLINE"] == "1" and not real:  # the hub's library reads it once, when it is imported
         words = [sys.executable, "-SE", str(WARM), "call", warm_server(), *words[2:]]
     return subprocess.run(words, env=environment, cwd=project, capture_output=True, text=True)
 
 
-def succeed(project: Path, *arguments: str) -> str:
+def succeed(project: Path, *arguments: str, real: bool = False) -> str:
     """What Snakemake says, on both streams."""
-    done = snakemake(project, *arguments)
+    done = snakemake(project, *arguments, real=real)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
