@@ -7,27 +7,14 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from dag.project import ONE_THREAD, RESULTS, RUNS, TARGETS, jobs, snakemake, succeed
+from dag.project import ONE_THREAD, RESULTS, RUNS, TARGETS, jobs, snakemake, succeed, without
 
 pytestmark = pytest.mark.dag
-
-
-@contextmanager
-def without(path: Path) -> Iterator[None]:
-    """A path is gone for a while; its times are kept."""
-    away = path.parent / f"{path.name}.away"
-    path.rename(away)
-    try:
-        yield
-    finally:
-        away.rename(path)
 
 
 def result(folder: Path, run: str) -> dict[str, Any]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from dag.project import RESULTS, ROOT, TARGETS, jobs, last_words, make_project, snakemake, succeed
+from dag.project import RESULTS, ROOT, TARGETS, jobs, last_words, make_project, snakemake, succeed, without
 
 pytestmark = pytest.mark.dag
 
@@ -20,17 +18,6 @@ pytestmark = pytest.mark.dag
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Path:
     """A project in which nothing has been made. Tests must leave it so."""
     return make_project(tmp_path_factory.mktemp("fresh") / "project", tiny_model, tiny_collection)
-
-
-@contextmanager
-def without(path: Path) -> Iterator[None]:
-    """A path is gone for a while; its times are kept."""
-    away = path.parent / f"{path.name}.away"
-    path.rename(away)
-    try:
-        yield
-    finally:
-        away.rename(path)
 
 
 def settings(**keys: object) -> list[str]:

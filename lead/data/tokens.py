@@ -19,7 +19,8 @@ from lead.config.stages import TokenizeSettings
 from lead.errors import LeadError
 from lead.pretrained import resolve
 from lead.store.atomic import atomic_folder
-from lead.store.tables import check_folder, open_table, read_json, read_rows, shard_rows, without_nulls, write_json
+from lead.store.checksums import check_folder
+from lead.store.tables import open_table, read_json, read_rows, shard_rows, without_nulls, write_json
 from lead.tokenizer import cut, load_tokenizer, tokenizer_sum
 
 CHUNK = 1 << 14  # texts read at a time

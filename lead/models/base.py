@@ -33,7 +33,7 @@ from lead.models.maps import MapView
 from lead.models.microbatch import MicroBatchEncoder
 from lead.pretrained import loading, resolve
 from lead.store.atomic import atomic_folder
-from lead.store.tables import check_folder
+from lead.store.checksums import check_folder
 from lead.tokenizer import load_tokenizer
 
 DESCRIPTION, HEAD = "lead.json", "head.safetensors"

@@ -16,9 +16,9 @@ from lead.config.recipe import recipe
 from lead.errors import LeadError
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import settings_of
-from lead.store.checksums import check_pages, identity
+from lead.store.checksums import check_folder, check_pages, identity
 from lead.store.provenance import Record, code, named_files, pretrained, record_of
-from lead.store.tables import check_folder, read_json, read_table
+from lead.store.tables import read_json, read_table
 
 FOLDERS = ("models/*/", "embeddings/*/index*/", "tokens/*/*/")  # with checksums of their files
 TOLERANCE = 1e-6  # results are rounded to six digits

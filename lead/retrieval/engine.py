@@ -17,8 +17,8 @@ from typing import Any
 
 from lead.errors import LeadError
 from lead.lists import Floats, Ints
-from lead.store.checksums import identity
-from lead.store.tables import check_folder, read_json, write_json
+from lead.store.checksums import check_folder, identity
+from lead.store.tables import read_json, write_json
 
 INDEX, DESCRIPTION = "index.faiss", "index.json"  # files of an index's folder
 GPU_DEEPEST = 2048  # longest list that faiss makes on a GPU

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from lead.errors import LeadError
 from lead.store.atomic import atomic_file
-from lead.store.checksums import check_folder as check_folder
 from lead.store.checksums import read_checksum, write_checksum
 from lead.store.provenance import KEY, current, dumps
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lead.errors import LeadError
 from lead.store.atomic import atomic_folder
-from lead.store.tables import check_folder
+from lead.store.checksums import check_folder
 
 log = logging.getLogger("lead")
 

@@ -19,7 +19,7 @@ from lead.errors import LeadError
 from lead.methods.losses import Loss
 from lead.models.base import LayeredModel
 from lead.models.microbatch import MicroBatchEncoder
-from lead.store.tables import check_folder
+from lead.store.checksums import check_folder
 from lead.train import checkpoint
 from lead.train.ahead import LookAhead
 from lead.train.data import TrainingData

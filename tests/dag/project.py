@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,14 @@ def last_words(project: Path, *arguments: str) -> str:
     said = [line for line in done.stderr.splitlines() if line.startswith("lead: error: ")]
     assert len(said) == 1, done.stdout + done.stderr
     return said[0]
+
+
+@contextmanager
+def without(path: Path) -> Iterator[None]:
+    """A path is gone for a while; its times are kept."""
+    away = path.parent / f"{path.name}.away"
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)
