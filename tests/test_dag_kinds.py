@@ -311,8 +311,8 @@ def test_every_run_of_the_paper_on_every_dataset_of_the_paper_is_planned(tmp_pat
     times.append(os.times().children_user)
     counts = jobs(tmp_path, *REPOSITORY, "--resources", "gpu=8", "--", *(f"results/{s}/tables/all.md" for s in sets))
     times.append(os.times().children_user)
-    # a slower machine may take ten starts of Snakemake
-    assert times[2] - times[1] < max(10, 10 * (times[1] - times[0]))
+    # 9 to 12 starts of Snakemake were measured; work that grows with the square of the runs would take many more
+    assert times[2] - times[1] < 20 * (times[1] - times[0])
     from lead.config.load import load
     from lead.plan.plan import Plan
     from lead.plan.targets import sensible, targets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -56,7 +57,13 @@ def one_line(function: Callable[..., R]) -> Callable[[Any], R]:
         except LeadError as e:
             _stop(e)
 
-    return checked
+    return _signed(checked)
+
+
+def _signed(function: Callable[..., R]) -> Callable[..., R]:
+    """The function with its signature stored: Snakemake asks for it several times a job, and finding it is slow."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
 
 
 def checked(job: Job) -> Job:
@@ -90,7 +97,7 @@ def executions(plan: Plan) -> Callable[[str], Callable[..., str]]:
         def of(wildcards: Any, output: Any) -> str:
             return json.dumps(execution_of(stage, _settings(plan, stage, wildcards)), sort_keys=True)
 
-        return of
+        return _signed(of)
 
     return execution
 
@@ -154,7 +161,7 @@ def memories(plan: Plan) -> Callable[[str], Callable[..., int]]:
             mb += sum(factor * max(sizes(name), default=0) for name, factor in of.largest.items())
             return round(mb * attempt * (dataset.gpus if of.ranks else 1))
 
-        return mem_mb
+        return _signed(mem_mb)
 
     return memory
 
