@@ -1,4 +1,4 @@
-"""The collection that every source gives to `prepare`, and the hash by which ids and texts are compared."""
+"""The collection that every source gives to `prepare`, and the hash that compares ids and texts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Split:
 
     queries: pa.Table  # qid, text; qid is unique
     qrels: pa.Table  # qid, pid, rel; (qid, pid) is unique
-    repeated: int = 0  # judgements that said the same again, already dropped
-    others: int = 0  # queries of other splits that came with these, already dropped
+    repeated: int = 0  # equal judgements of the same pair, already dropped
+    others: int = 0  # queries of other splits in the same files, already dropped
 
 
 @dataclass(frozen=True)
 class Collection:
-    """A retrieval collection whose passages are streamed: at no time is the whole corpus in memory."""
+    """A retrieval collection. Its passages are streamed, so the whole corpus is never in memory."""
 
     passages: Iterator[pa.RecordBatch]  # pid, text; can be iterated once; pid is unique
     splits: dict[str, Split]  # train, test and perhaps dev
@@ -35,7 +35,7 @@ class Collection:
 
 
 def passage_batches(passages: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:
-    """Batches (pid, text) of at most 50,000 passages, and of at most 16 Mi characters and one passage more."""
+    """Batches (pid, text) of at most 50,000 passages. A batch ends with the passage that reaches 16 Mi characters."""
     pids: list[str] = []
     texts: list[str] = []
     characters = 0
@@ -51,10 +51,10 @@ def passage_batches(passages: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBa
 
 
 def own_queries(splits: Mapping[str, Split], files: Mapping[str, Set[str]]) -> dict[str, Split]:
-    """Leave out of each split the queries that are another's. How many those are is in `Split.others`.
+    """Drop the queries of other splits from each split, and count them in `Split.others`.
 
-    A query that a split does not judge is left out of it if another split judges it, or if both read their queries from
-    the same of `files` (BEIR's queries.jsonl).
+    A split drops a query that it does not judge if another split judges it, or if another split reads its queries from
+    the same file (BEIR's queries.jsonl). files: the query files of each split.
     """
     judged = {name: set(split.qrels["qid"].to_pylist()) for name, split in splits.items()}
     found = {}

@@ -1,4 +1,4 @@
-"""Which texts are the same: passages for masks, mining and checks, queries for leaks. What counts is text, not ids."""
+"""Which texts are equal: passages for masks, mining and checks, queries for leaks. Texts are compared, not ids."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-HANGUL_FILLERS = "\u115f\u1160\u3164\uffa0"  # letters to Unicode, but drawn as nothing
+HANGUL_FILLERS = "\u115f\u1160\u3164\uffa0"  # letters in Unicode, but invisible
 
 
 @functools.cache
 def invisible() -> str:
-    """All characters that draw nothing: white space, control and format characters (zero-width space, BOM), fillers."""
+    """All invisible characters: white space, control and format characters (zero-width space, BOM), fillers."""
     codes = [*range(0x10000), *range(0xE0000, 0xE0080)]  # the basic plane, and tags
     return HANGUL_FILLERS + "".join(
         c for c in map(chr, codes) if c.isspace() or unicodedata.category(c) in ("Cc", "Cf")
@@ -22,9 +22,9 @@ def invisible() -> str:
 
 
 def passage_form(text: str) -> str:
-    """What two passages share if they are the same: Unicode's NFC, without invisible characters at both ends.
+    """The form in which equal passages agree: Unicode's NFC, without invisible characters at both ends.
 
-    It is empty for a text that shows nothing.
+    It is empty for a text without visible characters.
     """
     if text.isascii() and "!" <= text[:1] <= "~" and "!" <= text[-1:] <= "~":
         return text  # most texts of most collections
@@ -32,13 +32,13 @@ def passage_form(text: str) -> str:
 
 
 def query_form(text: str) -> str:
-    """What two queries share if they are the same: as for passages; case and the kind of white space do not count."""
+    """The form in which equal queries agree: as for passages, but without differences of case and white space."""
     folded = unicodedata.normalize("NFC", passage_form(text).casefold())
     return " ".join(folded.split())
 
 
 def first_rows(hashes: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.int64]:
-    """For each of `hashes` [n] the first row that has the same one [n]."""
+    """For each of `hashes` [n], the first row with the same hash [n]."""
     order = np.argsort(hashes, kind="stable")  # stable: of equal hashes the first row comes first
     new = np.ones(len(order), dtype=bool)
     new[1:] = hashes[order[1:]] != hashes[order[:-1]]
@@ -50,9 +50,9 @@ def first_rows(hashes: NDArray[np.int64] | NDArray[np.uint64]) -> NDArray[np.int
 def same_text(texts: pa.ChunkedArray) -> NDArray[np.int64]:
     """The group of each passage [n]: the row of the first passage with the same text (`passage_form`).
 
-    Rows a and b hold the same text where group[a] == group[b]. Texts are read 4,096 at a time, so a corpus that is
-    mapped into memory stays on disk. Memory: 8 bytes a passage, and 40 while they are sorted (350 MB for MS MARCO).
-    Texts are compared by 64 bits: two of ten million different ones agree by chance with probability 3e-6.
+    Rows a and b hold the same text if group[a] == group[b]. Texts are read 4,096 at a time, so a mapped corpus stays
+    on disk. Memory: 8 bytes a passage, and 40 while they are sorted (350 MB for MS MARCO).
+    Texts are compared by 64 bits: two of ten million different texts agree by chance with probability 3e-6.
     """
     hashes = np.empty(len(texts), np.int64)
     row = 0
@@ -76,7 +76,7 @@ def repeated(group: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
 def rows_with_copies(
     rows: NDArray[np.int64], group: NDArray[np.int64], groups: dict[int, NDArray[np.int64]]
 ) -> NDArray[np.int64]:
-    """`rows`, then all other rows with the text of one of them. `groups`: what `repeated` found."""
+    """`rows`, then all other rows with one of their texts. groups: the result of `repeated`."""
     same = [groups[g] for g in dict.fromkeys(group[rows].tolist()) if g in groups]
     if not same:
         return rows

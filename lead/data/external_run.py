@@ -28,17 +28,17 @@ from lead.store.tables import read_table, write_table
 log = logging.getLogger("lead")
 
 LAYOUTS = "qid, pid, query, passage or qid, pid, rank, both between tabs, or qid, Q0, pid, rank, score, tag"
-BATCH = 1 << 16  # lines that are Python objects at a time
+BATCH = 1 << 16  # lines held as Python objects at a time
 Line = tuple[str, str, float]  # qid, pid, score
 
 
 def external(*, settings: ExternalSettings, corpus: Path, queries: Path, out: Path) -> None:
     """Write the lists of these queries, best first, at most `depth` passages each. Lists of other queries are left out.
 
-    Ties go to the smaller pid. Where a file has neither ranks nor scores (top1000), passages are in the order of their
-    ids, and the table's metadata says so: `unordered`. Memory: the ids of the corpus, and about 50 bytes a line. Raises
+    Ties go to the smaller pid. If a file has neither ranks nor scores (top1000), passages are in the order of their
+    ids, and the table's metadata has `unordered`. Memory: the ids of the corpus, and about 50 bytes a line. Raises
     LeadError for a line that cannot be read, for a passage that is not in the corpus or occurs twice in a list, and
-    where no query has a list.
+    if no query has a list.
     """
     source = settings.external_run
     key = f"external_run: {source}"
@@ -80,7 +80,7 @@ def external(*, settings: ExternalSettings, corpus: Path, queries: Path, out: Pa
 def _collect(
     found: Iterator[Line], qids: pa.ChunkedArray, key: str
 ) -> tuple[NDArray[np.int32], pa.Array, NDArray[np.float32]]:
-    """Rows of the queries, pids and scores [m] of the lines that are of these queries. LeadError for wild scores."""
+    """Query rows, pids and scores [m] of the lines of these queries. LeadError for a score that is not finite."""
     known = {qid: row for row, qid in enumerate(qids.to_pylist())}
     numbers, scores, passages = [np.empty(0, np.int32)], [np.empty(0, np.float32)], [pa.array([], pa.string())]
     with tqdm(desc="lists", unit=" lines", disable=None) as bar:
@@ -97,7 +97,7 @@ def _collect(
 
 
 def _lines(source: str) -> Iterator[Line]:
-    """Query, passage and score of each line; the score is 0 where nothing tells an order."""
+    """Query, passage and score of each line; the score is 0 if the file gives no order."""
     if source.startswith(IR_DATASETS):
         yield from ir.read_lists(source.removeprefix(IR_DATASETS), "external_run")
         return
@@ -152,7 +152,7 @@ def _records(path: Path) -> Iterator[Line]:
 
 
 def _check_first(path: Path, best: dict[str, int]) -> None:
-    """Refuse ranks that start elsewhere than at 1: they may be scores, of which the highest would come last."""
+    """Refuse ranks that do not start at 1. They may be scores, and then the highest score would come last."""
     for qid, rank in best.items():
         if rank != 1:
             raise LeadError(

@@ -1,7 +1,7 @@
-"""Collections on disk: MS MARCO's and DPR's TSV, CSV, BEIR's JSONL, Parquet, and TREC judgements, packed or not.
+"""Collections on disk: MS MARCO's and DPR's TSV, CSV, BEIR's JSONL, Parquet, and TREC judgements, also compressed.
 
 The corpus is streamed in batches. Queries and judgements of a split are read whole: 800,000 queries take about 0.5 GB
-while they are read. Ids are strings everywhere, whatever they look like: 007 is not 7.
+while they are read. Ids are always strings: 007 is not 7.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lead.store.tables import SCHEMAS
 
 EXPECTED_NAMES = "expected .tsv, .txt, .csv, .jsonl or .parquet, or one of these with .gz or .zst"
 PID, QID = CORPUS.names["pid"][:3], QUERIES.names["qid"][:3]
-MOST = 10**9  # grades are below
+MOST = 10**9  # grades are smaller
 Facts = dict[str, Any] | None
 
 
@@ -44,7 +44,7 @@ def collect(source: OnDisk) -> Collection:
 def collect_split(name: str, split: LocatedSplit, facts: dict[str, Any]) -> Split:
     """Read queries and judgements of a split. Raises LeadError for a missing or malformed file.
 
-    What each file was taken for is added to `facts`.
+    The format and columns of each file are added to `facts`.
     """
     for key, paths in (("queries", split.queries), ("qrels", split.qrels)):
         for path in paths:
@@ -63,7 +63,7 @@ def _check_file(key: str, path: Path) -> None:
 def read_corpus(paths: Sequence[Path], fields: Sequence[str], facts: Facts = None) -> Iterator[pa.RecordBatch]:
     """Stream batches (pid, text); text is the chosen non-empty fields in the order given, joined by a space.
 
-    Memory: one batch (16 Mi characters, and one passage more) and 8 bytes a passage, by which duplicate ids are found.
+    Memory: one batch (16 Mi characters and one passage), and 8 bytes a passage to find duplicate ids.
     Raises LeadError with file and line for a malformed record, and at the end of the stream for a duplicate id.
     """
     hashes = array("Q")
@@ -92,9 +92,9 @@ def read_queries(paths: Sequence[Path], facts: Facts = None, key: str = "queries
 
 
 def read_qrels(paths: Sequence[Path], facts: Facts = None, key: str = "qrels") -> tuple[pa.Table, int]:
-    """Read graded judgements (qid, pid, rel) in the order of the files, and how many rows said the same again.
+    """Read graded judgements (qid, pid, rel) in the order of the files, and count rows that repeat another.
 
-    Raises LeadError with file and line, also where two judgements of the same pair disagree.
+    Raises LeadError with file and line, also if two judgements of the same pair disagree.
     """
     judged: dict[tuple[str, str], int] = {}
     n = 0
@@ -112,7 +112,7 @@ def read_qrels(paths: Sequence[Path], facts: Facts = None, key: str = "qrels") -
 
 
 def _grade(path: Path, number: int, value: object) -> int:
-    """A grade: a whole number, written as one or as a float (1.0)."""
+    """A grade: a whole number, also written as a float (1.0)."""
     text = str(value).strip(" ")
     if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]{1,3})?", text):
         grade = float(text)
@@ -122,7 +122,7 @@ def _grade(path: Path, number: int, value: object) -> int:
 
 
 def _rows(path: Path, kind: FileKind, facts: Facts, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a file. When they are read, `facts[key]` tells what the (first) file was taken for."""
+    """Rows of a file. After the last row, `facts[key]` holds the format and columns of the (first) file."""
     layout = Layout()
     yield from rows(path, kind, layout)
     if facts is not None and key not in facts:
@@ -135,12 +135,12 @@ def _passages(paths: Sequence[Path], facts: Facts) -> Iterator[tuple[Path, int, 
         for number, row in _rows(path, CORPUS, facts, "corpus"):
             pid = identifier(path, number, row.get("pid"), PID)
             title = string(path, number, row.get("title"), "title", default="")
-            default = "" if "text" in row else None  # a text that is null is empty, one that is missing a mistake
+            default = "" if "text" in row else None  # a null text is empty, a missing one is an error
             yield path, number, pid, {"title": title, "text": string(path, number, row.get("text"), "text", default)}
 
 
 def _raise_duplicate(paths: Sequence[Path], suspects: set[int]) -> None:
-    """Read again, keeping only ids whose hash occurred twice, to tell a duplicate's line from a chance collision."""
+    """Read again the ids whose hash occurred twice, and raise LeadError for a duplicate, not for a chance collision."""
     first: dict[str, tuple[Path, int]] = {}
     for path, number, pid, _ in _passages(paths, None):
         if hash64(pid) in suspects and first.setdefault(pid, (path, number)) != (path, number):

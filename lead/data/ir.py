@@ -1,6 +1,6 @@
 """Collections of the library `ir_datasets`: it downloads and verifies the files, we stream them.
 
-`IR_DATASETS_HOME` says where its files lie (default ~/.ir_datasets).
+Its files are in `IR_DATASETS_HOME` (default ~/.ir_datasets).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def load_ids(id_: str, key: str, *parts: str) -> Any:
 
 
 def read_split(id_: str, key: str) -> Split:
-    """Read queries and judgements of an id. A pair judged twice must be judged the same. Raises LeadError."""
+    """Read queries and judgements of an id. Two judgements of the same pair must agree. Raises LeadError."""
     dataset = load_ids(id_, key, "queries", "qrels")
     try:
         queries = [(q.query_id, q.default_text()) for q in dataset.queries_iter()]
@@ -65,7 +65,7 @@ def read_split(id_: str, key: str) -> Split:
 
 
 def read_lists(id_: str, key: str) -> Iterator[tuple[str, str, float]]:
-    """Query, passage and score (0, if there is none) of the lists (scoreddocs) that come with an id. LeadError."""
+    """Query, passage and score (0 if there is none) of an id's lists (scoreddocs). Raises LeadError."""
     dataset = load_ids(id_, key, "scoreddocs")
     try:
         for found in dataset.scoreddocs_iter():

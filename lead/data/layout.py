@@ -1,4 +1,4 @@
-"""Which column of a file holds what: by name, in records and under a header, or by place in a TSV without one."""
+"""Which column of a file holds which value: by name, or by place in a TSV file without a header."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lead.data.records import bad, cells, format_of, lines, quotes, records, wro
 
 log = logging.getLogger("lead")
 
-UNKNOWN = 20  # unread names that are kept for the report
-ORDINARY = {"metadata", "url", "iteration"}  # names that public collections have, and nobody reads
+UNKNOWN = 20  # names of unread columns that the report lists, at most
+ORDINARY = {"metadata", "url", "iteration"}  # unread columns of public collections: no warning
 
 
 @dataclass(frozen=True, eq=False)
 class FileKind:
-    """A kind of file: its values with the names that people give them, and their places where nothing is named."""
+    """A kind of file: the usual names of its values, and their places in a file without names."""
 
-    names: Mapping[str, Sequence[str]]  # value -> names, in lower case with `_` for `-`; the first one is ours
+    names: Mapping[str, Sequence[str]]  # value -> names in lower case, with `_` for `-`; the first is ours
     places: Mapping[int, Sequence[str | None]]  # number of columns -> value of each
     header: Sequence[str]  # values that a line must name to be a header
     expected: str
@@ -68,15 +68,15 @@ RUN = FileKind(
 
 @dataclass
 class Layout:
-    """What a file was taken for: for the report and the log. It is complete when the file has been read."""
+    """The format and columns found in a file, for the report and the log. Complete after the last row is read."""
 
     header: bool | None = None  # whether the first line names the columns; None: a format without header
     quotes: bool = False  # whether a TSV file quotes its cells
-    columns: dict[str, str] = field(default_factory=dict)  # value -> name, or `column 2` where nothing is named
-    unread: dict[str, None] = field(default_factory=dict)  # names in the file that nothing is read from
+    columns: dict[str, str] = field(default_factory=dict)  # value -> name, or `column 2` without names
+    unread: dict[str, None] = field(default_factory=dict)  # names of columns that are not read
 
     def note(self, columns: Mapping[str, str], names: Sequence[str]) -> None:
-        """Remember where values were found, and which of the file's `names` nothing was read from."""
+        """Remember where values were found, and which of the file's `names` are not read."""
         self.columns |= {value: name for value, name in columns.items() if value not in self.columns}
         for name in names:
             if len(self.unread) < UNKNOWN and name not in columns.values():
@@ -90,7 +90,7 @@ class Layout:
 
 
 def tell(files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Log what files were taken for, from their `Layout.facts`; warn of names that are neither read nor usual."""
+    """Log the columns of files, from their `Layout.facts`. Warn of unread columns that are not in `ORDINARY`."""
     for key, facts in files.items():
         columns = ", ".join(f"{value} from {name}" for value, name in facts["columns"].items())
         header = {None: "", True: " (its first line is a header)", False: " (no header)"}[facts.get("header")]
@@ -111,7 +111,7 @@ def canonical(name: object) -> str:
 
 @functools.lru_cache(4096)
 def find(kind: FileKind, names: tuple[str, ...]) -> dict[str, str]:
-    """Value -> its name among `names`. Of several that fit, the most usual one; of these the one spelt as usual."""
+    """Value -> its name among `names`. If several fit: the most usual one, in its usual spelling if possible."""
     found = {}
     for value, aliases in kind.names.items():
         for alias in aliases:
@@ -148,7 +148,7 @@ def rows(path: Path, kind: FileKind, layout: Layout) -> Iterator[tuple[int, dict
 
 
 def _rows_of_text(path: Path, kind: FileKind, layout: Layout) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of a TSV, CSV or TREC file. The first line is a header if it names an id and the other value needed."""
+    """Rows of a TSV, CSV or TREC file. The first line is a header if it names `kind.header`."""
     layout.quotes = format_of(path) == "csv" or quotes(path)
     spaced = kind is QRELS and not layout.quotes
     places: Sequence[str | None] = ()
@@ -179,7 +179,7 @@ def _rows_of_text(path: Path, kind: FileKind, layout: Layout) -> Iterator[tuple[
 
 
 def _spaced(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Cells of judgements, set with tabs, spaces or both. Where there are tabs alone, an id may hold a space."""
+    """Cells of judgements, separated by tabs, spaces or both. With tabs alone, an id may hold a space."""
     for number, line in lines(path):
         row, parts = line.split("\t"), [part for part in re.split("[ \t]", line) if part]
         trec = len(parts) == 4 and len(row) == 3 and parts[1] in ("0", "Q0")  # a space beside tabs

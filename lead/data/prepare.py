@@ -1,4 +1,4 @@
-"""The stage `prepare`: it turns any source into checked Parquet files, and counts and reports what looks odd."""
+"""The stage `prepare`: it turns any source into checked Parquet files, and reports unusual data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Share:
-    """How many of `total` things are odd, and a few of their ids."""
+    """A number of unusual items out of `total`, and a few of their ids."""
 
     where: str  # the corpus, or a split
     count: int
@@ -46,13 +46,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Facts about a corpus that has been streamed to disk: 8 bytes a passage."""
+    """Facts about a corpus on disk: 8 bytes a passage."""
 
     passages: int
     ids: NDArray[np.uint64]  # [passages] hash64 of each pid, sorted
-    duplicates: Share  # passages whose text occurs before; empty ones are not among them
-    empty: Share  # passages that show no text
-    queries: frozenset[str] = frozenset()  # ids of queries that are passages of the corpus, under the same id
+    duplicates: Share  # passages whose text occurs before, without empty ones
+    empty: Share  # passages without visible text
+    queries: frozenset[str] = frozenset()  # queries that are passages under the same id
 
     def holds(self, ids: pa.Array) -> NDArray[np.bool_]:
         """For each id [n], whether a passage of the corpus has it."""
@@ -64,8 +64,8 @@ class Corpus:
 def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None) -> None:
     """Write corpus.parquet, {queries,qrels}.{train,dev,test}.parquet and report.json into the folder `out`.
 
-    Memory: a batch of passages, 24 bytes a passage (about 200 MB for MS MARCO, three times that while they are sorted),
-    and all queries and judgements. Raises LeadError for unreadable input, an empty split, or a share above its check.
+    Memory: a batch of passages, 24 bytes a passage (about 200 MB for MS MARCO, three times that during the sort), and
+    all queries and judgements. Raises LeadError for unreadable input, an empty split, or a share above its check.
     """
     if isinstance(settings.source, EvaluationSource):
         _prepare_evaluation(settings, settings.source, corpus, out)
@@ -74,7 +74,7 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
         raise LeadError("--corpus is read for a source of kind evaluation only; leave it out")
     source = settings.source
     collection: Collection = imported(source.collect, f"source of kind '{source.kind}' (lead.config.sources)")(source)
-    # Checks are made inside the block, so that a corpus that fails one, or whose splits do, leaves no file
+    # Checks are inside the block: if one fails, no corpus is left
     with atomic_file(out / "corpus.parquet") as temporary:
         passages = _write_corpus(collection, temporary)
         tell(collection.facts.get("files", {}))
@@ -99,7 +99,7 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
 
 
 def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, corpus: Path | None, out: Path) -> None:
-    """Write queries.test.parquet, qrels.test.parquet and report.json of queries that are asked of a prepared corpus."""
+    """Write queries.test.parquet, qrels.test.parquet and report.json of more queries for a prepared corpus."""
     if corpus is None:
         raise LeadError("--corpus is missing: a source of kind evaluation needs the prepared corpus of its dataset")
     facts: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, cor
 
 
 def _write_split(name: str, split: Split, report: dict[str, Any], out: Path) -> None:
-    """Write a split's two tables; the judgements' metadata tell of passages that the corpus lacks, if there are any."""
+    """Write a split's two tables. The judgements' metadata count judged passages that the corpus lacks."""
     report |= {"queries": split.queries.num_rows, "judgements": split.qrels.num_rows}
     log.info("%s: %s queries with %s judgements", name, f"{split.queries.num_rows:,}", f"{split.qrels.num_rows:,}")
     missing = {key: report[key] for key in ("missing_passages", "missing_judgements") if report.get(key)}
@@ -132,11 +132,11 @@ def _write_split(name: str, split: Split, report: dict[str, Any], out: Path) -> 
 
 
 def _check_counts(expect: Expect, passages: int | None, splits: dict[str, Split], relevance: int) -> None:
-    """Raise LeadError where a known count of the collection is another: a file is truncated, or another version."""
+    """Raise LeadError if a known count of the collection differs: a file is truncated, or of another version."""
 
     def judged(name: str) -> int:
         qrels = splits[name].qrels
-        # a TREC topic is judged whatever its grades
+        # a TREC topic is judged with any grades
         return len(
             (qrels if name == "test" else qrels.filter(pc.greater_equal(qrels["rel"], relevance)))["qid"].unique()
         )
@@ -153,7 +153,7 @@ def _check_counts(expect: Expect, passages: int | None, splits: dict[str, Split]
 
 
 def _write_corpus(collection: Collection, path: Path) -> Corpus:
-    """Stream passages into one Parquet file, a row group a batch."""
+    """Stream passages into one Parquet file, one row group for each batch."""
     ids, texts = array("Q"), array("Q")
     inside = _Inside(collection.splits.values())
     with (
@@ -183,9 +183,9 @@ def _write_corpus(collection: Collection, path: Path) -> Corpus:
 
 
 class _Inside:
-    """Finds the queries that are passages: of the same id, and the passage holds the query's text (ArguAna, Quora).
+    """Finds queries that are passages: the ids agree, and the passage holds the query's text (ArguAna, Quora).
 
-    An id alone says nothing: MS MARCO numbers both its queries and its passages.
+    Equal ids alone mean nothing: MS MARCO numbers both its queries and its passages.
     """
 
     def __init__(self, splits: Iterable[Split]) -> None:
@@ -204,7 +204,7 @@ class _Inside:
 
 
 def _queries_inside(corpus: Path, split: Split) -> frozenset[str]:
-    """The same for a corpus on disk."""
+    """`_Inside` for a corpus on disk."""
     inside = _Inside([split])
     table = open_table(corpus, "corpus")
     for group in range(table.num_row_groups):
@@ -224,11 +224,11 @@ def _pids_at(path: Path, rows: list[int]) -> list[str]:
 
 
 def _resolve(name: str, split: Split, corpus: Corpus, settings: PrepareSettings, report: dict[str, Any]) -> Split:
-    """Drop and count what cannot be used.
+    """Drop and count unusable queries and judgements.
 
-    Judgements of unknown queries are dropped. Judgements of passages that the corpus lacks are dropped but for the test
-    split: there they stay, and so does their query, since a passage that cannot be found counts in every measure. Of
-    the other splits, queries without a relevant passage are dropped.
+    Every split drops judgements of unknown queries. Train and dev also drop judgements of passages that the corpus
+    lacks, and queries without a relevant passage. The test split keeps both: every measure counts a passage that
+    cannot be found.
     """
     queries, qrels = split.queries, split.qrels
     pids = qrels["pid"].unique()
@@ -268,7 +268,7 @@ def _resolve(name: str, split: Split, corpus: Corpus, settings: PrepareSettings,
 
 
 def _warn(name: str, split: Split, missing: pa.Table, inside: list[str], empty: int) -> None:
-    """Log what of a split is odd, but no reason to stop."""
+    """Log what is unusual in a split, but no error."""
     if split.repeated:
         log.info("%s: %s judgements repeat another", name, f"{split.repeated:,}")
     if split.others:

@@ -1,7 +1,7 @@
 """The built-in collection: docstrings of installed packages, query = the summary, passage = the rest.
 
-Sources are parsed, never imported: no foreign code runs, and the result depends on the installed versions alone. All is
-sorted, and every choice is made by hash: the same versions give the same bytes.
+Sources are parsed, never imported: no foreign code runs. The result depends only on the installed versions. Everything
+is sorted, and every choice is made by hash, so the same versions give the same bytes.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def collect(source: PydocsSource) -> Collection:
     """Collect docstrings: splits `train` and `test`, every judgement of relevance 1.
 
-    Memory: the docstrings kept, some tens of MB. Raises LeadError when a package is not installed.
+    Memory: the docstrings, some tens of MB. Raises LeadError when a package is not installed.
     """
     packages = sorted(set(source.packages))
-    roots = {package: _roots(package) for package in packages}  # all found before any is parsed
+    roots = {package: _roots(package) for package in packages}  # find all before parsing any
     docstrings = _merge([d for package in packages for d in _docstrings(package, roots[package])])
     groups = _groups(docstrings)
     if source.passages is not None:
@@ -74,7 +74,7 @@ def collect(source: PydocsSource) -> Collection:
     test = _take(groups, wanted, lambda group: len({d.summary for d in group}))
     held_out = {d.name for group in test for d in group}
     kept = sorted((d for group in groups for d in group), key=lambda d: d.name)
-    passage_ids: dict[str, str] = {}  # identical passages are one, named after the first
+    passage_ids: dict[str, str] = {}  # equal passages are one, named after the first
     for d in kept:
         passage_ids.setdefault(d.rest, d.name)
     splits = {
@@ -105,10 +105,10 @@ def _version(package: str) -> str:
 
 
 def _is_documentation(file: Path) -> bool:
-    """Whether a file of a package is worth parsing: no tests, vendored or private folders, or templates of other files.
+    """Whether to parse a file of a package: no tests, vendored or private folders, or templates of other files.
 
-    Private folders hold internals (compilers, adapters), but numpy's `_core` holds much of its public interface;
-    transformers generates its `modeling_x.py` from `modular_x.py`.
+    Private folders hold internals (compilers, adapters). The exception is numpy's `_core`, which holds much of its
+    public interface. transformers generates its `modeling_x.py` from `modular_x.py`.
     """
     private = any(folder.startswith("_") and folder != "_core" for folder in file.parts[:-1])
     return not private and not SKIPPED_FOLDERS.intersection(file.parts) and not file.name.startswith("modular_")
@@ -118,19 +118,19 @@ def _docstrings(package: str, roots: list[Path]) -> Iterator[Docstring]:
     files = [(root, path.relative_to(root)) for root in roots for path in root.rglob("*.py")]
     files = sorted((f for f in files if _is_documentation(f[1])), key=lambda f: f[1].parts)
     collecting = gc.isenabled()
-    gc.disable()  # syntax trees hold no cycles, and the collector would walk each of them many times
+    gc.disable()  # syntax trees hold no cycles; the collector would visit each many times
     try:
         for root, relative in tqdm(files, desc=f"parse {package}", unit="file", disable=None):
             source = (root / relative).read_bytes()
             if b'"""' not in source and b"'''" not in source:
                 continue  # a docstring of two paragraphs is triple-quoted: no need for the slow parser
             try:
-                with warnings.catch_warnings(action="ignore"):  # our user cannot change their invalid escapes
+                with warnings.catch_warnings(action="ignore"):  # our user cannot fix invalid escapes there
                     tree = ast.parse(source)
             except (SyntaxError, ValueError):
                 log.info("pydocs: skipped %s/%s, which is not valid Python", package, relative.as_posix())
                 continue
-            # numpy/linalg/_linalg.py is where numpy.linalg.solve is written, not where readers look for it
+            # the source of numpy.linalg.solve is numpy/linalg/_linalg.py: private parts are not in the public name
             public = [part for part in relative.with_suffix("").parts if not part.startswith("_")]
             for name, node in _definitions(tree, ".".join([package, *public])):
                 docstring = _parse(name, ast.get_docstring(node) or "")
@@ -154,7 +154,7 @@ def _definitions(node: ast.stmt | ast.Module, name: str) -> Iterator[tuple[str, 
 
 
 def _parse(name: str, docstring: str) -> Docstring | None:
-    r"""Split a cleaned docstring at its first blank line; None if its parts make no sensible query and passage.
+    r"""Split a cleaned docstring at its first blank line. None if its parts are no useful query and passage.
 
     >>> _parse("a.b", "Solve a linear\nsystem.\n\n" + "word " * 15).summary
     'Solve a linear system.'
@@ -167,13 +167,13 @@ def _parse(name: str, docstring: str) -> Docstring | None:
         return None
     try:
         (summary + rest).encode()
-    except UnicodeEncodeError:  # an escaped lone surrogate: legal Python, not text
+    except UnicodeEncodeError:  # half a surrogate pair: valid Python, but no text
         return None
     return Docstring(name, summary, rest)
 
 
 def _merge(docstrings: list[Docstring]) -> list[Docstring]:
-    """Give every docstring a name that no other has, `a.b`, `a.b#2`, ...; of exact copies only the first stays."""
+    """Give every docstring a unique name: `a.b`, `a.b#2`, ... Keep only the first of exact copies."""
     seen: set[tuple[str, str]] = set()
     count: Counter[str] = Counter()
     kept = []
@@ -208,7 +208,7 @@ def _groups(docstrings: list[Docstring]) -> list[Group]:
 
 
 def _take(groups: list[Group], limit: int, size: Callable[[Group], int]) -> list[Group]:
-    """Whole groups, in order, until their sizes add up to `limit`; a group that would exceed it is passed over."""
+    """Whole groups, in order, until their sizes add up to `limit`. A group that would exceed it is skipped."""
     taken = []
     for group in groups:
         if size(group) <= limit:

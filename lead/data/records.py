@@ -1,8 +1,8 @@
 r"""Reading raw files record by record, in constant memory, with an error that names file and line.
 
-Text files are split at b"\n", TSV cells at tabs, and nowhere else: a passage may hold any other line break of Unicode,
-and may start with a quote. Only where all quotes of a TSV file are those of a CSV writer (`quotes`) does its text go
-without them. One carriage return before the newline belongs to the newline.
+Text files are split only at b"\n", TSV cells only at tabs. A passage may hold any other line break of Unicode, and may
+start with a quote. Quotes are removed from a TSV file only if a CSV writer made all of them (`quotes`). One carriage
+return before the newline belongs to the newline.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ FORMATS: dict[str, Format] = {
 PACKED = (".gz", ".zst")
 PARQUET_ROWS = 4096  # rows decoded at a time
 LINE = 64 << 20  # bytes of a line, at most
-UNPACKED = 100  # times the size of a compressed file that its content may have; texts have 3 to 10 times
+UNPACKED = 100  # size of the content over that of the compressed file, at most; texts have 3 to 10
 SMALL = 16 << 20  # bytes that any compressed file may hold
-QUOTING = 200  # lines with a quote that say whether a TSV file quotes its cells
+QUOTING = 200  # lines with a quote that decide whether a TSV file quotes its cells
 CELL = re.compile(r'"((?:[^"]|"")*)"|([^"\t]*)')
 DAMAGE = (EOFError, zlib.error, gzip.BadGzipFile)
 csv.field_size_limit(LINE)
@@ -50,7 +50,7 @@ def bad(path: Path, line: int, what: str, remedy: str) -> LeadError:
 
 
 def format_of(path: Path) -> Format | None:
-    """The format that a file's name promises, with or without `.gz` or `.zst`; None if it promises none."""
+    """The format by a file's name, with or without `.gz` or `.zst`; None if the name has no known ending."""
     return FORMATS.get(Path(path.name.removesuffix(path.suffix) if path.suffix in PACKED else path.name).suffix.lower())
 
 
@@ -90,8 +90,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def cells(path: Path, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """Rows of a TSV or CSV file, with the number of their last line; blank lines are left out.
 
-    Cells are parted by tabs, in a CSV file by the first of comma, semicolon and tab that its first line has. `quoted`:
-    they may be quoted, as CSV writers do it. Raises LeadError, also for a quote that is never closed.
+    Tabs separate cells; in a CSV file, the first of comma, semicolon and tab that its first line has. quoted: cells may
+    be quoted, as CSV writers do. Raises LeadError, also for a quote that is never closed.
     """
     comma, delimiter = format_of(path) == "csv", "\t"
     if not quoted:
@@ -118,16 +118,16 @@ def cells(path: Path, quoted: bool) -> Iterator[tuple[int, list[str]]]:
 
 
 def quotes(path: Path) -> bool:
-    """Whether a TSV file quotes its cells as CSV writers do, by its first lines with a quote (at most `QUOTING`).
+    """Whether a TSV file quotes its cells as CSV writers do. Its first lines with a quote decide (at most `QUOTING`).
 
-    It does if each quote belongs to a quoted cell, with quotes inside it doubled, and if some cell would not need its
-    quotes otherwise: one holds a doubled quote, a tab or a newline, or a column is quoted in every line. MS MARCO's
-    passages, of which some start or end with a quote, are no such file.
+    It does if both hold: each quote belongs to a quoted cell, with quotes inside it doubled; and some cell needs its
+    quotes (it holds a doubled quote, a tab or a newline), or a column is quoted in every line. MS MARCO's file is not
+    quoted, although some passages start or end with a quote.
     """
     seen = total = 0
     needed = False
     always: set[int] | None = None  # columns that are quoted in every line so far
-    record, found = "", 0  # a record so far, and its quotes
+    record, found = "", 0  # the record so far, and its quotes
     for _, line in _lines(path):
         record, found = record + line, found + line.count('"')
         if found % 2:  # a newline inside a quoted cell, if it is one
@@ -150,7 +150,7 @@ def quotes(path: Path) -> bool:
                     needed = needed or any(c in match[1] for c in '"\t\n')
                 at, column = match.end() + 1, column + 1
             seen += 1
-        if total > 1 or quoted:  # a header may go without
+        if total > 1 or quoted:  # a header may have no quotes
             always = quoted if always is None else always & quoted
         if seen >= QUOTING:
             break
@@ -173,7 +173,7 @@ def records(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[int, di
 
 
 def identifier(path: Path, number: int, value: object, names: Collection[str]) -> str:
-    """An id as a string; whole numbers are welcome. `names`: the fields that it may stand in."""
+    """An id as a string; a whole number becomes one. names: the fields that may hold it, for the message."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
@@ -183,7 +183,7 @@ def identifier(path: Path, number: int, value: object, names: Collection[str]) -
 
 
 def string(path: Path, number: int, value: object, name: str, default: str | None = None) -> str:
-    """A text. A missing or null one is `default`, or an error if there is no default."""
+    """A text. `default` replaces a missing or null text; without a default it is an error."""
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
@@ -194,13 +194,13 @@ def string(path: Path, number: int, value: object, name: str, default: str | Non
 def _text(path: Path, number: int, value: str, what: str) -> str:
     try:
         value.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+    except UnicodeEncodeError:  # JSON can hold half a surrogate pair
         raise bad(path, number, f"{what} holds half a surrogate pair", "fix the \\u escapes of this record") from None
     return value
 
 
 def wrong_width(found: int, before: int | None) -> str:
-    """What is wrong with the number of columns of a line; `before`: that of the lines before, if there were any."""
+    """The message for a wrong number of columns. before: the number in earlier lines; None for the first line."""
     columns = f"{found} column{'' if found == 1 else 's'}"
     return columns if before is None else f"{columns}, but {before} in the lines before"
 
@@ -212,7 +212,7 @@ def _short(value: object) -> str:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
-    """Open for reading bytes, unpacked if the name ends in .gz or .zst."""
+    """Open a file to read bytes, decompressed if the name ends in .gz or .zst."""
     file: IO[bytes]
     try:
         if path.suffix == ".zst":
@@ -227,7 +227,7 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _most(path: Path) -> float:
-    """Bytes that may be read from a file: a small compressed file can hold more than there are disks for."""
+    """Bytes that may be read from a file, at most: a small compressed file can hold more than a disk."""
     return max(SMALL, UNPACKED * path.stat().st_size) if path.suffix in PACKED else math.inf
 
 
@@ -253,7 +253,7 @@ def _parquet(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[int, d
                     if source.tell() > _most(path):
                         raise _bomb(path, 1)
             else:
-                read_checksum(path)  # one of lead's own; foreign files have none
+                read_checksum(path)  # only files of lead have one
             file = stack.enter_context(pq.ParquetFile(source, page_checksum_verification=True))
             columns = [name for name in file.schema_arrow.names if wanted(name)]
             if len(set(columns)) < len(columns):

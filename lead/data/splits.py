@@ -1,4 +1,4 @@
-"""Parting queries into splits, and the queries that two splits share."""
+"""Splitting queries into train and dev, and finding queries that two splits share."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def select(queries: pa.Table, qrels: pa.Table, qids: pa.Array) -> Split:
 
 
 def carve(train: Split, share: float) -> tuple[Split, Split]:
-    """Part train into train and dev; dev are the queries whose ids have the smallest SHA-256.
+    """Split train into train and dev. dev gets the queries whose ids have the smallest SHA-256.
 
-    Queries of the same text go together: to the place of that with the smallest sum.
+    Queries with equal text stay together, at the place of the smallest hash among them.
     """
     sums = {qid: hashlib.sha256(qid.encode()).digest() for qid in train.queries["qid"].to_pylist()}
     if len(sums) < 2:
@@ -52,9 +52,9 @@ def carve(train: Split, share: float) -> tuple[Split, Split]:
 
 
 def report_leaks(splits: dict[str, Split], report: dict[str, Any]) -> None:
-    """Warn of queries whose text is judged in another split too; refuse an id that is in both train and dev.
+    """Warn of queries whose text is judged in another split too. Refuse an id that is in both train and dev.
 
-    Texts are compared (`query_form`), not ids: those of two files may agree by chance.
+    Texts are compared (`query_form`), not ids: ids of two files may agree by chance.
     """
     train, dev = (splits[name].queries for name in ("train", "dev"))
     both = dev.filter(pc.is_in(dev["qid"], value_set=train["qid"]))["qid"]

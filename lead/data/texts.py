@@ -1,4 +1,4 @@
-"""The texts of a corpus, mapped into memory: any text at once, whatever the size and the number of ranks."""
+"""The texts of a corpus, mapped into memory: random access for all ranks, at any size."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lead.store.tables import SCHEMAS, open_table, without_nulls
 
 
 class SharedFile(Protocol):
-    """What ranks do together to share a file; lead.train.exchange.Exchange does it."""
+    """What ranks need to share a file. lead.train.exchange.Exchange implements it."""
 
     rank: int
 
     def told(self, text: str) -> str:
-        """The first rank's `text`."""
+        """Return the first rank's `text`."""
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait for every rank."""
 
 
 def mapped(corpus: Path, beside: Path, ranks: SharedFile | None = None) -> pa.Table:
     """A corpus whose ids and texts stay on disk, in an uncompressed temporary file beside the path `beside`.
 
-    The first of the `ranks` writes it, and all map it. Its name is removed at once; the system frees the file when no
-    process maps it any more. Memory: one row group while it is written; the system's cache of the file. Raises
+    The first of the `ranks` writes the file, and all map it. Its name is then removed, and the system frees the file
+    when no process maps it any more. Memory: one row group while writing, and the system's cache of the file. Raises
     LeadError for a damaged corpus, and if the file cannot be written or mapped.
     """
     with contextlib.ExitStack() as stack:
@@ -59,7 +59,7 @@ def _write(corpus: Path, file: Path) -> None:
 
 
 def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
-    """Strings of these rows. Arrow's `take` would join all chunks first: a copy, and an error above 2 GB of text."""
+    """Strings of these rows. Arrow's `take` joins all chunks first, which copies them and fails above 2 GB of text."""
     starts, wanted = np.cumsum([0, *map(len, column.chunks)]), np.asarray(rows, dtype=np.int64)
     chunks = np.searchsorted(starts, wanted, side="right") - 1
     places = zip(chunks.tolist(), (wanted - starts[chunks]).tolist(), strict=True)

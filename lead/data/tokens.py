@@ -1,7 +1,7 @@
 """Passages as token ids on disk: tokenized once, for every model with the same tokenizer and length.
 
-A store is a folder with `tokens.safetensors` (ids [tokens], of 16 bits if the vocabulary allows, and ends [n]), which
-is mapped into memory, `tokens.json` (tokenizer, length) and checksums.
+A store is a folder with `tokens.safetensors`, `tokens.json` (tokenizer, length) and checksums. The first file is mapped
+into memory. It holds ids [tokens], of 16 bits if the vocabulary allows, and ends [n], where each passage ends.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tokens:
     """Token ids of n passages, read from the mapped file on demand."""
 
     def __init__(self, folder: Path, tokenizer: Any, length: int, n: int) -> None:
-        """Open a store. Raises LeadError if it is damaged, or of another tokenizer, length or number of passages."""
+        """Open a store. Raises LeadError if it is damaged, or has another tokenizer, length or number of passages."""
         description = read_json(check_folder(folder) / DESCRIPTION)
         self._file = safe_open(folder / TOKENS, "numpy")
         self._ids, self._ends = self._file.get_slice("ids"), self._file.get_tensor("ends")

@@ -31,9 +31,9 @@ __all__ = ["check_measures", "evaluate", "query_values", "write_trec"]
 
 log = logging.getLogger("lead")
 
-QUERIES = 1000  # evaluated at a time: bounds the memory of the Python dictionaries that ir_measures reads
+QUERIES = 1000  # evaluated at a time; ir_measures needs them as Python dictionaries
 DIGITS = 6
-OWN_ID = 0.1  # share of queries that find first the passage with their own id, from which on a warning is given
+OWN_ID = 0.1  # warn if this share of queries finds the passage with the query's id first
 PACKAGES = (
     "ir_measures",
     "pytrec_eval-terrier",
@@ -57,10 +57,10 @@ def evaluate(
 ) -> None:
     """Write the result of a `ranked` list: means over judged queries with bootstrap intervals, and each query's values.
 
-    A query is judged if `qrels` has a row for it. A judged query without a list counts 0, a list of a query that is not
-    judged does not count. A relevant passage that the corpus lacks counts as not found, as in trec_eval. `trec`: where
-    to write the lists as they are evaluated. Raises LeadError when the files do not fit each other. Memory: the lists
-    and judgements, and Python's dictionaries of `QUERIES` queries.
+    A query is judged if `qrels` has a row for it. A judged query without a list counts as 0. The list of a query that is
+    not judged is ignored. A relevant passage that the corpus lacks counts as not found, as in trec_eval. trec: where to
+    write the evaluated lists. Raises LeadError if the files do not belong together. Memory: the lists and judgements,
+    and Python's dictionaries of `QUERIES` queries.
     """
     names, chosen = settings.evaluation.measures, settings.evaluation
     measures = parse_measures(names, chosen.relevance)
@@ -85,7 +85,7 @@ def evaluate(
         metrics[name] = {key: round(number, DIGITS) for key, number in numbers.items()}
     result: dict[str, Any] = {
         "metrics": metrics,
-        "measures": names,  # in the order asked for: JSON keys are sorted
+        "measures": names,  # in the order of the settings: JSON keys are sorted
         "relevance": chosen.relevance,
         "queries": len(qids),
         "missing_passages": missing,
@@ -97,7 +97,7 @@ def evaluate(
         "ranked_depth": depth,
         "versions": {"lead": __version__, **_versions()},
     }
-    if about := _about(lists):  # an approximate index and its recall, or lists that came without an order
+    if about := _about(lists):  # of an approximate index, or of lists without an order
         result["search"] = about
         if about.get("unordered"):
             log.warning("the lists have no order: the only measure that means something is recall where they end")
@@ -111,13 +111,13 @@ def evaluate(
 
 
 def _about(table: pa.Table) -> dict[str, Any]:
-    """What the maker of a table says of it; empty if nothing."""
+    """The further facts in a table's metadata (`ABOUT`); empty if there are none."""
     about: dict[str, Any] = json.loads((table.schema.metadata or {}).get(ABOUT.encode(), "{}"))
     return about
 
 
 def drop_own_ids(lists: pa.Table) -> pa.Table:
-    """The lists without each query's passage of the same id, ranked anew from 1. Rows may come in any order."""
+    """The lists without the passage that has the query's id, ranked anew from 1. Rows may be in any order."""
     kept = lists.filter(pc.not_equal(lists["qid"], lists["pid"]))
     codes = kept["qid"].combine_chunks().dictionary_encode().indices.to_numpy()
     order = np.lexsort((kept["rank"].to_numpy(), codes))
@@ -127,7 +127,7 @@ def drop_own_ids(lists: pa.Table) -> pa.Table:
 
 
 def _warn_of_own_ids(lists: pa.Table, judgements: pa.Table) -> None:
-    """Say so if many queries find first the passage with their own id, and it is not judged relevant."""
+    """Warn if many queries find the passage with the query's id first, and it is not judged relevant."""
     first = lists.filter(pc.equal(lists["rank"], 1))
     own = first.filter(pc.equal(first["qid"], first["pid"]))["qid"]
     relevant = judgements.filter(
@@ -144,7 +144,7 @@ def _warn_of_own_ids(lists: pa.Table, judgements: pa.Table) -> None:
 
 
 def _versions() -> dict[str, str]:
-    """Versions of the packages that a value depends on; those that are not installed are left out."""
+    """Versions of the packages that a value depends on, if they are installed."""
     found = {}
     for name in PACKAGES:
         try:
@@ -161,10 +161,10 @@ def query_values(
     ranked_name: str | Path = "ranked",
     qrels_name: str | Path = "qrels",
 ) -> tuple[list[str], NDArray[np.float64]]:
-    """Return the judged queries, sorted, and the value of each measure for each of them: [queries, measures].
+    """Return the judged queries, sorted, and their values of each measure: [queries, measures].
 
-    Lists are read by their `rank` column, whatever the scores: the measures get minus the rank as score. Raises
-    LeadError when there is nothing to evaluate, or a list is not one (see `_lists`).
+    Only the `rank` column counts, not the scores: the measures get minus the rank as score. Raises LeadError if there
+    is nothing to evaluate, or a list is invalid (see `_lists`).
     """
     judgements: dict[str, dict[str, int]] = {}
     for qid, pid, rel in zip(*(qrels[name].to_pylist() for name in ("qid", "pid", "rel")), strict=True):
@@ -204,9 +204,9 @@ def _lists(ranked: pa.Table, qids: list[str], name: str | Path) -> Iterator[tupl
 def write_trec(ranked: pa.Table, path: Path) -> None:
     """Write a `ranked` table as a TREC run: `qid Q0 pid rank score lead`.
 
-    Tools read the order from the scores, and each breaks ties in a way of its own. So a score that is not below the one
-    before is written as the next lower float32: every tool sees our order, and computes what `evaluate` does. Raises
-    LeadError when an id holds white space, which the format cannot express.
+    Tools sort by score and break ties in different ways. So a score that is not below the one before it is written as
+    the next lower float32. Then every tool has our order and computes the values of `evaluate`. Raises LeadError for an
+    id with white space, which the format cannot express.
     """
     for column in ("qid", "pid"):
         spaced = ranked.filter(pc.match_substring_regex(ranked[column], r"\s"))
@@ -221,11 +221,11 @@ def write_trec(ranked: pa.Table, path: Path) -> None:
                 if qid in last and score >= last[qid]:
                     score = np.nextafter(last[qid], np.float32(-np.inf))
                 last[qid] = score
-                f.write(f"{qid} Q0 {pid} {rank} {score:.9g} lead\n")  # nine digits tell all float32 numbers apart
+                f.write(f"{qid} Q0 {pid} {rank} {score:.9g} lead\n")  # nine digits distinguish all float32 numbers
 
 
 def _in_order(ranked: pa.Table) -> pa.Table:
-    """The table with the rows of each query by rank, queries in their order."""
+    """The table with each query's rows sorted by rank; the order of queries stays."""
     codes = ranked["qid"].combine_chunks().dictionary_encode().indices.to_numpy()
     order = np.lexsort((ranked["rank"].to_numpy(), codes))
     return ranked if np.array_equal(order, np.arange(len(order))) else ranked.take(pa.array(order))

@@ -1,4 +1,4 @@
-"""Names of measures, as `ir_measures` writes them. Light enough to check a configuration with."""
+"""Names of measures, as `ir_measures` writes them. Quick to import, so that a configuration can be checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = "RR@10, AP@1000, R@1000, nDCG@10, P@5, Success@5, RR(rel=2)@10"
 
 
 def provider() -> Any:
-    """Return the code that computes the measures: pytrec_eval, and MS MARCO's for RR with a cut-off, which it lacks.
+    """Return the code that computes the measures: pytrec_eval, and MS MARCO's for RR with a cut-off.
 
     The default of ir_measures also tries other installed packages, so two machines could compute different values.
     """
@@ -27,8 +27,8 @@ def provider() -> Any:
 def parse_measures(names: Sequence[str], relevance: int = 1) -> dict[str, Measure]:
     """Return the measure of each name.
 
-    Binary measures count grades from `relevance` on, unless the name says `rel=` itself. nDCG uses the grades. Raises
-    LeadError for a malformed name, naming the nearest valid one.
+    Binary measures count grades of at least `relevance`, unless the name has `rel=`. nDCG uses the grades. Raises
+    LeadError for a malformed name; the message names the nearest valid one.
     """
     return {name: _parse(name, relevance) for name in names}
 

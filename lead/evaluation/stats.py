@@ -32,8 +32,8 @@ def bootstrap_interval(values: Values, resamples: int, confidence: float, seed: 
 def paired_test(a: Values, b: Values) -> float:
     """Two-sided p-value of the hypothesis that `a` and `b` [n], values of the same queries, have the same mean.
 
-    The t-test: it needs no seed, resolves small p-values (which Holm's correction multiplies), and in simulations with
-    IR measures keeps its error rates best (Urbano, Lima and Hanjalic, SIGIR 2019).
+    This is the t-test. It needs no seed and resolves small p-values, which Holm's correction multiplies. In simulations
+    with IR measures it keeps its error rates best (Urbano, Lima and Hanjalic, SIGIR 2019).
     """
     from scipy.stats import ttest_rel  # late: it takes longer to import than the rest of `lead table`
 
@@ -46,7 +46,7 @@ def paired_test(a: Values, b: Values) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: p-values such that the chance of any false alarm among them stays at the level.
+    """Holm's step-down correction. It keeps the probability of any false alarm among the tests at the level.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written under a temporary name beside their place, flushed to disk, renamed."""
+"""Outputs appear whole or not at all. They are written under a temporary name, flushed to disk and renamed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _fsync(path: Path) -> None:
 def _temporary(path: Path, folder: bool = False) -> Iterator[Path]:
     """A new file or folder beside `path`; it is removed at the end.
 
-    First removes what killed processes left beside the same path. Only one process should write a path at a time:
-    another one that is writing it now loses its temporary file, and fails with one line.
+    First it removes the temporary files of killed processes beside this path. Only one process should write a path at
+    a time. If another process is writing it now, that process loses its temporary file and fails with one line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -73,7 +73,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     with _one_line(path), _temporary(path) as temporary:
         mode = temporary.stat().st_mode & 0o777
         yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
+        temporary.chmod(mode)  # safetensors makes files that only the owner can read
         _fsync(temporary)
         os.replace(temporary, path)
         _fsync(path.parent)
@@ -91,7 +91,7 @@ def scratch_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder beside `path`; it takes the place of `path`, with checksums, when the block succeeds.
 
-    Raises LeadError if `path` is something that was not written this way.
+    Raises LeadError if `path` exists and was not written this way.
     """
     path = Path(path)
     check_replaceable(path)
@@ -104,7 +104,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for p in [*files, temporary / MANIFEST, temporary]:
             _fsync(p)
         old = temporary.with_suffix(".old.tmp")
-        try:  # a kill leaves the old folder, none, or the new one: never a part
+        try:  # after a kill there is the old folder, none, or the new one, never a part
             if path.exists():
                 os.replace(path, old)
             os.replace(temporary, path)

@@ -1,12 +1,12 @@
 """SHA-256 checksums of artifacts: of any file, of a folder (a list in the format of `sha256sum`), of a Parquet file.
 
-Parquet has checksums for the bodies of its pages only. Its footer says what type and place every column has, and has no
-checksum. So a Parquet file of lead carries 72 bytes between its pages and its footer, where other readers do not look:
+Parquet has checksums only for the bodies of its pages. Its footer holds the type and place of every column, and has no
+checksum. So lead adds 72 bytes between the pages and the footer, where other readers do not look:
 
     pages | "LEADSEAL" | P = SHA-256 of the pages | F = SHA-256 of P and the footer | footer | length | "PAR1"
 
-F is checked whenever a file is opened, which costs microseconds whatever the size of the file. F depends on every byte,
-so it also identifies the content. `lead verify` checks P. Why not a file beside it: docs/decisions.md.
+F is checked whenever a file is opened. This takes microseconds at any size of the file. F depends on every byte, so it
+also identifies the content. `lead verify` checks P. docs/decisions.md says why the checksum is not in another file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def sha256(path: str | Path) -> str:
 
 
 def identity(path: Path) -> str:
-    """Checksum of an artifact's content: a Parquet file's own, else as `sha256`. Raises LeadError."""
+    """Checksum of an artifact's content: F of a Parquet file of lead, else `sha256`. Raises LeadError."""
     try:
         return (None if path.is_dir() else read_checksum(path)) or sha256(path)
     except (OSError, ValueError) as e:
@@ -52,9 +52,9 @@ def write_manifest(folder: Path) -> list[Path]:
 
 
 def check_folder(path: str | Path) -> Path:
-    """`path`, if every file in its list of checksums is there unchanged. Raises LeadError.
+    """`path`, if every file in its list of checksums exists unchanged. Raises LeadError.
 
-    Files that are not in the list are not looked at.
+    Files that are not in the list are ignored.
     """
     path = Path(path)
     try:
@@ -85,9 +85,9 @@ def write_checksum(path: Path) -> None:
 
 
 def read_checksum(path: Path) -> str | None:
-    """F of a Parquet file in hex, compared with P and the footer; None for a file without: made by others, not Parquet.
+    """F of a Parquet file in hex, after a check against P and the footer. None for a file without F: not made by lead.
 
-    Raises LeadError if the footer is not the one that was written.
+    Raises LeadError if the footer has changed since it was written.
     """
     with path.open("rb") as f:
         _, sums, footer = _tail(f)
@@ -100,7 +100,7 @@ def read_checksum(path: Path) -> str | None:
 
 
 def check_pages(path: Path) -> None:
-    """Compare every byte of a Parquet file with its checksums. Raises LeadError if they differ, or there are none."""
+    """Compare every byte of a Parquet file with its checksums. Raises LeadError if they differ or are missing."""
     if read_checksum(path) is None:
         raise LeadError(f"{path} has no checksum: damaged, or not written by lead; delete it and rerun its stage")
     with path.open("rb") as f:
@@ -110,9 +110,9 @@ def check_pages(path: Path) -> None:
 
 
 def _tail(f: IO[bytes]) -> tuple[int, bytes, bytes]:
-    """Offset of a Parquet file's footer, the 72 bytes before it, and all from the footer on.
+    """Offset of a Parquet file's footer, the 72 bytes before it, and the bytes from the footer to the end.
 
-    Both are empty if the file does not end as a Parquet file does.
+    Both are empty if the file does not end like a Parquet file.
     """
     size = f.seek(0, os.SEEK_END)
     f.seek(max(0, size - 8))

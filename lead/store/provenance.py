@@ -1,7 +1,7 @@
-"""Every artifact carries a record of how it was made.
+"""Every artifact has a record of how it was made.
 
-A record holds `stage`, `settings`, `inputs` (path as given: checksum of the content) and `code`. A Parquet file has it
-in its metadata under the key `lead`, a folder in made_by.json, a JSON file under `provenance`.
+A record holds `stage`, `settings`, `inputs` (path as given: checksum of the content) and `code`. It is in the metadata
+of a Parquet file under the key `lead`, in a folder's made_by.json, in a JSON file under `provenance`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from lead.store.checksums import identity, sha256
 Record = dict[str, Any]
 KEY = "lead"  # of a Parquet file's metadata
 FILE = "made_by.json"  # of a folder
-_records: list[Record] = []  # of the running command, if there is one
+_records: list[Record] = []  # of the running command, if any
 
 
 @contextlib.contextmanager
 def made_by(record: Record) -> Iterator[None]:
-    """Artifacts that are written inside the block carry `record`."""
+    """Artifacts written inside the block get `record`."""
     _records.append(record)
     try:
         yield
@@ -44,10 +44,9 @@ def current() -> Record | None:
 
 @contextlib.contextmanager
 def gathering(parts: Sequence[Path]) -> Iterator[None]:
-    """Artifacts that are written inside the block record the inputs of `parts`, since parts are deleted later.
+    """Artifacts written inside the block record the inputs of `parts`, because parts are deleted later.
 
-    Raises LeadError for a part of another stage, of other settings or of other inputs, and if the part of a shard is
-    missing.
+    Raises LeadError for a part with another stage, settings or inputs, and if the part of a shard is missing.
     """
     record = current()
     if record is None or not parts:
@@ -62,7 +61,7 @@ def gathering(parts: Sequence[Path]) -> Iterator[None]:
         for given, sum_ in of["inputs"].items():
             if inputs.setdefault(given, sum_) != sum_:
                 raise LeadError(f"{part} was made from another {given} than the rest; make it again")
-        made = of["code"] if of["code"] != record["code"] else made  # so that `lead verify` can say it
+        made = of["code"] if of["code"] != record["code"] else made  # so that `lead verify` can report it
     shards = [match for given in inputs if (match := re.search(r"\.(\d+)of(\d+)\.parquet$", given))]
     for missing in {i for m in shards for i in range(1, int(m[2]) + 1)} - {int(m[1]) for m in shards}:
         raise LeadError(
@@ -75,8 +74,8 @@ def gathering(parts: Sequence[Path]) -> Iterator[None]:
 def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
     """The record of a stage with these checked settings and input paths.
 
-    Sources and pretrained weights that the settings name are inputs too. Leaves out `made_by`, which the result itself
-    holds, and an input that cannot be read: the stage's own message says more.
+    Sources and pretrained weights that the settings name are inputs too. Two things are left out: `made_by`, which the
+    result holds, and an unreadable input, for which the stage has a better message.
     """
     inputs = {}
     for path in [*paths, *named_files(settings)]:
@@ -91,9 +90,9 @@ def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
 
 
 def named_files(settings: Any) -> list[Path]:
-    """Files that the settings of a stage name: the source of a dataset, and lists that come with it.
+    """Files that the settings of a stage name: a dataset's source and the ranked lists that come with it.
 
-    Of a source whose folder is missing there are none.
+    A source whose folder is missing has none.
     """
     from lead.config.load import source_files
     from lead.config.sources import IR_DATASETS
@@ -108,7 +107,7 @@ def named_files(settings: Any) -> list[Path]:
 
 
 def pretrained(reference: str) -> str | None:
-    """Checksum of a pretrained model's local weights; None for a model of the hub. Raises LeadError if missing."""
+    """Checksum of a pretrained model's local weights; None for a model of the hub. LeadError for missing weights."""
     from lead.pretrained import local_weights
 
     weights = local_weights(reference)
@@ -125,7 +124,7 @@ def code() -> str:
 
 
 def record_of(path: Path) -> Record | None:
-    """The record that an artifact carries, or None. Check the artifact first."""
+    """The record of an artifact, or None. Check the artifact first."""
     if path.is_dir():
         file = path / FILE
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
@@ -140,5 +139,5 @@ def record_of(path: Path) -> Record | None:
 
 
 def dumps(value: Any) -> str:
-    """JSON with sorted keys, so that the same value is the same bytes."""
+    """JSON with sorted keys, so that equal values give equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

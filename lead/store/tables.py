@@ -1,6 +1,6 @@
-"""Reading and writing tables and JSON: they appear whole or not at all, and damage is found when they are read.
+"""Reading and writing tables and JSON. They appear whole or not at all, and reading finds damage.
 
-Tables are Parquet files with checksums (lead.store.checksums), results are JSON with a checksum; both carry a record of
+Tables are Parquet files with checksums (lead.store.checksums), results are JSON with a checksum. Both have a record of
 how they were made (lead.store.provenance). `SCHEMAS` has the schema of each table; docs/artifacts.md explains them.
 """
 
@@ -45,9 +45,9 @@ def write_table(
     about: dict[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """Write a Parquet table atomically; `schema` names an entry of `SCHEMAS` that it is cast to.
+    """Write a Parquet table atomically, cast to `SCHEMAS[schema]`.
 
-    `about`: further facts; they go into the file's metadata under `ABOUT`, as JSON.
+    about: further facts, stored in the file's metadata under `ABOUT`, as JSON.
     """
     if schema is not None:
         table = table.select(SCHEMAS[schema].names).cast(SCHEMAS[schema])
@@ -59,7 +59,7 @@ def write_table(
 
 @contextlib.contextmanager
 def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.ParquetWriter]:
-    """A writer of a Parquet file, with the record of the running command and, at the end, the file's checksum."""
+    """A writer of a Parquet file. It adds the record of the running command and, at the end, the checksums."""
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True, **options) as writer:
         if record := current():
             writer.add_key_value_metadata({KEY: dumps(record)})
@@ -68,7 +68,7 @@ def table_writer(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.P
 
 
 def write_lists(tables: Iterable[pa.Table], path: str | Path, about: dict[str, Any] | None = None) -> None:
-    """Write `ranked` tables as they come, each as a row group. Memory: one table."""
+    """Write each `ranked` table as a row group. Memory: one table."""
     schema = SCHEMAS["ranked"]
     if about is not None:
         schema = schema.with_metadata({ABOUT: json.dumps(about, sort_keys=True)})
@@ -79,7 +79,7 @@ def write_lists(tables: Iterable[pa.Table], path: str | Path, about: dict[str, A
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Errors of Parquet, for a missing or damaged file, as a LeadError that names the file."""
+    """Turn errors of Parquet (a missing or damaged file) into a LeadError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def read_table(path: str | Path, schema: str | None = None, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet table, and check its checksums and, if given, its schema. Raises LeadError."""
+    """Read a Parquet table. Check its checksums and, if given, its schema. Raises LeadError."""
     path = Path(path)
     with _reading(path):
         read_checksum(path)
@@ -101,7 +101,7 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
     if schema is not None and columns is None:
         _check_schema(table.schema, schema, path)
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != KEY.encode()}
-    table = table.replace_schema_metadata(metadata)  # not the record: a table made from this one has another
+    table = table.replace_schema_metadata(metadata)  # without the record: a table made from this one has another
     return table if schema is None else without_nulls(table, path)
 
 
@@ -120,7 +120,7 @@ def without_nulls(table: pa.Table, path: str | Path) -> pa.Table:
 
 
 class TableFile(pq.ParquetFile):
-    """A Parquet file that knows its path, read row group by row group."""
+    """A Parquet file with its path, read row group by row group."""
 
     path: Path
 
@@ -131,7 +131,7 @@ class TableFile(pq.ParquetFile):
 
 
 def open_table(path: str | Path, schema: str | None = None) -> TableFile:
-    """Open a Parquet file to read it row group by row group. Raises LeadError as `read_table` does."""
+    """Open a Parquet file, to read row groups. Raises LeadError like `read_table`."""
     path = Path(path)
     with _reading(path):
         read_checksum(path)
@@ -182,7 +182,7 @@ def _sum(value: Any) -> str:
 
 
 def write_json(value: dict[str, Any], path: str | Path) -> None:
-    """Write JSON atomically, with the record of the running command, and the checksum of all of it under `sha256`."""
+    """Write JSON atomically, with the record of the running command and, under `sha256`, the checksum."""
     record = current()
     value = value if record is None else {**value, "provenance": record}
     with atomic_file(path) as temporary:
@@ -190,7 +190,7 @@ def write_json(value: dict[str, Any], path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read JSON that `write_json` wrote, without the checksum. Raises LeadError if it is missing or damaged."""
+    """Read JSON that `write_json` wrote. Returns it without the checksum. LeadError if it is missing or damaged."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -20,7 +20,7 @@ ROW_GROUP = 2**24  # numbers in a row group of a vectors file: 64 MB in float32
 def write_vectors(ids: Sequence[str], vectors: NDArray[Any], path: str | Path, fp16: bool = False) -> None:
     """Write `vectors` [n, d] and the ids of their n texts to Parquet, in single or half precision.
 
-    Raises LeadError when a number is not finite, or too large for half precision.
+    Raises LeadError if a number is not finite, or too large for half precision.
     """
     with np.errstate(over="ignore"):  # reported below
         flat = np.ascontiguousarray(vectors, dtype=np.float16 if fp16 else np.float32).reshape(-1)
@@ -36,14 +36,14 @@ def write_vectors(ids: Sequence[str], vectors: NDArray[Any], path: str | Path, f
 def read_vectors(path: str | Path) -> tuple[list[str], Floats]:
     """Ids and vectors (float32 [n, d], C-contiguous) of a file written by `write_vectors`.
 
-    Raises LeadError for a file that is missing, damaged, of another kind, or holds NaN or infinite numbers.
+    Raises LeadError for a missing or damaged file, for a file of another kind, and for NaN or infinite numbers.
     """
     width = _width(path)
     table = without_nulls(read_table(path), path)
     ids: list[str] = table["id"].to_pylist()
     vectors = np.empty((table.num_rows, width), dtype=np.float32)
     chunks = table["vector"].chunks[::-1]
-    del table  # so that popping a chunk frees it, and the corpus is never held twice
+    del table  # so that popping a chunk frees it; the corpus is never held twice
     start = 0
     while chunks:
         chunk = chunks.pop()
