@@ -1,6 +1,6 @@
-"""What models do not allow. Asked of the configuration before any work, and of the models when they are loaded.
+"""Checks of what models allow: of the configuration before any work, and of the models when they are loaded.
 
-None stands for what is not known yet, such as a number that only the hub can tell: nothing is said about it.
+None means unknown, such as a number of a model on the hub. It passes every check.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from lead.errors import LeadError
 
 
 def check_linear(size: int | None, width: int | None, kind: Kind, of: str) -> None:
-    """Refuse a linear layer of `size` outputs after an encoder of `width` outputs. `of`: the encoder. LeadError."""
+    """Refuse a linear layer of `size` outputs after an encoder of `width` outputs. of: its name. LeadError."""
     if size is None or width is None:
         return
     if size > width:
@@ -21,7 +21,7 @@ def check_linear(size: int | None, width: int | None, kind: Kind, of: str) -> No
 
 
 def check_maps(same_tokens: bool | None, n: int | None, m: int | None, *models: tuple[Kind, Scoring]) -> None:
-    """Refuse to compare the maps over tokens (FD) of a teacher of `n` and a student of `m` transformer layers.
+    """Refuse FD (maps over tokens) for a teacher of `n` and a student of `m` transformer layers.
 
     same_tokens: whether both have the same tokenizer and lengths. models: kind and scoring of both. Raises LeadError.
     """

@@ -21,18 +21,16 @@ class Row(Strict):
     init: Literal["teacher", "student"] | None = Field(
         None, description="contrastive: the encoder of `models` to start from"
     )
-    start: Name | None = Field(
-        None, description="the run whose model is trained further, or is the student of distillation"
-    )
+    start: Name | None = Field(None, description="the run whose model is trained further, or distilled into")
     teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
     passages: Name | None = Field(
         None,
-        description="contrastive: the run whose passage vectors are used and do not change; only queries are learnt",
+        description="contrastive: the run whose passage vectors stay fixed; only the query encoder is trained",
     )
     of: Name | None = Field(None, description="teacher_of: the joint run")
     negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
     denoise: Name | None = Field(
-        None, description="run of a cross encoder or ColBERT that takes likely answers out of the negatives"
+        None, description="run of a cross encoder or ColBERT that removes likely positives from the negatives"
     )
     phase: Literal["miner", "teacher", "student", "distil"] = Field(
         "distil", description="which overrides of `train` apply"
@@ -43,7 +41,7 @@ class Row(Strict):
     @model_validator(mode="after")
     def _needs(self) -> Row:
         method = METHODS[self.method]
-        warms_up = method.stage == "train"  # from one of `init` and `start`
+        warms_up = method.stage == "train"  # starts from `init` or `start`
         for key in ("teacher", "of") if warms_up else ("init", "start", "teacher", "of"):
             given = getattr(self, key) is not None
             if given != (key in method.needs):
@@ -66,7 +64,7 @@ class Experiments(Strict):
 
 
 def path_in_rules(path: str) -> str:
-    """Refuse a path that rules cannot hold: `{x}` is a wildcard to Snakemake, `-x` an option to the commands.
+    """Refuse a path that rules cannot hold: `{x}` is a wildcard in Snakemake, `-x` an option of the commands.
 
     Raises ValueError.
     """
@@ -80,12 +78,12 @@ class Config(Strict):
 
     seeds: Literal["distil", "chain"] = Field(
         "distil",
-        description="what RUN-s2 makes anew: distil: the run and what it is made from in the phase distil, on a shared "
-        "warm-up; chain: everything but data and BM25",
+        description="what RUN-s2 makes anew: distil: the run and the runs in the phase distil that it depends on, on a "
+        "shared warm-up; chain: everything but data and BM25",
     )
 
     results: Annotated[str, AfterValidator(path_in_rules)] = Field(
-        "results", pattern=r"[^./]", description="folder of everything that is made"
+        "results", pattern=r"[^./]", description="folder of all results"
     )
     datasets: str = Field("datasets", description="folder of dataset files, relative to this file")
     presets: str = Field("presets", description="folder of presets, relative to this file")

@@ -1,4 +1,4 @@
-"""Where the files of a source lie: those that it names, or what is found in a folder of BEIR's or MTEB's layout."""
+"""The files of a source: those that it names, or those in a folder with BEIR's or MTEB's layout."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lead.errors import LeadError
 
 DATA = re.compile(r"\.(parquet|jsonl|json|ndjson|tsv|csv|txt)(\.gz|\.zst)?$")
 SHARD = re.compile(r"-\d+-of-\d+$")
-OTHER_JSON = ("dataset_infos.json", "dataset_info.json", "state.json")  # of the library datasets, no data
+OTHER_JSON = ("dataset_infos.json", "dataset_info.json", "state.json")  # files of the library datasets without data
 DEV = ("dev", "validation", "valid")
 Splits = Mapping[str, Sequence[Path]]
 
 
 @dataclass(frozen=True)
 class LocatedSplit:
-    """Files of queries and judgements of one split; a table may be in several files."""
+    """Files of queries and judgements of one split. A table may have several files."""
 
     queries: Sequence[Path]
     qrels: Sequence[Path]
@@ -45,8 +45,8 @@ class Located:
 def locate(source: OnDisk) -> Located:
     """The files of a source. A repository of the hub is downloaded first, unless it is on this machine already.
 
-    Whether the files that a source names are there is left to whoever reads them. Raises LeadError where a folder lacks
-    a part of its layout.
+    It does not check that named files exist; their reader does. Raises LeadError if a folder lacks a part of its
+    layout.
     """
     if isinstance(source, FilesSource):
         splits = {"train": source.train, "dev": source.dev, "test": source.test}
@@ -99,7 +99,7 @@ def _hf(source: HfSource) -> Located:
 
 
 def _config(configs: Mapping[str, Splits], names: Sequence[str], folder: Path) -> Splits:
-    """The first of these configurations that is there, also as `en-corpus`, if there is one language only."""
+    """The first of these configurations that exists, also as `en-corpus` if there is only one language."""
     for name in names:
         fitting = [c for c in configs if c == name or c.endswith(f"-{name}")]
         if name in fitting or len(fitting) == 1:
@@ -115,7 +115,7 @@ def _every(splits: Splits) -> list[Path]:
 
 
 def _configs(folder: Path) -> dict[str, Splits]:
-    """Configuration -> split -> files: as the README's header says, else by the names of folders and files."""
+    """Configuration -> split -> files: from the README's header, else by the names of folders and files."""
     said: dict[str, dict[str, list[Path]]] = {}
     for config in _card(folder):
         files = config.get("data_files")
@@ -141,7 +141,7 @@ def _configs(folder: Path) -> dict[str, Splits]:
 
 
 def _matching(folder: Path, patterns: Any) -> list[Path]:
-    """Files of data in `folder` that one pattern of a README, or a list of them, names."""
+    """Data files in `folder` that match a README's pattern or list of patterns."""
     found = []
     for pattern in patterns if isinstance(patterns, list) else [patterns]:
         paths = glob.glob(os.path.join(glob.escape(str(folder)), str(pattern)), recursive=True)
@@ -150,7 +150,7 @@ def _matching(folder: Path, patterns: Any) -> list[Path]:
 
 
 def _card(folder: Path) -> list[dict[str, Any]]:
-    """`configs` of the YAML header of a repository's README.md; none where there is no such header."""
+    """`configs` in the YAML header of a repository's README.md; none without such a header."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         header = re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL)
@@ -168,7 +168,7 @@ def _download(name: str, revision: str | None) -> Path:
                              for packed in ("", ".gz", ".zst"))]  # fmt: skip
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, allow_patterns=wanted))
-    except Exception as e:  # the library promises no exceptions
+    except Exception as e:  # the library does not document its exceptions
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise LeadError(
             f"source.repository: cannot get the dataset '{name}' from the hub: {reason}; check the name and the "
@@ -189,7 +189,7 @@ def _is_data(path: Path) -> bool:
 
 
 def _choose(source: BeirSource | HfSource, qrels: Splits, where: Path) -> dict[str, Sequence[Path]]:
-    """The judgements of train, test and, if there are any, dev. Raises LeadError for a split that is not there."""
+    """The judgements of train, test and, if there are any, dev. Raises LeadError for a missing split."""
     taken = {source.train, source.test}
     dev = source.dev or next((name for name in DEV if name in qrels and name not in taken), None)
     wanted = {"train": source.train, "dev": dev, "test": source.test}

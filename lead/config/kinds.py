@@ -1,7 +1,7 @@
 """The kinds of model: one record for each value of `kind` in config/experiments.yaml.
 
-What the plan must know of a kind before any model is loaded. Everything else is in the kind's class. Adding an
-architecture is one class and one row here (docs/extending.md).
+A record holds what the plan needs before any model is loaded. Everything else is in the kind's class. A new
+architecture needs one class and one row here (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lead.errors import Named
 class Kind:
     """A kind of model.
 
-    model: "module:class" of its subclass of `lead.models.base.LayeredModel`. candidates: what it scores at most in a
-    training step: all passages of the `batch`, or a query's `own` list. ranks_by: `search` (one vector a text, inner
-    products) or `rerank` (it reorders another run's list). adds_tokens: whether `scoring.markers` and `scoring.expand`
-    add tokens to its texts. keeps_width: whether a linear layer must have as many outputs as inputs.
-    vectors: whether scores are products of vectors, which may be brought to unit length.
+    model: "module:class" of its subclass of `lead.models.base.LayeredModel`. candidates: the largest set that it scores
+    in a training step: all passages of the `batch`, or a query's `own` list. ranks_by: `search` (one vector for each
+    text, inner products) or `rerank` (it reorders another run's list). adds_tokens: whether `scoring.markers` and
+    `scoring.expand` add tokens to its texts. keeps_width: whether a linear layer must have equal numbers of inputs and
+    outputs. vectors: whether scores are products of vectors, which may be normalised to unit length.
     """
 
     name: str  # in configuration and on disk
@@ -44,7 +44,7 @@ class Kind:
         return f"a {self.title}"
 
     def at_most(self, wanted: Literal["batch", "own"]) -> Literal["batch", "own"]:
-        """The candidates `wanted`, or fewer where it cannot score as many."""
+        """The candidates `wanted`, or `own` if it scores only these."""
         return "own" if "own" in (wanted, self.candidates) else "batch"
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ class Bm25(Strict):
     """BM25, for negatives and as a run. Defaults are those of Anserini."""
 
     k1: NonNegative = Field(
-        0.9, description="saturation: the lower, the sooner more occurrences of a word stop adding to the score"
+        0.9, description="saturation: with a lower value, further occurrences of a word add less to the score"
     )
     b: Annotated[float, Field(ge=0, le=1)] = Field(0.4, description="length normalisation: 0 none, 1 full")
     analyser: Literal["english", "unicode", "code"] = Field(
@@ -40,21 +40,21 @@ class Bm25(Strict):
 
 
 class Mining(Strict):
-    """Which passages that `lead mine` finds become negatives, by the scores of the miner. See `denoise` too.
+    """Which of the passages that `lead mine` finds become negatives, by the miner's scores. See `denoise` too.
 
-    As in sentence-transformers' mine_hard_negatives. Without these keys: all that are not known positives.
+    As in sentence-transformers' mine_hard_negatives. Without these keys: all but known positives.
     """
 
     margin: NonNegative | None = Field(None, description="how far below the lowest-scoring positive a negative scores")
     relative_margin: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="the same as a share of that score: .05 keeps negatives up to 95 % of it"
+        None, description="the margin as a share of that score: .05 keeps negatives up to 95 % of it"
     )
-    range_min: Count = Field(0, description="skip this many of the best passages that are left")
+    range_min: Count = Field(0, description="skip this many of the best remaining passages")
     range_max: PositiveInt | None = Field(
         None, description="look at this many of the best passages; null: range_min + retrieval.mine_depth"
     )
     sampling: Literal["top", "random"] = Field(
-        "top", description="which of those that are left: the top, or a random sample"
+        "top", description="which of the remaining passages: the top, or a random sample"
     )
     seed: Seed = Field(1, description="seed of random sampling")
 

@@ -23,7 +23,7 @@ from lead.errors import LeadError, Named, nearest
 T = TypeVar("T", bound=BaseModel)
 Tree = dict[str, Any]
 S = TypeVar("S", bound=Source)
-# keys of users: the old name, and the one of today
+# old names of keys, and their names today
 RENAMED_KEYS = {"hard_candidates": "contrastive_candidates", "given": "external_run"}
 
 
@@ -31,13 +31,13 @@ RENAMED_KEYS = {"hard_candidates": "contrastive_candidates", "given": "external_
 def validate(cls: type[T], data: Any, where: str, text: str | None = None, prefix: tuple[str, ...] = ()) -> T:
     """`data` as a checked `cls`. Raises LeadError for the first mistake: key, file, nearest valid name.
 
-    `prefix`: where in the file `data` stands.
+    prefix: the place of `data` in the file.
     """
     try:
         return cls.model_validate(data)
     except ValidationError as e:
         errors = e.errors(include_url=False)
-        # a misspelt key that is required is both unknown and missing: the first says more
+        # a misspelt required key is both unknown and missing: report it as unknown
         error = next((found for found in errors if found["type"] == "extra_forbidden"), errors[0])
     location = tuple(error["loc"])
     line = line_of(text, (*prefix, *location)) if text else None
@@ -89,7 +89,7 @@ def _without_tags(cls: type[BaseModel], location: tuple[Any, ...]) -> list[Any]:
 # --- the files -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Part:
-    """Some keys of `Settings` as one file gives them."""
+    """Some keys of `Settings` from one file."""
 
     tree: Tree
     where: str
@@ -108,10 +108,10 @@ class Loaded:
     overrides: Tree
 
     def parts(self, dataset: str, run: str | None) -> list[Part]:
-        """What is laid over the defaults: preset < dataset < config < experiment row."""
+        """The keys that override the defaults: preset < dataset < config < experiment row."""
         data, path = self.datasets[dataset]
         shared = []
-        if isinstance(data.source, EvaluationSource):  # as the dataset it belongs to, but for its own settings
+        if isinstance(data.source, EvaluationSource):  # the settings of its collection come first
             of, of_path = self.datasets[data.source.of]
             shared, data = [Part(of.settings, str(of_path))], data.model_copy(update={"preset": of.preset})
         parts = [
@@ -126,7 +126,7 @@ class Loaded:
 
 
 def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
-    """Read config.yaml and every file it names. `overrides`: keys of config.yaml given elsewhere (snakemake --config).
+    """Read config.yaml and every file it names. overrides: keys that replace those of config.yaml (snakemake --config).
 
     Raises LeadError for the first mistake found.
     """
@@ -191,7 +191,7 @@ def _check_parent(of: str, path: Path, found: dict[str, tuple[Dataset, Path]]) -
 
 
 def _check_settings(tree: Any, where: str, text: str, prefix: tuple[str, ...]) -> None:
-    """Check the keys that one file gives, on their own, so that the message can name the file and the line."""
+    """Check the keys of one file separately, so that the message can name the file and the line."""
     if not isinstance(tree, dict):
         raise LeadError(f"{where}: expected keys and values, not {tree!r}")
     complete = {"models": {"teacher": {"reference": "path:."}, "student": {"reference": "path:."}}}
@@ -201,7 +201,7 @@ def _check_settings(tree: Any, where: str, text: str, prefix: tuple[str, ...]) -
 
 
 def merge(base: Tree, over: Tree) -> Tree:
-    """`over` laid over `base`, mapping by mapping. Lists and scalars are replaced.
+    """`base`, overridden by `over`, mapping by mapping. Lists and scalars are replaced.
 
     >>> merge({"a": {"b": 1, "c": 2}}, {"a": {"c": 3}})
     {'a': {'b': 1, 'c': 3}}
@@ -213,7 +213,7 @@ def merge(base: Tree, over: Tree) -> Tree:
 
 
 def source_files(source: Source) -> list[str]:
-    """The files that a dataset is read from: none but for a source on disk. Raises LeadError for a missing folder."""
+    """The source files of a dataset; none if the source is not on disk. Raises LeadError for a missing folder."""
     if not source.on_disk:
         return []
     if isinstance(source, EvaluationSource):
@@ -225,7 +225,7 @@ def source_files(source: Source) -> list[str]:
 
 
 def seen_path(path: str, dataset_file: Path, key: str) -> str:
-    """A path under `key` of a dataset file as it is seen from here. Raises LeadError if no rule can hold it."""
+    """A path of a dataset file, relative to the working directory. LeadError, naming `key`, if no rule can hold it."""
     path = str(dataset_file.parent / os.path.expanduser(path))
     try:
         return path_in_rules(path)
@@ -234,10 +234,9 @@ def seen_path(path: str, dataset_file: Path, key: str) -> str:
 
 
 def source_paths(source: S, dataset_file: Path) -> S:
-    """The source with paths as they are seen from here: in the file, relative ones count from the dataset file.
+    """The source with paths relative to the working directory. In the file, they are relative to the dataset file.
 
-    They stay relative, so that a checkout can be moved without anything being made again. Raises LeadError for a path
-    that no rule can hold.
+    They stay relative, so that moving a checkout reruns nothing. Raises LeadError for a path that no rule can hold.
     """
 
     def seen(tree: Any, key: str = "") -> Any:

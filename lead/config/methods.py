@@ -1,7 +1,7 @@
 """The methods and the layer strategies: a record for each value of `method` and of `distil.layers.strategy`.
 
-Configuration, checks, stages and tables ask the record. Adding a response loss is one file in lead/methods/ and one row
-here; adding a layer strategy is one function in lead/methods/layers.py and one row here (docs/extending.md).
+Configuration, checks, stages and tables read the record. A new response loss needs one file in lead/methods/ and one
+row here, a new layer strategy one function in lead/methods/layers.py and one row here (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from lead.config.types import OneOf
 from lead.errors import Named
 
-# keys of `distil` that a method reads: True, or which of the keys inside
+# keys of `distil` that a method reads: True, or the set of inner keys
 RESPONSE: Mapping[str, Any] = {"candidates": True, "contrastive_candidates": True, "weights": {"rep", "stu"}}
 LEAD: Mapping[str, Any] = {
     "tau": True,
@@ -32,10 +32,10 @@ LEAD: Mapping[str, Any] = {
 class Method:
     """A method.
 
-    stage: the command that makes its model or its list; None where another run's job makes the model.
-    sees: what its loss is a function of: the final `scores` of both models, scores of aligned `layers` too, or `maps`
-    over tokens, for which both models must have the same tokenizer.
-    loss: "module:function" of the loss; of a method that sees scores or layers, it takes a
+    stage: the command that makes its model or its list; None if another run's job makes the model.
+    sees: the input of its loss: the final `scores` of both models; also the scores of aligned `layers`; or `maps` over
+    tokens, which need the same tokenizer for both models.
+    loss: "module:function" of the loss. If the method sees scores or layers, the loss takes a
     `lead.methods.losses.Scored` and returns a `lead.methods.losses.Loss`. reads: the keys of `distil` that it reads.
     joint: whether the teacher is trained too, unless `distil.joint` is false.
     """
@@ -50,7 +50,7 @@ class Method:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The keys of a row that it must be given. Training without a teacher needs one of `init` and `start`."""
+        """The keys that its rows must have. Training without a teacher also needs one of `init` and `start`."""
         return {"distil": ("start", "teacher"), None: ("of",)}.get(self.stage, ())
 
     @property
@@ -65,7 +65,7 @@ class Method:
 
     @property
     def has_model(self) -> bool:
-        """Whether its run has a model, its own or one that a joint run leaves; the others are lists of a dataset."""
+        """Whether its run has a model: its own, or the teacher of a joint run. Other runs are lists of a dataset."""
         return self.stage not in ("bm25", "external")
 
     def moves_teacher(self, distil: Any) -> bool:
@@ -112,7 +112,7 @@ METHODS: Named[Method] = Named(
     },
 )
 
-RENAMED = {"given": "external"}  # methods, and the runs and commands of their names: the old name, and that of today
+RENAMED = {"given": "external"}  # old and new name of methods, and of the runs and commands with these names
 MethodName = Annotated[str, OneOf("method", tuple(METHODS), RENAMED)]
 DistilMethodName = Annotated[str, OneOf("method", tuple(n for n, method in METHODS.items() if method.distils))]
 
@@ -122,8 +122,8 @@ class Strategy:
     """A layer strategy: how K pairs of teacher and student layers are chosen.
 
     select: "module:function" from (Layers, `lead.methods.layers.Situation`) to the pairs. check: "module:function" that
-    refuses a selection that N and M do not allow. scores: whether it looks at the teacher's scores of the batch; then
-    all teacher layers are scored, and the student's layers must not depend on the scores.
+    refuses a selection that N and M do not allow. scores: whether it reads the teacher's scores of the batch. Then all
+    teacher layers are scored, and the student's layers must not depend on the scores.
     """
 
     name: str

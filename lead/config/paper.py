@@ -13,7 +13,7 @@ from lead.errors import LeadError, nearest
 
 
 class PaperRow(Strict):
-    """A row of a table: what the paper calls it, which run of ours it is, what the paper reports."""
+    """A row of a table: the paper's label, our run, and the paper's values."""
 
     label: str
     run: Name | None = Field(description="our run; null: a system that the paper quotes and we do not run")
@@ -27,12 +27,12 @@ class PaperTable(Strict):
 
     title: str
     datasets: list[Name] | None = Field(None, description="only on these; null: on every dataset")
-    gap: bool = Field(False, description="also tell the share of the gap between student and teacher that is closed")
+    gap: bool = Field(False, description="also report the share of the gap between student and teacher that is closed")
     rows: list[PaperRow]
 
 
 class Paper(Strict):
-    """All tables, and the measures that their values are of."""
+    """All tables, and the measures of their values."""
 
     measures: dict[Name, list[str]]
     tables: dict[Name, PaperTable]

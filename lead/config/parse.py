@@ -17,8 +17,8 @@ LIMIT = 1 << 18  # characters of a configuration file
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses a key given twice and reads 5e-5 as a number (YAML 1.2; plain PyYAML reads text).
 
-    Aliases are refused: a few of them make a value of billions of items, or one that holds itself. So are tags, with
-    which a value of any type can be asked for.
+    Aliases are refused: a few of them can make a value of billions of items, or a value that holds itself. Tags are
+    refused too: they can ask for a value of any type.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -69,7 +69,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, as far as `parse_yaml` takes it. Raises OSError, and ValueError for bad UTF-8."""
+    """The text of a file, up to the limit of `parse_yaml`. Raises OSError, and ValueError for bad UTF-8."""
     with path.open(encoding="utf-8") as file:
         return file.read(LIMIT + 1)
 
@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> tuple[Any, str]:
 
 
 def line_of(text: str, location: tuple[Any, ...]) -> int | None:
-    """Line, from 1, of the deepest node of `location` that the YAML text has."""
+    """Line, from 1, of the deepest node on the path `location` that the YAML text has."""
     try:
         node = yaml.compose(text, _Loader)
     except yaml.YAMLError:

@@ -1,6 +1,6 @@
-"""What of a stage's settings decides its numbers (the recipe), and what decides only time and memory (the execution).
+"""The keys of a stage's settings that decide its numbers (the recipe), and those for time and memory (the execution).
 
-Identity, rerunning and resuming look at the recipe alone: a key whose field is marked `EXECUTION` may change.
+Identity, rerunning and resuming depend only on the recipe: a key whose field is marked `EXECUTION` may change.
 """
 
 from __future__ import annotations
@@ -64,5 +64,5 @@ def _part(settings: BaseModel, execution: bool) -> dict[str, Any]:
 
 
 def _selects(settings: BaseModel, name: str) -> bool:
-    """Whether the key decides which checkpoint is kept, and so decides numbers after all."""
+    """Whether the key decides which checkpoint is kept. Then it decides numbers too."""
     return name == "dev_every" and getattr(settings, "select", None) == "best"

@@ -12,7 +12,7 @@ from lead.errors import LeadError, nearest
 
 
 def check_reference(reference: str, where: str) -> None:
-    """Refuse a reference whose module is not there. The module is not run. Raises LeadError; `where`: whose it is."""
+    """Refuse a reference to a missing module or name. The module is not run. where: its record. Raises LeadError."""
     module, _, name = reference.partition(":")
     try:
         spec = importlib.util.find_spec(module) if name else None
@@ -27,7 +27,7 @@ def check_reference(reference: str, where: str) -> None:
 
 
 def imported(reference: str, where: str) -> Any:
-    """The class or function that "module:name" names. Raises LeadError; `where`: whose it is, for the message."""
+    """The class or function of "module:name". where: its record, for the message. Raises LeadError."""
     check_reference(reference, where)
     module, _, name = reference.partition(":")
     try:

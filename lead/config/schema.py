@@ -56,7 +56,7 @@ class Scoring(Strict):
 
     pooling: Literal["cls", "mean", "last"] = Field(
         "cls",
-        description="DE: how the vectors of tokens become one vector of a text: the first token's, their mean, or the "
+        description="DE: how token vectors become one vector of a text: the first token's, their mean, or the "
         "last token's (decoders)",
     )
     normalise: Literal["none", "unit"] = Field(
@@ -103,7 +103,7 @@ class Train(Strict):
     negatives: Count = Field(16, description="hard negatives drawn for each query and step")
     negatives_depth: PositiveInt = Field(
         100,
-        description="hard negatives are drawn from this many of the mined list; ADORE: how many of a search count",
+        description="hard negatives are drawn from this many of the mined list; ADORE: depth of each search",
     )
     lr: Positive = Field(
         5e-5, description="peak learning rate of the model being trained (the student's when distilling)"
@@ -111,9 +111,9 @@ class Train(Strict):
     teacher_lr: Positive | None = Field(None, description="peak learning rate of a jointly trained teacher; null: lr")
     weight_decay: NonNegative = Field(0.01, description="AdamW weight decay (not on biases and LayerNorm)")
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="share of steps with rising learning rate")
-    clip: Positive = Field(1.0, description="gradient norm of a model above which its gradients are scaled down")
+    clip: Positive = Field(1.0, description="largest gradient norm of a model; larger gradients are scaled down")
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="dropout while training; null: the model's own"
+        None, description="dropout while training; null: that of the pretrained model"
     )
     precision: Literal["bf16", "fp32"] = Field(
         "bf16",
@@ -121,7 +121,7 @@ class Train(Strict):
     )
     micro_tokens: PositiveInt = Field(
         16384,
-        description="padded tokens in one micro-batch of texts, which are sorted by length",
+        description="padded tokens in a micro-batch; texts are sorted by length",
         json_schema_extra=EXECUTION,
     )
     cache_above: PositiveInt = Field(
@@ -161,7 +161,7 @@ class Layers(Strict):
 
 
 class LossWeights(Strict):
-    """Factors on the four parts of eq. 12 (all 1 in the paper), and on FD's own."""
+    """Factors on the four parts of eq. 12 (all 1 in the paper), and on FD's loss."""
 
     lyr: NonNegative = 1.0
     rep: NonNegative = 1.0
@@ -187,7 +187,7 @@ class Distil(Strict):
     detach_target: bool = Field(False, description="no gradient reaches the target side of each KL")
     candidates: Literal["batch", "own"] = Field(
         "batch",
-        description="passages that a distribution is over: the whole (cross-)batch, or the query's own (always "
+        description="passages of a distribution: the whole (cross-)batch, or the query's own (always "
         "with a cross encoder as teacher)",
     )
     contrastive_candidates: Literal["batch", "own"] = Field(
@@ -208,9 +208,9 @@ class PhaseTrain(Strict):
     student: dict[str, Any] = Field({}, description="warm-up of the student on mined negatives")
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
     cross: dict[str, Any] = Field(
-        {}, description="laid over the others in runs that train a cross encoder or learn from one"
+        {}, description="overrides the others in runs that train a cross encoder or learn from one"
     )
-    teacher_ce: dict[str, Any] = Field({}, description="laid over `cross` in the warm-up of a cross encoder")
+    teacher_ce: dict[str, Any] = Field({}, description="overrides `cross` in the warm-up of a cross encoder")
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------
@@ -249,9 +249,9 @@ class Dataset(Strict):
     preset: Name = Field("paper", description="a file of config/presets/")
     expect: Expect = Expect()
     shards: Annotated[int, Field(ge=1, le=9999)] = Field(
-        1, description="parts that the corpus is encoded, mined and searched in; each is a job; token ids are shared"
+        1, description="parts of the corpus; each is encoded, mined and searched by a job; models share its token ids"
     )
-    gpus: PositiveInt = Field(1, description="GPUs that a training job asks for; it uses those that it is granted")
+    gpus: PositiveInt = Field(1, description="GPUs that a training job asks for; it uses the granted ones")
     external_run: str | None = Field(
         None,
         min_length=1,

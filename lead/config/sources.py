@@ -1,4 +1,4 @@
-"""Where a dataset comes from, and what must be true of it. Part of `lead.config.schema`."""
+"""Where a dataset comes from, and what it must fulfil. Part of `lead.config.schema`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Source(Strict):
     """Where a dataset comes from. A source is a subclass, a member of `AnySource` and a function (docs/extending.md).
 
     collect: "module:function" that reads a source of this class and returns a `lead.data.collection.Collection`.
-    paths: the keys that hold paths of files. Relative ones count from the dataset file.
+    paths: the keys that hold paths of files, relative to the dataset file.
     """
 
     collect: ClassVar[str]
@@ -23,7 +23,7 @@ class Source(Strict):
 
     @property
     def on_disk(self) -> bool:
-        """Whether `paths` are paths here: not those of a repository of the hub."""
+        """Whether `paths` are on this machine, not in a repository of the hub."""
         return bool(self.paths)
 
 
@@ -53,7 +53,7 @@ Fields = Annotated[
 
 
 class FilesSource(Source):
-    """A collection on disk. Paths are relative to the dataset file. Header lines and field names say what is what."""
+    """A collection on disk. Paths are relative to the dataset file. Header lines and field names tell the columns."""
 
     collect = "lead.data.files:collect"
     paths = frozenset({"corpus", "queries", "qrels"})
@@ -131,7 +131,7 @@ class IrDatasetsSource(Source):
 
 
 class EvaluationSource(Source):
-    """More evaluation queries for another dataset: corpus, models, embeddings and index are that one's."""
+    """More evaluation queries for another dataset, which gives corpus, models, embeddings and index."""
 
     paths = frozenset({"queries", "qrels"})
     kind: Literal["evaluation"]
@@ -153,7 +153,7 @@ KINDS_OF_SOURCE = tuple(get_args(cls.model_fields["kind"].annotation)[0] for cls
 
 
 class Expect(Strict):
-    """Counts that are known of a collection; others stop the stage, for something is missing."""
+    """Known counts of a collection. Preparation stops if a count differs: something is missing."""
 
     passages: PositiveInt | None = Field(None, description="passages of the corpus")
     train: PositiveInt | None = Field(None, description="judged train queries, dev carved from them included")
@@ -161,7 +161,7 @@ class Expect(Strict):
 
 
 class Checks(Strict):
-    """Shares above which prepared data makes no sense and the stage stops."""
+    """Largest shares of unusual data. Preparation stops above them."""
 
     duplicate_passages: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="passages whose text occurs before"

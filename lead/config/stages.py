@@ -1,7 +1,7 @@
-"""The settings that each stage reads: nothing else in the configuration can change what the stage makes.
+"""The settings that each stage reads. Nothing else in the configuration can change its output.
 
-The workflow passes them as JSON: their recipe (`--settings`), at whose change Snakemake runs the stage again, and their
-execution (`--execution`), which may change at any time (lead.config.recipe).
+The workflow passes them as JSON, in two parts: the recipe (`--settings`) and the execution (`--execution`). A change of
+the recipe reruns the stage; the execution may change at any time (lead.config.recipe).
 """
 
 from __future__ import annotations
@@ -89,10 +89,8 @@ Shard = Annotated[
 class TokenizeSettings(Strict):
     """Read by `lead tokenize`."""
 
-    reference: str = Field(
-        pattern=r"^(hub|path|package):.+", description="pretrained encoder that the tokenizer belongs to"
-    )
-    length: Annotated[int, Field(ge=3)] = Field(144, description="tokens that a passage is cut to")
+    reference: str = Field(pattern=r"^(hub|path|package):.+", description="pretrained encoder with the tokenizer")
+    length: Annotated[int, Field(ge=3)] = Field(144, description="tokens of a passage, at most")
     shard: Shard = None
 
 
@@ -156,5 +154,5 @@ class EvaluateSettings(Strict):
     ignore_identical_ids: OwnIds = False
     seed: Seed = 1
     made_by: dict[str, Any] = Field(
-        {}, description="dataset, run and settings of what made the list, copied into the result"
+        {}, description="dataset, run and settings of the stages behind the list, copied into the result"
     )

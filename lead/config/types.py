@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of runs, datasets, presets: part of files' names, and of shell commands
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of runs, datasets, presets: they are parts of file names and shell commands
 Name = Annotated[str, Field(pattern=NAME)]
 
 
@@ -24,7 +24,7 @@ Name = Annotated[str, Field(pattern=NAME)]
 class OneOf:
     """Metadata of an annotated `str`: it must be one of these names. A wrong name is refused with the nearest one.
 
-    renamed: old names and those of today.
+    renamed: old name -> new name.
     """
 
     what: str

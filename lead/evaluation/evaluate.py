@@ -57,10 +57,10 @@ def evaluate(
 ) -> None:
     """Write the result of a `ranked` list: means over judged queries with bootstrap intervals, and each query's values.
 
-    A query is judged if `qrels` has a row for it. A judged query without a list counts as 0. The list of a query that is
-    not judged is ignored. A relevant passage that the corpus lacks counts as not found, as in trec_eval. trec: where to
-    write the evaluated lists. Raises LeadError if the files do not belong together. Memory: the lists and judgements,
-    and Python's dictionaries of `QUERIES` queries.
+    A query is judged if `qrels` has a row for it. A judged query without a list counts as 0. The list of a query
+    that is not judged is ignored. A relevant passage that the corpus lacks counts as not found, as in trec_eval. trec:
+    where to write the evaluated lists. Raises LeadError if the files do not belong together. Memory: the lists and
+    judgements, and Python's dictionaries of `QUERIES` queries.
     """
     names, chosen = settings.evaluation.measures, settings.evaluation
     measures = parse_measures(names, chosen.relevance)

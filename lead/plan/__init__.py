@@ -1,1 +1,1 @@
-"""Which runs there are, what they are made from, and what each stage reads: decided before any work, without torch."""
+"""Which runs exist, what they depend on, and what each stage reads. All is decided before any work, without torch."""

@@ -1,4 +1,4 @@
-"""What can be known of a run before any work: its layers, its index, its measures, and the files it is made from."""
+"""Checks of a run before any work: its layers, its index, its measures, and its input files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lead.pretrained import check_hub, encoder_width, pretrained_layers, vector_
 
 
 def check(job: Job) -> None:
-    """Refuse a run that is not meant for its dataset, or that its models, files and settings do not allow. LeadError.
+    """Refuse a run that its dataset, models, files or settings do not allow. Raises LeadError.
 
-    The runs that it is made from are checked too.
+    The runs that it depends on are checked too.
     """
     check_meant(job)
     for file in job.dataset.source_files:
@@ -48,7 +48,7 @@ def check(job: Job) -> None:
 
 
 def check_meant(job: Job) -> None:
-    """Refuse a run that is meant, or is made from a run that is meant, for other datasets only. Raises LeadError."""
+    """Refuse a run if it, or a run that it depends on, is for other datasets only. Raises LeadError."""
     for name in job.jobs.rows.ancestors(job.run):
         only = job.jobs.rows[name].datasets
         if only is not None and job.dataset.name not in only:
@@ -58,7 +58,7 @@ def check_meant(job: Job) -> None:
 
 
 def check_grant(job: Job, granted: int) -> None:
-    """Refuse a number of GPUs that a training yet to be done for a run cannot share its batch between. LeadError."""
+    """Refuse a number of GPUs that does not divide the batch of a training that is still to run. Raises LeadError."""
     gpus = job.dataset.gpus
     ranks = min(granted, gpus)
     trained = [a for a in map(job.other, job.jobs.rows.ancestors(job.run)) if a.method.trains]
@@ -73,7 +73,7 @@ def check_grant(job: Job, granted: int) -> None:
 
 
 def check_models(job: Job) -> None:
-    """Refuse a run that its models do not allow, as far as files here tell: layers, linear layers, widths, tokens."""
+    """Refuse a run that its models do not allow: layers, linear layers, widths, tokens. Only local files are read."""
     row = job.row
     try:
         if row.init is not None and job.kind is not None:
@@ -97,9 +97,9 @@ def _where(job: Job) -> str:
 
 
 def _check_maps(job: Job) -> None:
-    """Refuse a run whose two models do not read the same tokens, as far as files here tell. Raises LeadError."""
+    """Refuse FD on models that do not read the same tokens, as far as local files show. Raises LeadError."""
     teacher, student = job.other(job.row.teacher), job.other(job.row.start)
-    # words alone: the rules that cut texts are known for sure when transformers has loaded them (lead.models.maps)
+    # vocabularies only: lead.models.maps compares the rules that split texts, after transformers has loaded them
     t, s = (vocabulary_sum(of.encoder.reference) for of in (teacher, student))
     lengths = teacher.origin.settings.lengths == student.origin.settings.lengths
     same = lengths and (t is None or s is None or t == s)
@@ -110,7 +110,7 @@ def _check_maps(job: Job) -> None:
 
 
 def _check_widths(job: Job) -> None:
-    """Refuse to learn queries for passages' vectors of another width (ADORE). Raises LeadError."""
+    """Refuse passage vectors whose width differs from the query encoder's (ADORE). Raises LeadError."""
     row = job.row
     if row.passages is None:
         return
@@ -123,7 +123,7 @@ def _check_widths(job: Job) -> None:
 
 
 def _check_lists(job: Job) -> None:
-    """Refuse to rerank what is no list, and a dataset without the lists that are asked for. Raises LeadError."""
+    """Refuse to rerank a run without a list, or lists that the dataset lacks. Raises LeadError."""
     dataset, rows = job.dataset, job.jobs.rows
     source = dataset.settings.retrieval.rerank_from
     where = f"{dataset.file}: key 'settings.retrieval.rerank_from'"
@@ -140,7 +140,7 @@ def _check_lists(job: Job) -> None:
 
 
 def _check_index(job: Job) -> None:
-    """Refuse an index that faiss cannot make, or that would not be the one that evaluation sets share."""
+    """Refuse an index that faiss cannot make. An evaluation set must have the index of its collection. LeadError."""
     r, collection = job.settings.retrieval, job.dataset.collection.name
     shared = job.jobs[collection, job.run].settings.retrieval.index
     if r.index != shared:

@@ -1,4 +1,4 @@
-"""One dataset as the workflow sees it: its collection, its shards, and the files that it is read from."""
+"""One dataset as the workflow sees it: its collection, its shards, and its source files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lead.plan.settings import dataset_settings
 
 
 class PlannedDataset:
-    """A file of config/datasets/, and where what is made of it lies.
+    """A file of config/datasets/, and the places of its results.
 
-    data, file: its keys, and the file that they are in. folder: its results. collection: the dataset whose corpus,
-    models and vectors it uses: itself, unless it is more evaluation queries of another dataset.
+    data, file: its keys, and the file that holds them. folder: its results. collection: the dataset whose corpus,
+    models and vectors it uses. This is the dataset itself, or another dataset for which it has more evaluation queries.
     """
 
     def __init__(self, loaded: Loaded, name: str, collection: PlannedDataset | None = None) -> None:
         """`collection`: None for a dataset with its own corpus."""
         self.loaded, self.name = loaded, name
         self.data, self.file = loaded.datasets[name]
-        self.folder = f"{os.path.normpath(loaded.config.results)}/{name}"  # as Snakemake does it to targets
+        self.folder = f"{os.path.normpath(loaded.config.results)}/{name}"  # like Snakemake's targets
         self.collection = collection or self
 
     @cached_property
@@ -33,30 +33,30 @@ class PlannedDataset:
 
     @property
     def corpus(self) -> str:
-        """File of the passages that its queries are asked of."""
+        """File of the passages that its queries search."""
         return f"{self.collection.folder}/data/corpus.parquet"
 
     @property
     def shards(self) -> list[str]:
-        """Endings of the files of the shards that a corpus is encoded and searched in: .1of2, .2of2; or one, empty."""
+        """Endings of the files of the corpus's shards: .1of2, .2of2; one empty ending for a corpus in one part."""
         n = self.collection.data.shards
         return [f".{i}of{n}" for i in range(1, n + 1)] if n > 1 else [""]
 
     @property
     def scattered(self) -> bool:
-        """Whether its shards are searched by one job each.
+        """Whether each shard is searched by a separate job.
 
-        More evaluation queries of a collection are few: one job goes from shard to shard.
+        An evaluation set has few queries: one job searches all shards.
         """
         return self.collection is self and len(self.shards) > 1
 
     def parts(self, kind: str, run: str) -> list[str]:
-        """Files of a run's lists over each shard, gathered into one; kind: runs or negatives."""
+        """Files of a run's lists for each shard, which are gathered later. kind: runs or negatives."""
         return [f"{self.folder}/{kind}/{run}/part{shard}.parquet" for shard in self.shards]
 
     @property
     def encode_threads(self) -> int:
-        """Threads of a job that encodes: one for a part of a corpus, whose tokens are stored: parts go together."""
+        """Threads of a job that encodes. One for a shard: its tokens are stored, and many jobs run at once."""
         return 1 if len(self.shards) > 1 else 8
 
     @property
@@ -66,17 +66,17 @@ class PlannedDataset:
 
     @property
     def source(self) -> AnySource:
-        """Its source, with paths as they are seen from here."""
+        """Its source, with paths relative to the working directory."""
         return source_paths(self.data.source, self.file)
 
     @property
     def source_files(self) -> list[str]:
-        """Files that it is read from."""
+        """Files that `prepare` reads."""
         return source_files(self.source)
 
     @property
     def external_run(self) -> str:
-        """Where the ranked lists are that come with its test queries: a file, or ir_datasets:ID. Raises LeadError."""
+        """The ranked lists that come with its test queries: a file, or ir_datasets:ID. Raises LeadError."""
         lists = self.data.external_run
         if lists is None:
             raise LeadError(

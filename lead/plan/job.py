@@ -1,4 +1,4 @@
-"""One run on one dataset: its settings, its stages, and the files that it reads. Asking it checks nothing."""
+"""One run on one dataset: its settings, its stages, and the files that it reads. Nothing is checked here."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lead.plan.settings import run_settings
 
 
 class Jobs(dict[tuple[str, str], "Job"]):
-    """Jobs by dataset and run, each made when it is first asked for. Raises LeadError for an unknown name."""
+    """Jobs by dataset and run. Each is created on first access. Raises LeadError for an unknown name."""
 
     def __init__(self, loaded: Loaded, rows: Rows, datasets: Named[PlannedDataset]) -> None:
         super().__init__()
         self.loaded, self.rows, self.datasets = loaded, rows, datasets
-        self.recipes: dict[tuple[str, str, str | None], dict[str, Any]] = {}  # of stages, once they have been asked for
+        self.recipes: dict[tuple[str, str, str | None], dict[str, Any]] = {}  # of stages, as a cache
 
     def __missing__(self, key: tuple[str, str]) -> Job:
         dataset, run = key
@@ -37,7 +37,7 @@ class Jobs(dict[tuple[str, str], "Job"]):
 class Job:
     """A run on a dataset.
 
-    method, kind: the records of its method, and of its model's kind (None for a list that is no model's).
+    method, kind: the records of its method and of its model's kind (None for a list without a model).
     """
 
     jobs: Jobs
@@ -58,7 +58,7 @@ class Job:
 
     @cached_property
     def stages(self) -> list[str]:
-        """The stages that make this run itself, in order."""
+        """The stages that make this run, without the runs that it depends on, in order."""
         if self.kind is None:
             return [str(self.method.stage), "evaluate"]
         train = [str(self.method.stage)] if self.method.trains else []
@@ -69,13 +69,13 @@ class Job:
     # --- models ------------------------------------------------------------------------------------------------------
     @property
     def model(self) -> str:
-        """Model folder: its own, or, for `teacher_of`, the one that the joint run leaves."""
+        """Model folder of the run; for `teacher_of`, the teacher's folder of the joint run."""
         name = self.run if self.row.of is None else f"{self.row.of}_teacher"
         return f"{self.dataset.collection.folder}/models/{name}"
 
     @property
     def start(self) -> list[str]:
-        """Model folder that training continues from; none when it starts from a pretrained encoder."""
+        """Model folder where training starts; none if it starts from a pretrained encoder."""
         return [] if self.row.start is None else [self.other(self.row.start).model]
 
     @property
@@ -90,37 +90,37 @@ class Job:
 
     @property
     def encoder(self) -> ModelRef:
-        """The pretrained encoder that its model grew from."""
+        """The pretrained encoder of its chain of trainings."""
         origin = self.origin
         return origin.settings.models["teacher" if origin.row.init == "teacher" else "student"]
 
     # --- vectors and lists -------------------------------------------------------------------------------------------
     @property
     def negatives(self) -> str:
-        """File of hard negatives that it trains with."""
+        """File of the hard negatives for its training."""
         row = self.row
         name = row.negatives if row.denoise is None else f"{row.negatives}.{row.denoise}"
         return f"{self.dataset.folder}/negatives/{name}.parquet"
 
     @property
     def passages(self) -> list[str]:
-        """Files of passages' vectors that it trains against; none unless it learns queries only."""
+        """Files of the fixed passage vectors of a run with `passages` (ADORE); none otherwise."""
         return self.vectors() if self.row.passages else []
 
     def vectors(self, shard: str | None = None) -> list[str]:
-        """Files of the vectors that it searches, one a shard, or that of `shard`; evaluation sets share them."""
+        """Files of the searched vectors: one for each shard, or only that of `shard`. Evaluation sets share them."""
         folder = f"{self.dataset.collection.folder}/embeddings/{self.row.passages or self.run}"
         return [f"{folder}/passages{s}.parquet" for s in (self.dataset.shards if shard is None else [shard])]
 
     def indexes(self, shard: str | None = None) -> list[str]:
-        """Folders of approximate indexes of these vectors, one for each file; none when search is exact."""
+        """Folders of approximate indexes, one for each file of `vectors`; none if search is exact."""
         if self.jobs[self.dataset.collection.name, self.run].settings.retrieval.index is None:
             return []
         return [re.sub(r"/passages([^/]*)\.parquet$", r"/index\1", file) for file in self.vectors(shard)]
 
     @property
     def tokenizer(self) -> tuple[str, str, int]:
-        """Name of the store of its passages' token ids; the encoder whose tokenizer it is, and the length of a passage.
+        """Name of the store of its passages' token ids, reference of the tokenizer's encoder, length of a passage.
 
         The name is like hub_Luyu_co-condenser-marco-144.
         """
@@ -128,7 +128,7 @@ class Job:
         return re.sub(r"[^A-Za-z0-9.-]+", "_", reference) + f"-{length}", reference, length
 
     def tokens(self, shard: str) -> list[str]:
-        """Folder of a shard's token ids for its model; none for a corpus in one part, which is tokenized anew."""
+        """Folder of a shard's token ids; none for a corpus in one part, which each encoding tokenizes again."""
         return [f"{self.dataset.folder}/tokens/{self.tokenizer[0]}/passages{shard}"] if shard else []
 
     @property

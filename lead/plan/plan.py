@@ -1,7 +1,7 @@
-"""The plan: every run on every dataset, from the configuration. It decides what the workflow makes, and makes nothing.
+"""The plan: every run on every dataset, from the configuration. It decides what the workflow makes.
 
-`plan[dataset, run]` is a `Job`. Its settings stage by stage are in lead.plan.stage_settings, what is refused before any
-work in lead.plan.checks, the default targets in lead.plan.targets.
+`plan[dataset, run]` is a `Job`. lead.plan.stage_settings has the settings of its stages, lead.plan.checks the checks
+before any work, lead.plan.targets the default targets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lead.plan.rows import Rows
 class Plan:
     """The rows of the experiments, the datasets, and the jobs: one for each pair of them.
 
-    rows, datasets: by name. jobs: by dataset and run. results: the folder of everything that is made.
+    rows, datasets: by name. jobs: by dataset and run. results: the folder of all results.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -47,7 +47,7 @@ class Plan:
         return [name for name, dataset in self.datasets.items() if dataset.collection is not dataset]
 
     def scattered(self, yes: bool) -> list[str]:
-        """Datasets whose shards are searched by one job each, or the others."""
+        """Datasets whose shards are searched by separate jobs (yes), or the other datasets (no)."""
         return [name for name, dataset in self.datasets.items() if dataset.scattered == yes]
 
     @functools.cached_property
@@ -56,16 +56,16 @@ class Plan:
         return load_paper(self.paper_path, list(self.rows))
 
     def checked_paper(self) -> str:
-        """The file of the paper's tables, once it has been checked."""
+        """The file of the paper's tables, after a check."""
         _ = self.paper
         return str(self.paper_path)
 
     def path(self) -> str:
-        """The file that everything was read from."""
+        """The file config.yaml that was loaded."""
         return str(self.loaded.path)
 
     def overrides(self) -> str:
-        """The keys that were given elsewhere than in the files, as JSON."""
+        """The keys that do not come from files (snakemake --config), as JSON."""
         return json.dumps(self.loaded.overrides, sort_keys=True)
 
     def overview(self) -> str:

@@ -1,4 +1,4 @@
-"""The rows of the experiments are checked against each other, whatever the dataset."""
+"""Checks of the experiments' rows against each other, for all datasets."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _check_references(rows: Rows, name: str, row: Row, seen: tuple[str, ...]) ->
 
 
 def _check_queries_only(rows: Rows, name: str, row: Row) -> None:
-    """Refuse what would take a model that encodes queries only (ADORE) for one that encodes passages too."""
+    """Refuse rows that need passage vectors of a model that encodes only queries (ADORE)."""
     where = f"{rows.where}: run '{name}'"
     for key in ("start", "teacher", "passages"):
         other = getattr(row, key)
@@ -81,13 +81,13 @@ def _check_queries_only(rows: Rows, name: str, row: Row) -> None:
 
 
 def _check_searches(rows: Rows, where: str, key: str, name: str | None, why: str) -> None:
-    """Refuse a run under `key` whose model does not search: `why`. Raises LeadError."""
+    """Refuse a run under `key` whose model does not search. why: for the message. Raises LeadError."""
     if (kind := rows.kind(str(name))).ranks_by != "search":
         raise LeadError(f"{where}: key '{key}': '{name}' is {kind.a}; {why}")
 
 
 def _check_settings(where: str, row: Row) -> None:
-    """Refuse settings of a row that nothing would read, or that are the whole dataset's."""
+    """Refuse settings of a row that its run does not read, or that belong to the whole dataset."""
     for key, inside in OF_DATASET:
         if key in row.settings and (inside is None or inside in row.settings[key]):
             full = f"{key}.{inside}" if inside else key
@@ -105,7 +105,7 @@ def _check_settings(where: str, row: Row) -> None:
 
 
 def _unread(keys: dict[str, Any], reads: Any) -> list[str]:
-    """The keys that are not read: `reads` holds True for a key that is, or which of those inside it are.
+    """The keys that are not read. reads: for each key that is read, True or the set of inner keys that are.
 
     >>> _unread({"tau": 2, "joint": True, "weights": {"lyr": 1, "rep": 1}}, METHODS["rd"].reads)
     ['joint', 'weights.lyr']

@@ -1,7 +1,7 @@
-"""The rows of the experiments: which runs each run starts from, of which kind it is, for which seed.
+"""The rows of the experiments: the runs that each run depends on, its kind and its seed.
 
-`{run}-s2`, `{run}-s3`, .. are runs too: the same row with another seed, made from the rows it names with that seed
-(`seeds` of config.yaml says which of them are made anew, and which are shared by all seeds).
+`{run}-s2`, `{run}-s3`, .. are runs too: the same row with another seed. They depend on runs with that seed, or on runs
+that all seeds share. `seeds` of config.yaml says which.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REFERENCES = ("start", "teacher", "passages", "of", "negatives", "denoise")  # k
 
 
 def split_seed(run: str) -> tuple[str, int]:
-    """The name of a run's row, and which seed it is for.
+    """The name of a run's row, and the number of its seed.
 
     >>> split_seed("lead_cb-s3"), split_seed("lead_cb")
     (('lead_cb', 3), ('lead_cb', 1))
@@ -30,13 +30,13 @@ def split_seed(run: str) -> tuple[str, int]:
 
 
 def seeded(settings: dict[str, Any], run: str) -> dict[str, Any]:
-    """Settings of a run with its seed: that of the first plus how many seeds came before."""
+    """Settings of a run with its seed: the first seed plus the number of seeds before."""
     seed = split_seed(run)[1]
     return settings if seed == 1 else settings | {"seed": settings.get("seed", 1) + seed - 1}
 
 
 class Rows(Named[Row]):
-    """Rows by name; the row of `{name}-s2` is derived from that of `{name}`. Nothing here depends on a dataset."""
+    """Rows by name. The row of `{name}-s2` is derived from that of `{name}`. All is independent of the dataset."""
 
     def __init__(self, where: object, rows: Mapping[str, Row], seeds: str = "distil") -> None:
         """`where`: the experiments file. `seeds`: `distil` or `chain`, as in config.yaml."""
@@ -49,7 +49,7 @@ class Rows(Named[Row]):
         return super().__contains__(base) and (seed == 1 or self.method(base).has_model)
 
     def __missing__(self, name: str) -> Row:
-        """The row of a seed: the rows it names are those of the same seed. Raises LeadError."""
+        """The row of another seed; `reference` replaces the runs that it names. Raises LeadError."""
         base, seed = split_seed(name)
         if name in RENAMED:
             raise LeadError(f"the run '{name}' is called '{RENAMED[name]}' now; rename it")
@@ -59,14 +59,14 @@ class Rows(Named[Row]):
         return row.model_copy(update={key: self.reference(getattr(row, key), seed) for key in REFERENCES})
 
     def reference(self, run: str | None, seed: int) -> str | None:
-        """The run that a run of this seed is made from, where its row names `run`."""
+        """The run that replaces `run` in the row of this seed."""
         if run is None or seed == 1 or run not in self or not self.method(run).has_model:
             return run
         return f"{run}-s{seed}" if self.seeds == "chain" or self[run].phase == "distil" else run
 
     # --- groups of runs ----------------------------------------------------------------------------------------------
     def of_stage(self, stage: str) -> list[str]:
-        """Runs whose model or list this stage makes."""
+        """Runs whose model or list is made by this stage."""
         return [name for name in self if self.method(name).stage == stage]
 
     def ranked_by(self, way: Literal["search", "rerank"]) -> list[str]:
@@ -74,7 +74,7 @@ class Rows(Named[Row]):
         return [name for name in self if self.method(name).has_model and self.kind(name).ranks_by == way]
 
     def joint(self) -> list[str]:
-        """Runs that train the teacher too, and so leave a model `<run>_teacher`, on every dataset."""
+        """Runs that train the teacher too, on every dataset. They also make a model `<run>_teacher`."""
         switched = {name: row.settings.get("distil", {}).get("joint", True) for name, row in self.items()}
         return [name for name in self if self.method(name).joint and switched[name]]
 
@@ -93,25 +93,25 @@ class Rows(Named[Row]):
         return KINDS[self[self.origin(run)].kind]
 
     def origin(self, run: str) -> str:
-        """The run that trained the pretrained encoder from which this run's model grew."""
+        """The run that trained a pretrained encoder, at the start of this run's chain."""
         row = self[run]
         if row.of is not None:
             return self.origin(str(self[row.of].teacher))
         return run if row.init is not None else self.origin(str(row.start))
 
     def root(self, run: str) -> str:
-        """Which of `models` the run's model grew from: `teacher` or `student`."""
+        """The key of `models` at the start of the run's chain: `teacher` or `student`."""
         return str(self[self.origin(run)].init)
 
     def generation(self, run: str) -> int:
-        """How many trainings the models that a run trains or learns from have behind them: 0 for a warm-up."""
+        """The number of earlier trainings of the models that a run trains or learns from: 0 for a warm-up."""
         row = self[run]
         if row.of is not None:
             return self.generation(row.of)
         return max((1 + self.generation(name) for name in (row.start, row.teacher) if name is not None), default=0)
 
     def ancestors(self, run: str) -> list[str]:
-        """A run and every run that it is made from, itself first."""
+        """A run and all runs that it depends on. The run comes first."""
         row = self[run]
         negatives = row.negatives if self.method(run).trains else None
         found = [run]
@@ -121,7 +121,7 @@ class Rows(Named[Row]):
         return found
 
     def phases(self, run: str) -> list[str]:
-        """Which of `phases` a run's training is in, later ones winning."""
+        """The `phases` of a run's training. Later ones override earlier ones."""
         row = self[run]
         if not self.method(run).has_model:
             return []

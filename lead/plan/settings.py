@@ -1,4 +1,4 @@
-"""All settings of a run on a dataset, from the files that give them."""
+"""All settings of a run on a dataset, merged from the configuration files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def dataset_settings(loaded: Loaded, dataset: str) -> Settings:
 def run_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> Settings:
     """The settings of a run on a dataset: defaults < preset < dataset < config < row. Raises LeadError.
 
-    Within one of these `phases` wins over `train`, and its later ones over its earlier; a later one's `train` wins
-    over all of an earlier one. A teacher that goes on training alone has the rate of a jointly trained one.
+    Within one of these, `phases` override `train`, and later phases override earlier ones. The `train` of a later one
+    overrides everything of an earlier one. A teacher in further training alone has the rate of a jointly trained one.
     """
     row = rows[run]
     tree: dict[str, Any] = {}
@@ -35,7 +35,7 @@ def run_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> Settings
     tree = seeded(tree, run)
     own = row.settings.get("train", {}).get("lr")
     alone = rows.method(run).stage == "train" and row.phase == "distil" and rows.root(run) == "teacher"
-    if alone and own is None:  # the control of a jointly trained teacher: its rate, the contrastive loss only
+    if alone and own is None:  # the control of a jointly trained teacher: the same rate, only the contrastive loss
         train["lr"] = train.get("teacher_lr") or train.get("lr", Train().lr)
     return _checked(loaded, dataset, tree | {"train": train})
 

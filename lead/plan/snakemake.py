@@ -1,4 +1,4 @@
-"""What the Snakefile needs from the package: the checked plan, and helpers that keep rules free of logic."""
+"""Helpers for the Snakefile: the checked plan, and functions that keep logic out of the rules."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_plan(workflow: Any) -> Plan:
 
 
 def one_line(function: Callable[..., R]) -> Callable[[Any], R]:
-    """An input or params function of wildcards whose LeadError ends Snakemake with one line."""
+    """Wrap an input or params function: a LeadError ends Snakemake with one line."""
 
     def checked(wildcards: Any) -> R:
         try:
@@ -67,13 +67,13 @@ def _signed(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def checked(job: Job) -> Job:
-    """The job, once it has been checked: a run that makes no sense is refused whatever the target."""
+    """The job, after its check. An invalid run is refused for every target."""
     check(job)
     return job
 
 
 def recipes(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
-    """`settings("train")`: the params function of the recipe that a stage's job reads (a change reruns the job)."""
+    """`settings("train")`: the params function for the recipe of a stage's job. A change reruns the job."""
 
     def settings(stage: str) -> Callable[[Any], str]:
         def of(wildcards: Any) -> str:
@@ -87,10 +87,10 @@ def recipes(plan: Plan) -> Callable[[str], Callable[[Any], str]]:
 
 
 def executions(plan: Plan) -> Callable[[str], Callable[..., str]]:
-    """`execution("train")`: the params function of what a stage's job reads that decides only time and memory.
+    """`execution("train")`: the params function for the keys of a stage's job that decide only time and memory.
 
-    Snakemake ignores changes of a parameter whose function takes `output`, so execution keys rerun nothing. Wherever
-    the job is executed, the parameter is evaluated from the Snakefile like any other.
+    Snakemake ignores changes of a parameter whose function takes `output`, so execution keys rerun nothing. On the
+    job's machine the parameter is evaluated from the Snakefile like any other.
     """
 
     def execution(stage: str) -> Callable[..., str]:
@@ -108,22 +108,22 @@ def _settings(plan: Plan, stage: str, wildcards: Any) -> dict[str, Any]:
 
 
 class Memory(NamedTuple):
-    """MB that a stage takes at most: its process, and so much for each MB of some inputs."""
+    """Peak memory of a stage in MB: a base for the process, and factors for each MB of its inputs."""
 
     base: int
-    full: dict[str, float] = {}  # of inputs that are in memory as a whole
-    shard: dict[str, float] = {}  # of inputs of which one shard is at a time
-    largest: dict[str, float] = {}  # of inputs of several files, one of which is at a time
-    ranks: bool = False  # all of it once for each rank
+    full: dict[str, float] = {}  # of inputs that are in memory whole
+    shard: dict[str, float] = {}  # of inputs with one shard in memory at a time
+    largest: dict[str, float] = {}  # of inputs in several files, one file in memory at a time
+    ranks: bool = False  # multiply everything by the number of ranks
 
 
-# From peaks that were measured (docs/scale.md) and what a row takes: files are compressed, tables in memory are not.
+# From measured peaks (docs/scale.md) and the size of a row in memory: files are compressed, tables in memory are not.
 MEMORY = {
     "prepare": Memory(3000, {"sources": 0.3, "corpus": 1}),
     "bm25": Memory(2000, {"corpus": 4, "queries": 150}),  # the index; 100 negatives a query
-    # the corpus's ids; lists hold texts, or packed ids
+    # ids of the corpus; lists hold texts, or compressed ids
     "external": Memory(2000, {"corpus": 1, "queries": 4, "lists": 0.5}),
-    # ADORE's passages: a file while it is read, and a rank's part of all
+    # ADORE's passages: the file that is read, and the rank's part of all
     # texts are mapped from a file; ids are looked up in memory
     "train": Memory(5000, {"corpus": 0.4, "queries": 5, "negatives": 14}, {"passages": 6}, ranks=True),
     "distil": Memory(7000, {"corpus": 0.4, "queries": 5, "negatives": 14}, ranks=True),
@@ -132,7 +132,7 @@ MEMORY = {
     "encode_queries": Memory(4000, {"texts": 130}),
     "index": Memory(2000, {"vectors": 6}),
     "search": Memory(4000, {"queries": 4}, largest={"passages": 4, "indexes": 1.2}),
-    "gather": Memory(5000, {"queries": 1}),  # a row group of each part: 1,024 queries, whatever their number
+    "gather": Memory(5000, {"queries": 1}),  # a row group of each part: 1,024 queries, for any number of queries
     "denoise": Memory(13000, {"corpus": 0.4, "negatives": 20}),
     "rerank": Memory(13000, {"corpus": 0.4, "ranked": 25}),  # 8 GB of token vectors
     "evaluate": Memory(3000, {"ranked": 20, "qrels": 20}),
@@ -143,7 +143,7 @@ MEMORY = {
 def memories(plan: Plan) -> Callable[[str], Callable[..., int]]:
     """`memory("mine")`: the resource function of a stage's `mem_mb`, from the sizes of its inputs, times the attempt.
 
-    Where an input does not exist yet, as in a dry run, Snakemake shows <TBD> and asks again before the job starts.
+    If an input does not exist yet, as in a dry run, Snakemake shows <TBD> and calls the function again before the job.
     """
 
     def memory(stage: str) -> Callable[..., int]:
@@ -173,7 +173,7 @@ def _size(path: str) -> int:
 
 
 def one_of(names: Iterable[str]) -> str:
-    """A wildcard constraint: exactly one of these names, with or without a seed (nothing at all, if there are none)."""
+    """A wildcard constraint: exactly one of these names, with or without a seed. Without names it matches nothing."""
     names = list(names)
     either = "|".join(map(re.escape, sorted(names)))
     return _full(rf"(?:{either})(?:{SEED})?") if names else "(?!)"
@@ -188,8 +188,8 @@ def exactly(names: Iterable[str]) -> str:
 def _full(pattern: str) -> str:
     """A pattern that must match the whole name.
 
-    Snakemake also tries a constraint with `match` on a bare name, where `lead_cb` would do for `lead_cb_teacher`: hence
-    the second half. The first is for a name inside a path.
+    The first half is for a name inside a path. Snakemake also applies `match` to a bare name, and there `lead_cb` would
+    match `lead_cb_teacher`. The second half prevents this.
     """
     return rf"(?!\A){pattern}|\A{pattern}\Z"
 
@@ -201,7 +201,7 @@ def option(name: str, value: Any) -> str:
 
 
 def _typed(value: Any) -> Any:
-    """Values of `--config`, whose nested numbers Snakemake leaves as text, as YAML would read them."""
+    """Values of `--config` as YAML reads them. Snakemake leaves nested numbers as text."""
     if isinstance(value, dict):
         return {k: _typed(v) for k, v in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What each stage reads of a run's settings: keys of its class in lead.config.stages, and nothing else.
+"""The part of a run's settings that each stage reads: the keys of its class in lead.config.stages.
 
 The recipe decides what a stage makes: a stage runs again when its recipe changes, and only then. The execution decides
 time and memory (lead.config.recipe).
@@ -21,10 +21,10 @@ from lead.plan.job import Job, Jobs
 
 
 def settings_of(jobs: Jobs, stage: str, dataset: str, name: str | None = None) -> Tree:
-    """The settings of a stage on a dataset. `name`: of the run, or of the tokenizer. Raises LeadError."""
+    """The settings of a stage on a dataset. name: the run's name, or the tokenizer's. Raises LeadError."""
     if stage == "tokenize":
         return _tokenizer(jobs, dataset, str(name))
-    if stage in OF_DATASET:  # whatever the run
+    if stage in OF_DATASET:  # the same for all runs
         planned = jobs.datasets[dataset]
         return OF_DATASET[stage](planned, jobs[dataset, stage].settings if stage in jobs.rows else planned.settings)
     return OF_RUN[stage](jobs[dataset, str(name)])
@@ -46,7 +46,7 @@ def execution_of(stage: str, settings: Tree) -> Tree:
 
 
 def _within(part: Tree, settings: Tree) -> Tree:
-    """The keys of `part` that `settings` has too: those that a run does not read are in neither."""
+    """The keys of `part` that `settings` has too. Keys that a run does not read are in neither result."""
     found = {key: (value, settings[key]) for key, value in part.items() if key in settings}
     return {key: _within(v, s) if isinstance(v, dict) and isinstance(s, dict) else v for key, (v, s) in found.items()}
 
@@ -70,7 +70,7 @@ def _external(dataset: PlannedDataset, s: Settings) -> Tree:
 
 
 def _tokenizer(jobs: Jobs, dataset: str, name: str) -> Tree:
-    """The tokenizer and the length of passages of the store of token ids with this name."""
+    """Tokenizer and passage length of the store of token ids with this name."""
     stores = [jobs[dataset, run].tokenizer for run in jobs.rows.ranked_by("search")]
     known = {store: {"reference": reference, "length": length} for store, reference, length in stores}
     return Named("tokenizer", f"the runs on {dataset}", known)[name]
@@ -139,7 +139,7 @@ def _encoding(job: Job) -> Tree:
 
 
 def _searching(job: Job) -> Tree:
-    """What a search reads of an approximate index's settings; nothing when it is exact."""
+    """The settings of an approximate index that a search reads; none if search is exact."""
     r = job.settings.retrieval
     return {} if r.index is None else {"index_parameters": r.index_parameters}
 
@@ -164,12 +164,12 @@ OF_RUN: Named[Callable[[Job], Tree]] = Named(
         "evaluate": _evaluate,
     },
 )
-LISTING = ("bm25", "external", "retrieve", "rerank")  # stages that an evaluation set has of its own
+LISTING = ("bm25", "external", "retrieve", "rerank")  # stages that an evaluation set runs itself
 
 
 # --- the whole chain -------------------------------------------------------------------------------------------------
 def _made_by(job: Job) -> Tree:
-    """What a result tells of its making: the recipe of every stage behind it, by `run.stage`."""
+    """The recipes of all stages behind a result, by `run.stage`."""
     jobs, dataset = job.jobs, job.dataset.name
     collection = job.dataset.collection.name
     made = {"prepare": _recipe(jobs, "prepare", collection)}
@@ -179,7 +179,7 @@ def _made_by(job: Job) -> Tree:
     for listed in lists:
         for name in jobs.rows.ancestors(listed):
             behind = jobs[collection, name]
-            # of the runs whose lists are read, all stages; of the others, what made their model or negatives
+            # runs whose lists are read: all stages; other runs: the stages of their model or negatives
             stages = [stage for stage in jobs[dataset, name].stages if stage != "evaluate"]
             for stage in stages if name in lists else stages[:1]:
                 of = dataset if stage in LISTING and name in lists else collection

@@ -1,4 +1,4 @@
-"""Which results a dataset gets, and what a target on the command line of Snakemake is checked for."""
+"""The results of a dataset, and the checks of a target on Snakemake's command line."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lead.plan.rows import split_seed
 
 
 def check_target(plan: Plan, target: str, gpus: int | None = None) -> None:
-    """Check the job of a target like results/demo/lead_cb.json, the dataset of any other file there. Raises LeadError.
+    """Check the job of a target like results/demo/lead_cb.json, or the dataset of another file there. LeadError.
 
-    Other targets pass. `gpus`: how many are granted, if that is known.
+    Other targets pass. gpus: the number of granted GPUs, if known.
     """
     path = Path(os.path.normpath(target))
     if not path.is_relative_to(plan.results) or len(below := path.relative_to(plan.results).parts) < 2:
@@ -34,8 +34,8 @@ def check_target(plan: Plan, target: str, gpus: int | None = None) -> None:
 def targets(plan: Plan, dataset: str) -> list[str]:
     """Result files of the dataset's `runs`, or of every run that makes sense on it, with their further seeds.
 
-    These are as many as `repeats` wants, and those that are there. Of runs that are the same here (`twin`) the
-    first is enough, unless `runs` names them.
+    The seeds are those of `repeats`, and those that exist already. If several runs are equal here (`twin`), only the
+    first is included, unless `runs` names the others.
     """
     planned, rows = plan.datasets[dataset], plan.rows
     data = planned.data
@@ -57,7 +57,7 @@ def targets(plan: Plan, dataset: str) -> list[str]:
 
 
 def sensible(plan: Plan, dataset: str) -> list[str]:
-    """Runs that make sense on a dataset: meant for it, with layers that its models have, and lists that it has."""
+    """Runs that make sense on a dataset: they are meant for it, and its models and lists allow them."""
     return [name for name in plan.rows if _makes_sense(plan[dataset, name])]
 
 
@@ -75,7 +75,7 @@ def _makes_sense(job: Job) -> bool:
 
 
 def twin(job: Job) -> str:
-    """The first run that does exactly what this one does on its dataset (`lead_cb` for its own K), or itself."""
+    """The first run with the same settings on this dataset (`lead_cb` for `lead_cb_k3` if K = 3), or the run."""
     return next((name for name in job.jobs.rows if _what(job.other(name)) == _what(job)), job.run)
 
 

@@ -1,4 +1,4 @@
-"""`lead verify`: whether a dataset's results are intact, and what the configuration of today would make."""
+"""`lead verify`: whether a dataset's results are intact, and agree with today's configuration."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Finding = tuple[str, str]  # state, what
 def verify(plan: Plan, dataset: str) -> list[Finding]:
     """(state, what) of every result, folder and table of a dataset; states: ok, stale, altered, missing, note.
 
-    Altered: a checksum or a mean that does not agree. Stale: made with other settings than those of today, from an
-    input that is another one now, or from something stale. Missing: what a result was made from, or its values. A note
-    says that artifacts were made by other code. Raises LeadError for an unknown dataset, or one without any result.
+    altered: a checksum or a mean does not agree. stale: today's settings differ, an input has changed, or an input is
+    stale. missing: an input of a result, or its values for each query. note: the number of artifacts made by other
+    code. Raises LeadError for an unknown dataset, or a dataset without results.
     """
     folder = Path(plan.datasets[dataset].folder)
     results = sorted(folder.glob("*.json"))
@@ -41,7 +41,7 @@ def verify(plan: Plan, dataset: str) -> list[Finding]:
     paths += [path for path in sorted(folder.rglob("*.parquet")) if not path.name.startswith(".")]
     verifier = Verifier(plan)
     found = [finding for path in paths for finding in verifier(path) or [("ok", str(path))]]
-    # what was made in the folder of another dataset: said only where something is wrong with it
+    # artifacts in the folder of another dataset are reported only if something is wrong with them
     others_found = verifier.found.keys() - set(paths)
     found += [finding for path in sorted(others_found) for finding in verifier.found[path]]
     if others := sum(record.get("code") != code() for record in verifier.records.values()):
@@ -50,7 +50,7 @@ def verify(plan: Plan, dataset: str) -> list[Finding]:
 
 
 class Verifier:
-    """What is wrong with artifacts, each looked at once."""
+    """What is wrong with artifacts. Each is checked once."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -59,7 +59,7 @@ class Verifier:
         self.sums: dict[str, str | None] = {}
 
     def __call__(self, path: Path) -> list[Finding]:
-        """What is wrong with this artifact, nothing if it is as it should be."""
+        """What is wrong with this artifact; nothing if it is intact and up to date."""
         if path not in self.found:
             try:
                 self.found[path] = list(self._check(path))
@@ -93,7 +93,7 @@ class Verifier:
             yield from self._values(path)
 
     def _changed(self, path: Path, record: Record) -> list[str]:
-        """The first keys in which the recipe of today differs from that which the artifact was made with."""
+        """The first keys in which today's recipe differs from the artifact's recipe."""
         dataset, *folders, last = path.relative_to(self.plan.results).parts
         stage = record["stage"]
         run = folders[1] if len(folders) == 2 else Path(last).stem if path.is_file() else last
@@ -106,27 +106,27 @@ class Verifier:
         today = settings_of(self.plan.jobs, stage, dataset, run)
         cls = settings_class(stage)
         shard = {"shard": record["settings"]["shard"]} if stage in ("tokenize", "encode") else {}
-        # through the class, so that a key that did not exist then has its default
+        # validated by the class: a key that did not exist at that time gets its default
         then, now = (
             recipe(validate(cls, settings, str(path))) | {"made_by": None}
             for settings in (record["settings"], today | shard)
         )
-        if "made_by" in today and path.suffix == ".json":  # a result: the settings of everything behind it
+        if "made_by" in today and path.suffix == ".json":  # a result: the settings of all stages behind it
             then, now = then | read_json(path).get("made_by", {}), now | today["made_by"]
         return list(differences(then, now))[:3]
 
     def _sources(self, record: Record) -> list[str]:
-        """Files of the user's own that an artifact was made from, wherever they lie."""
+        """Inputs of an artifact that the user made, in any folder."""
         cls = settings_class(record["stage"])
         with contextlib.suppress(LeadError):
             return [str(path) for path in named_files(validate(cls, record["settings"], record["stage"]))]
         return []
 
     def _input(self, path: Path, name: str, sum_: str, source: bool) -> Iterator[Finding]:
-        """What is wrong with an input of an artifact: `name`, whose content had this sum; `source`: not made by us."""
+        """What is wrong with an input of an artifact. sum_: its checksum at that time. source: not made by lead."""
         ours = Path(name).is_relative_to(self.plan.results) and Path(name).exists() and not source
         states = {state for state, _ in self(Path(name))} if ours else set()
-        if "altered" in states:  # said there; what was made from it before is none the worse
+        if "altered" in states:  # reported for the input; what was made from it before is still right
             return
         today = self._sum(name)
         if today is None:
@@ -146,7 +146,7 @@ class Verifier:
         return self.sums[name]
 
     def _values(self, path: Path) -> Iterator[Finding]:
-        """Whether a result's means are those of its queries' values."""
+        """Whether a result's means equal the means of its queries' values."""
         per_query = path.parent / "per_query" / f"{path.stem}.parquet"
         if not per_query.exists():
             yield "missing", f"{per_query}"

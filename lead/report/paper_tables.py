@@ -22,7 +22,7 @@ from lead.report.table import difference
 from lead.store.atomic import atomic_file
 
 CONTROL = "student_more"
-CLEARLY = 0.001  # a teacher is clearly above the student if a paired test says so at this level
+CLEARLY = 0.001  # level of the paired test for a teacher clearly above the student
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Built:
     guide: float | None  # the control's mean of the first measure
 
     def html(self) -> str:
-        """The table as a section of a page."""
+        """The table as a section of an HTML page."""
         return html_table(self.title, self.cells, self.notes, self.marks, self.guide)
 
 
@@ -45,8 +45,8 @@ def tables(
 ) -> list[Path]:
     """Write every table that applies to `dataset` as Markdown, CSV and HTML into `out`, and all.md and all.html.
 
-    `results`: the dataset's folder of results, if it is not where `config` says. `out`: by default the folder `tables`
-    in it. `overrides`: keys of the configuration from elsewhere.
+    results: the dataset's folder of results, if it is not the one of `config`. out: by default its folder `tables`.
+    overrides: keys that replace those of the configuration.
 
     Raises LeadError for a dataset that does not exist or a damaged result; missing runs are shown as missing.
     """
@@ -97,7 +97,7 @@ def preamble_text(plan: Plan, dataset: str, measures: list[str], runs: Runs) -> 
 def build(
     table: PaperTable, dataset: str, measures: list[str], reported_measures: list[str], runs: Runs, plan: Plan
 ) -> Built:
-    """One table of one dataset: a row for each of the paper's rows that we can run or that the paper reports here."""
+    """One table of one dataset: the paper's rows that we can run on it, or that have the paper's values for it."""
     rows = [_made(row, dataset, runs, plan) for row in table.rows if row.run is not None or dataset in row.values]
     ours = any(dataset in row.values for row in rows)
     first, evaluation = measures[0], plan.datasets[dataset].settings.evaluation
@@ -143,10 +143,10 @@ def build(
 
 
 def _made(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:
-    """The row with the run whose result it shows: its own run, or one with the same settings on this dataset."""
+    """The row with the run whose result it shows: its run, or a run with the same settings on this dataset."""
     if row.run is None or row.run in (plan.loaded.datasets[dataset][0].runs or []):
         return row
-    same = twin(plan[dataset, row.run])  # first: nothing makes a row's own anew where it is not wanted
+    same = twin(plan[dataset, row.run])  # of equal runs, targets make only the first
     return row if same not in runs and row.run in runs else row.model_copy(update={"run": same})
 
 
@@ -168,7 +168,7 @@ def _mean(run: Run, measure: str, mark: Mark | None) -> str:
 
 
 def _mark(run: Run, measure: str, evaluation: Evaluation) -> Mark:
-    """The mean over queries and seeds, between the ends of its interval over queries."""
+    """The mean over queries and seeds, between the ends of the interval over queries."""
     low, high = bootstrap_interval(run.per_query(measure), evaluation.resamples, evaluation.confidence, seed=1)
     return low, run.mean(measure), high
 
@@ -197,7 +197,7 @@ def _check_queries(folder: Path, *runs: Run) -> None:
 
 
 def _gaps(rows: list[PaperRow], runs: Runs, measure: str, evaluation: Evaluation) -> Iterable[str]:
-    """The share of the gap between student and teacher that each run closes, if there clearly is a gap."""
+    """The share of the gap between student and teacher that each run closes, if the gap is clear."""
     tail = (1 - evaluation.confidence) / 2
     for row in rows:
         if row.teacher is None or not all(name in runs for name in (row.run, row.teacher, "student")):

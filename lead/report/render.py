@@ -66,8 +66,8 @@ def html_table(
 ) -> str:
     """A section with a heading, a table and notes (`code` between backticks).
 
-    `marks`: an interval for each row, drawn after its first number, all on one scale. `guide`: where a line crosses
-    all of them.
+    marks: an interval for each row, drawn after its first number, all on one scale. guide: position of a line across
+    all intervals.
     """
     drawn = _drawn(marks or [], guide)
     columns = [f"<th scope='col'>{html.escape(name)}</th>" for name in cells[0]]
@@ -86,7 +86,7 @@ def html_table(
 
 
 def _drawn(marks: list[Mark | None], guide: float | None, width: int = 150) -> list[str]:
-    """A line for each interval, with a dot at its mean; nothing if there are fewer than two."""
+    """A line for each interval, with a dot at its mean; nothing for fewer than two intervals."""
     known = [mark for mark in marks if mark is not None]
     if len(known) < 2:
         return []

@@ -1,4 +1,4 @@
-"""The results of a dataset: all seeds of a run together, and the seeds over which two runs are compared."""
+"""The results of a dataset: all seeds of a run together, and the common seeds of compared runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Run:
     own_warm_up: bool | None  # whether each further seed has its own warm-up; None: no further seeds, or unknown
 
     def short(self, measure: str) -> bool:
-        """Whether its lists end before the measure's cut-off: a run may rerank a few passages only."""
+        """Whether its lists end before the measure's cut-off, for example after a short reranking."""
         cutoff = re.search(r"@(\d+)$", measure)
         return cutoff is not None and int(cutoff[1]) > self.depth
 
@@ -51,7 +51,7 @@ class Run:
         return averaged
 
     def named_seeds(self) -> str:
-        """Its seeds as people write them.
+        """Its seeds as text.
 
         >>> Run("x", [1, 2, 3, 5], False, [], {}, 9, None).named_seeds()
         '1-3, 5'
@@ -76,10 +76,10 @@ class Run:
 
 
 def together(*runs: Run) -> list[Run] | None:
-    """The runs with the seeds that all of them have, since equal seeds share batches. None if there are no such seeds.
+    """The runs with the seeds that all of them have, because equal seeds share batches. None if there are none.
 
-    Warm-ups count with their first seed, from which all seeds of other runs start, unless one of the runs says that its
-    further seeds have their own warm-ups.
+    A warm-up counts with its first seed, because all seeds of other runs start from it. If one of the runs has its own
+    warm-up for further seeds, warm-ups count with all seeds.
     """
     chain = any(run.own_warm_up for run in runs)
     kept = [run.of([1]) if run.warm_up and not chain and 1 in run.seeds else run for run in runs]
@@ -144,13 +144,13 @@ class Runs:
 
 
 def _own_warm_up(result: Result) -> bool | None:
-    """Whether a further seed started from warm-ups with that seed; None if the result does not say."""
+    """Whether a further seed has warm-ups of the same seed; None if the result does not say."""
     trained = [run for run, stage in map(_parts, result.settings) if stage == "train" and run != result.run]
     return all(split_seed(run)[1] > 1 for run in trained) if trained else None
 
 
 def _check_recipe(first: Result, other: Result) -> None:
-    """Raise LeadError for seeds with different settings: their mean would not be one run's."""
+    """Raise LeadError for seeds with different settings: they are not one run."""
     a, b = _recipe(first.settings), _recipe(other.settings)
     for name in sorted(a.keys() & b.keys()):
         if a[name] != b[name]:

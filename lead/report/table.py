@@ -31,7 +31,7 @@ class Result:
     queries: int
     confidence: float
     depth: int  # of the longest list
-    settings: dict[str, Any]  # of every stage behind it, by `RUN.STAGE`; empty if the file does not say
+    settings: dict[str, Any]  # of all stages behind it, by `RUN.STAGE`; empty if the file has none
 
     @property
     def run(self) -> str:
@@ -69,11 +69,11 @@ def read_result(path: Path) -> Result:
 
 
 def table(results: list[Path], baselines: list[str]) -> str:
-    """Lay out a table of `results` (DATASET/RUN.json) for each dataset, in the order given.
+    """A table of `results` (DATASET/RUN.json) for each dataset, in the given order.
 
-    Each shows the mean of every measure and the bootstrap interval of the first. For each of the runs `baselines` that
-    is among the results, it shows the difference in the first measure with a paired test, Holm-corrected over the rows.
-    Raises LeadError if a file is missing, is not a result, or has other queries than the baseline.
+    It shows the mean of every measure and the bootstrap interval of the first. For each of `baselines` among the
+    results, it shows the difference in the first measure and a paired test, Holm-corrected over the rows. Raises
+    LeadError if a file is missing, is not a result, or has other queries than the baseline.
     """
     datasets: dict[Path, list[Result]] = {}
     for path in dict.fromkeys(results):

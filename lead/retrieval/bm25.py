@@ -25,28 +25,28 @@ from lead.store.tables import open_table, read_rows, read_table, without_nulls, 
 
 log = logging.getLogger("lead")
 
-SHARD = 2**19  # passages indexed together: a query's scores in a shard, 2 MB, stay in the processor's cache
-TEXTS = 2**28  # bytes of text from which on a shard is closed: long documents come in smaller ones
+SHARD = 2**19  # passages indexed together; a query's scores in a shard (2 MB) fit into the processor's cache
+TEXTS = 2**28  # a shard ends at this many bytes of text, so long documents have smaller shards
 READ = 2**13  # passages read at a time
-BATCH = 4096  # queries of a table that is yielded
-UNANSWERED = 0.2  # share of queries without a list, from which on a warning is given
+BATCH = 4096  # queries in each table
+UNANSWERED = 0.2  # warn if this share of queries has no list
 
 
 class Bm25Index:
     """A BM25 index of a corpus, in shards with common statistics.
 
-    Lists depend neither on the shards nor on the order of the passages. As in BM25S (Lu, 2024) the score of every word
-    in every passage is computed beforehand. Memory: 8 bytes for each of these scores (MS MARCO: about 2.5 GB), the
-    distinct words (1 GB), the ids, and a shard's texts and their words (five times the texts, 1.3 GB).
+    Lists depend neither on the shards nor on the order of the passages. As in BM25S (Lu, 2024) the scores of all words
+    in all passages are computed beforehand. Memory: 8 bytes for each of these scores (MS MARCO: about 2.5 GB), the
+    distinct words (1 GB), the ids, and the texts and words of one shard (five times the texts, 1.3 GB).
     """
 
     def __init__(self, corpus: Path, settings: Bm25) -> None:
-        """Index a `corpus` file. Raises LeadError when no passage has a word."""
+        """Index a `corpus` file. Raises LeadError if no passage has a word."""
         file = open_table(corpus, "corpus")
         self.pids: pa.Array = read_table(corpus, columns=["pid"])["pid"].combine_chunks()
-        self.order = alphabetical(self.pids)  # the lower id wins a tie
+        self.order = alphabetical(self.pids)  # ties go to the lower id
         self.words, self.analyser = Words(settings), settings.analyser
-        self.shards: list[csr_array] = []  # scores [words met so far, passages]
+        self.shards: list[csr_array] = []  # scores [words found so far, passages]
         lengths = []  # in words, of the passages of each shard
         with tqdm(total=len(self.pids), desc="index", unit="passage", disable=None) as progress:
             for chunk in _shards(read_rows(file, 0, len(self.pids), min(READ, SHARD))):
@@ -63,8 +63,7 @@ class Bm25Index:
     def _score(self, lengths: list[NDArray[np.int32]], settings: Bm25) -> None:
         """Turn counts into scores: ln(1 + (N - df + .5) / (df + .5)) tf / (tf + k1 (1 - b + b length / mean length)).
 
-        As in Lucene, N and the mean count only passages that have a word. Lucene rounds lengths above 40; here they are
-        exact.
+        As in Lucene, N and the mean include only passages with a word. Lucene rounds lengths above 40; these are exact.
         """
         found = np.zeros(len(self.words.stems))  # df: passages that have each word
         for shard in self.shards:
@@ -78,10 +77,10 @@ class Bm25Index:
             shard.data *= np.repeat(idf[: shard.shape[0]], np.diff(shard.indptr))
 
     def rank(self, queries: pa.Table, depth: int) -> Iterator[pa.Table]:
-        """Yield `ranked` tables of depth `depth`, one for each batch of the rows of a `queries` table, in their order.
+        """Yield `ranked` tables of depth `depth`, one for each batch of rows of a `queries` table, in their order.
 
-        Only passages that share a word with the query are listed, so a query of unknown words has no row. If many
-        queries have none, a warning says so.
+        Only passages that share a word with the query are listed, so a query of unknown words has no row. A warning
+        says so if many queries have none.
         """
         answered = 0
         with tqdm(total=len(queries), desc="BM25", unit="query", disable=None) as progress:
@@ -105,12 +104,12 @@ class Bm25Index:
     def _top(self, text: str, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Positions and scores of the best passages for a query, best first."""
         numbers, _ = self.words.read([text])
-        counts = Counter(numbers.tolist())  # a word that a query repeats counts as often
+        counts = Counter(numbers.tolist())  # a repeated word counts each time
         found, values = np.empty(0, np.int64), np.empty(0, np.float32)
         least, start = np.float32(1e-30), 0  # the lowest score that is listed; the position of a shard's first passage
         for shard in self.shards:
             scores = np.zeros(shard.shape[1], np.float32)
-            for word, count in counts.items():  # in the order of the query, by which sums are rounded
+            for word, count in counts.items():  # in the order of the query, which decides the rounding of sums
                 if word < shard.shape[0]:
                     row = slice(shard.indptr[word], shard.indptr[word + 1])
                     scores[shard.indices[row]] += np.float32(count) * shard.data[row]
@@ -125,7 +124,7 @@ class Bm25Index:
 
 
 def _shards(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Put chunks of a corpus together until there are SHARD passages or TEXTS bytes."""
+    """Join chunks of a corpus up to SHARD passages or TEXTS bytes."""
     held: list[pa.Table] = []
     for chunk in chunks:
         held.append(chunk)
@@ -151,11 +150,11 @@ def bm25(
     negatives: Path | None,
     ranked: Path,
 ) -> None:
-    """Rank the test queries as a run, and the train and dev `queries` for hard negatives without any known positive.
+    """Rank the test queries as a run, and the train and dev `queries` for hard negatives without known positives.
 
-    A copy of a positive's text under another id counts as a positive. Without `negatives` it ranks only. Memory:
-    `Bm25Index`, the queries and judgements, the lists of 4,096 queries, and `with_copies` before all that. Raises
-    LeadError when two files of `queries` hold the same id.
+    A copy of a positive's text under another id counts as a positive. Without `negatives`, only the run is made.
+    Memory: `with_copies` first; then `Bm25Index`, the queries and judgements, and the lists of 4,096 queries. Raises
+    LeadError if two files of `queries` hold the same id.
     """
     if (negatives is None) != (not queries) or (negatives is None) != (not qrels):
         raise LeadError("lead bm25: --queries, --qrels and --negatives go together; give all three or none")
@@ -164,7 +163,7 @@ def bm25(
     for table, path in zip(to_mine, queries or [], strict=True):
         check_distinct(table["qid"].to_pylist(), path, seen)
     to_rank = read_table(test_queries, "queries")
-    positives = known_positives(qrels or [], settings.relevance)  # all inputs are read before hours of work
+    positives = known_positives(qrels or [], settings.relevance)  # read all inputs before hours of work
     if negatives is not None:
         positives = with_copies(positives, mapped(corpus, negatives.with_name(f"{negatives.name}.corpus.arrow")))
     index = Bm25Index(corpus, settings.bm25)

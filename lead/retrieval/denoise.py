@@ -1,4 +1,4 @@
-"""Denoised hard negatives (RocketQA, Qu et al. 2021): a strong model removes those that it finds relevant."""
+"""Denoised hard negatives (RocketQA, Qu et al. 2021): a strong model removes negatives that it scores as relevant."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def denoise(
     negatives: Path,
     out: Path,
 ) -> None:
-    """Keep the negatives that the model, a cross encoder or ColBERT, clearly ranks below a query's best positive.
+    """Keep the negatives that a cross encoder or ColBERT clearly ranks below a query's best positive.
 
-    A negative stays if exp(s) / (exp(s) + exp(s+)) < `keep_below`, where s is its score and s+ that of the best known
-    positive. That is a margin: s < s+ - ln(1 / keep_below - 1), 2.2 for .1. Only the top `depth` of a list is scored,
-    and the rest is dropped. Memory: as `rerank`.
+    A negative stays if exp(s) / (exp(s) + exp(s+)) < `keep_below`. Here s is its score and s+ the score of the best
+    known positive. This is a margin: s < s+ - ln(1 / keep_below - 1), 2.2 for .1. Only the top `depth` of a list is
+    scored; the rest is dropped. Memory: as `rerank`.
     """
     scorer = load_reranker(model, gpu, "negatives are denoised by a cross encoder or a ColBERT")
     asked = pa.concat_tables(read_table(path, "queries") for path in queries)

@@ -27,9 +27,9 @@ CHUNK = 1 << 18  # texts read, tokenized and sorted by length at a time
 def encode_ids(
     model: BiEncoder, ids: Sequence[Any], batch_tokens: int, precision: str, what: str
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Last-layer vectors of all texts, in length-sorted batches: positions of its n texts, and x [n, d] of a DE.
+    """Last-layer vectors of all texts, in batches sorted by length: positions of the batch's n texts, and x [n, d].
 
-    x is on the model's device. Memory: one batch.
+    The model is a dual encoder; x is on its device. Memory: one batch.
     """
     model.eval()
     for group, features in MicroBatchEncoder(batch_tokens, precision).batches(model, ids, (model.n_layers,), what):
@@ -39,11 +39,11 @@ def encode_ids(
 def encode(
     *, settings: EncodeSettings, gpu: int, model: Path, texts: Path, tokens: Path | None = None, out: Path
 ) -> None:
-    """Write the vectors of all texts, or of one shard of them; `tokens`: the store of their token ids, if there is one.
+    """Write the vectors of all texts, or of one shard. tokens: the store of their token ids, if any.
 
-    Memory: the vectors (4 d bytes a text, twice while they are checked and compressed), and `CHUNK` texts with their
+    Memory: the vectors (4 d bytes a text, twice that during checks and compression), and `CHUNK` texts with their
     tokens. Raises LeadError for a store of other tokens, and for ColBERT and cross encoders, whose scores are not inner
-    products of single vectors: rerank with these instead.
+    products of single vectors. Rerank with these instead.
     """
     file = open_table(texts)
     side: Side = "passage" if "pid" in file.schema_arrow.names else "query"

@@ -1,4 +1,4 @@
-"""Engines that propose candidates for a search: exact search by faiss on the CPU or a GPU, or an approximate index.
+"""Engines that propose candidates for a search: exact search of faiss on CPU or GPU, or an approximate index.
 
 The scores of candidates are computed again in float64 (lead.retrieval.search), so they are exact with every engine. An
 exact engine finds all passages of the true lists, an approximate one most of them.
@@ -22,7 +22,7 @@ from lead.store.tables import read_json, write_json
 
 INDEX, DESCRIPTION = "index.faiss", "index.json"  # files of an index's folder
 GPU_DEEPEST = 2048  # longest list that faiss makes on a GPU
-WIDTHS = (384, 768, 1024)  # of vectors, tried where only the hub knows the width
+WIDTHS = (384, 768, 1024)  # of vectors, tried if the width is unknown (a model of the hub)
 
 log = logging.getLogger("lead")
 
@@ -31,7 +31,7 @@ log = logging.getLogger("lead")
 class Engine:
     """Proposes passages among the n vectors of a shard.
 
-    propose: (queries [b, d], k) -> products [b, k], rows [b, k], best first; row -1 where fewer are found.
+    propose: (queries [b, d], k) -> products [b, k], rows [b, k], best first; row -1 if fewer are found.
     """
 
     propose: Callable[[Floats, int], tuple[Floats, Ints]]
@@ -59,9 +59,9 @@ def _cpu_flags() -> list[str]:
 
 
 def load_faiss() -> Any:
-    """Import faiss. Its OpenBLAS reads the environment when it is loaded.
+    """Import faiss. Its OpenBLAS reads the environment during the import.
 
-    The OpenBLAS inside the wheel does not know newer CPUs; without a name it uses kernels that are much slower.
+    The OpenBLAS of the wheel does not recognise newer CPUs. Without a name it uses much slower kernels for them.
     """
     coretype = openblas_coretype(_cpu_flags())
     if coretype is not None:
@@ -72,13 +72,13 @@ def load_faiss() -> Any:
 
 
 def reason(error: RuntimeError) -> str:
-    """The message of an exception of faiss in one line, without the place in faiss's source."""
+    """The message of faiss's exception in one line, without the place in faiss's source."""
     return " ".join(re.sub(r"^Error in .*? at \S+:\d+: ", "", str(error), flags=re.DOTALL).split())
 
 
 # --- exact search ----------------------------------------------------------------------------------------------------
 def exact_engine(passages: Floats, gpu: int | None = None) -> Engine:
-    """Compares all of `passages` [n, d], on the CPU, or on GPU number `gpu`, which then holds a copy of them."""
+    """An engine that compares all `passages` [n, d], on the CPU or on GPU number `gpu`, which then holds a copy."""
     faiss = load_faiss()
 
     def on_cpu(queries: Floats, k: int) -> tuple[Floats, Ints]:
@@ -102,9 +102,9 @@ def _gpu_resources() -> Any:
 
 
 def search_gpu(gpu: int) -> int | None:
-    """Number of the GPU to search on; None for the CPU: no GPU was asked for, or faiss was built without GPUs.
+    """Number of the GPU for search. None for the CPU: no GPU was requested, or faiss was built without GPUs.
 
-    Raises LeadError if a GPU was asked for and is absent.
+    Raises LeadError if the requested GPU is absent.
     """
     if gpu == 0:
         return None
@@ -143,7 +143,7 @@ def _set_parameters(made: Any, index: str, parameters: str | None) -> None:
 def check_index(index: str | None, parameters: str | None, width: int | None) -> None:
     """Raises LeadError if faiss does not take this index with these parameters.
 
-    `width`: of the vectors; None if it is not known: then faiss must take one of `WIDTHS`.
+    width: of the vectors. If it is None (unknown), faiss must take one of `WIDTHS`.
     """
     if index is None:
         if parameters is not None:
@@ -161,7 +161,7 @@ def check_index(index: str | None, parameters: str | None, width: int | None) ->
 def approximate_engine(folder: Path, passages: Path, parameters: str | None) -> tuple[Engine, str]:
     """The engine of the index that `lead index` built from `passages`, and its index_factory string.
 
-    Raises LeadError for a damaged index, an index of other vectors, or parameters that it does not take.
+    Raises LeadError for a damaged index, an index of other vectors, or parameters that the index does not take.
     """
     description = read_json(check_folder(folder) / DESCRIPTION)
     if description["passages"] != identity(passages):

@@ -1,4 +1,4 @@
-"""An approximate index over the vectors of a shard (`retrieval.index`), where exact search takes too long."""
+"""An approximate index over the vectors of a shard (`retrieval.index`), if exact search takes too long."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
 
-SAMPLE = 1 << 17  # vectors that an index is trained on, at most
+SAMPLE = 1 << 17  # training vectors of an index, at most
 
 
 def index(*, settings: IndexSettings, passages: Path, out: Path) -> None:
     """Train an index on a sample of a shard's vectors, drawn with the seed, then add all vectors.
 
-    One thread adds vectors, since the edges of a graph depend on their order: the result is deterministic. Memory: the
-    vectors and the index (Flat and HNSW hold the vectors again). Raises LeadError if they are too few to train it.
+    One thread adds the vectors, because a graph's edges depend on their order. So the result is deterministic. Memory:
+    the vectors and the index (Flat and HNSW hold the vectors again). Raises LeadError if there are too few vectors.
     """
     _, vectors = read_vectors(passages)
     made = make_index(settings.index, vectors.shape[1])

@@ -1,6 +1,6 @@
-"""Hard negatives: the top of each query's list, without any passage known to be relevant to it (section 4.3).
+"""Hard negatives: the top of each query's list without known positives (section 4.3).
 
-A passage with the text of a known positive is known to be relevant too, whatever its id.
+A passage with the text of a known positive is a positive too, under any id.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
 
-OWN_ID = 0.1  # share of queries whose best negative has their own id, from which on a warning is given
+OWN_ID = 0.1  # warn if this share of queries has a best negative with the query's id
 
 
 # --- known positives -------------------------------------------------------------------------------------------------
@@ -38,9 +38,9 @@ def known_positives(qrels: Iterable[Path], relevance: int) -> pa.Table:
 
 
 def with_copies(positives: pa.Table, passages: pa.Table) -> pa.Table:
-    """`positives` (qid, pid, rel) and, for each, a row for every other passage of the corpus with the same text.
+    """`positives` (qid, pid, rel), and a row for every other passage of the corpus with a positive's text.
 
-    passages: (pid, text), which may be mapped into memory. Memory: as `same_text`, and the ids of the copies.
+    passages: (pid, text), possibly mapped into memory. Memory: as `same_text`, and the ids of the copies.
     """
     group = same_text(passages["text"])
     found = pc.index_in(positives["pid"], value_set=passages["pid"])
@@ -50,7 +50,7 @@ def with_copies(positives: pa.Table, passages: pa.Table) -> pa.Table:
     members = members[np.argsort(group[members], kind="stable")]
     first, last = (np.searchsorted(group[members], group[rows], side) for side in ("left", "right"))
     sizes = last - first
-    of = np.repeat(np.arange(len(rows)), sizes)  # the positive that each copy is of
+    of = np.repeat(np.arange(len(rows)), sizes)  # the positive of each copy
     within = np.arange(len(of)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     copy = members[first[of] + within]
     new = copy != rows[of]
@@ -62,7 +62,7 @@ def with_copies(positives: pa.Table, passages: pa.Table) -> pa.Table:
 
 
 def most_positives(positives: pa.Table) -> int:
-    """Count the positives of the query that has most: a search must go deeper by so many to leave enough negatives."""
+    """The largest number of positives of a query. A search must go deeper by this number to leave enough negatives."""
     counts = positives.group_by("qid").aggregate([("pid", "count_distinct")])["pid_count_distinct"]
     return pc.max(counts).as_py() or 0
 
@@ -72,11 +72,10 @@ def drop_positives(
 ) -> pa.Table:
     """`ranked` without the pairs in `positives` (qid, pid), ranked anew from 1, cut at `depth`.
 
-    `ignore_identical_ids`: without each query's passage of the same id too. The order within each query is kept; rows
-    of a query must be neighbours, best first. Ids are compared as strings: an integer column raises an error instead of
-    matching nothing.
+    ignore_identical_ids: also drop the passage with the query's id. Rows of a query must be neighbours, best first;
+    their order is kept. Ids are compared as strings: an integer column raises an error instead of matching nothing.
     """
-    # only these queries' positives: to look up all of them for every batch would take longer than the search
+    # only these queries' positives: looking up all of them for every batch takes longer than the search
     positives = positives.filter(pc.is_in(positives["qid"], value_set=pc.unique(ranked["qid"])))
     dropped = np.isin(_pairs(ranked, positives), _pairs(positives, positives))
     if ignore_identical_ids:
@@ -85,7 +84,7 @@ def drop_positives(
 
 
 def _own_id(ranked: pa.Table) -> NDArray[np.bool_]:
-    """Whether the passage of each row has the id of its query."""
+    """For each row, whether the passage has the query's id."""
     return np.asarray(pc.equal(ranked["qid"], ranked["pid"]), dtype=bool)
 
 
@@ -102,7 +101,7 @@ def _codes(ids: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
 
 
 def _pairs(table: pa.Table, positives: pa.Table) -> NDArray[np.int64]:
-    """Give a number to each row's (qid, pid), equal pairs alike; -1 when either is not in `positives`."""
+    """A number for each row's (qid, pid), the same for equal pairs; -1 if either id is not in `positives`."""
     pids = pc.unique(positives["pid"])
     query = _codes(table["qid"], pc.unique(positives["qid"]))
     passage = _codes(table["pid"], pids)
@@ -113,8 +112,8 @@ def _pairs(table: pa.Table, positives: pa.Table) -> NDArray[np.int64]:
 def lowest_scores(passages: Sequence[Path], queries: Sequence[Path], positives: pa.Table) -> pa.Table:
     """(qid, score): the lowest inner product (eq. 1) of each query with one of its known positives.
 
-    A query without a positive in the corpus has no row. Memory: the vectors of one file of `passages`, those of all
-    positives, and those of one file of `queries`.
+    A query without a positive in the corpus has no row. Memory: the vectors of one file of `passages`, of all
+    positives, and of one file of `queries`.
     """
     wanted = pc.unique(positives["pid"])
     vectors: dict[str, NDArray[np.float32]] = {}
@@ -139,14 +138,14 @@ def lowest_scores(passages: Sequence[Path], queries: Sequence[Path], positives: 
 def choose(
     ranked: pa.Table, lowest: pa.Table, mining: Mining, depth: int, rng: np.random.Generator
 ) -> tuple[pa.Table, dict[str, int]]:
-    """At most `depth` negatives for each query of `ranked`, and how many passages each filter of `mining` removed.
+    """At most `depth` negatives for each query of `ranked`, and the number of passages that each filter removed.
 
-    As `mine_hard_negatives` of sentence-transformers: those that score too near to the lowest-scoring positive go
-    first, then the best `range_min` of what is left; the top is kept, or a random sample. lowest (qid, score): a query
-    without a row keeps what it has. Rows of a query are neighbours, best first; no known positive is among them.
+    This follows `mine_hard_negatives` of sentence-transformers. First drop passages that score too near to the
+    lowest-scoring positive, then the best `range_min` of the rest; then keep the top or a random sample. lowest (qid,
+    score): a query without a row has no margin. Rows of a query are neighbours, best first, without known positives.
     """
     row = _codes(ranked["qid"], lowest["qid"].combine_chunks())
-    positive = np.append(lowest["score"].to_numpy(), np.float32(np.nan))[row].astype(np.float64)  # NaN for -1
+    positive = np.append(lowest["score"].to_numpy(), np.float32(np.nan))[row].astype(np.float64)  # NaN for row -1
     score, removed = ranked["score"].to_numpy().astype(np.float64), {}
     kept = np.ones(len(ranked), dtype=bool)
     limits = {
@@ -157,7 +156,7 @@ def choose(
     }
     for name, limit in limits.items():
         if limit is not None:
-            near = kept & (score > limit)  # nothing is above NaN
+            near = kept & (score > limit)  # no score is above NaN
             removed[name], kept = int(near.sum()), kept & ~near
     ranked = _top(ranked.filter(pa.array(kept)), mining.range_max)
     skipped = ranked["rank"].to_numpy() <= mining.range_min
@@ -174,7 +173,7 @@ def choose(
 
 # --- the stage -------------------------------------------------------------------------------------------------------
 def write_negatives(tables: Iterable[pa.Table], depth: int, out: Path) -> None:
-    """Write `ranked` tables of negatives, which hold whole queries, as they come, and say how many there are."""
+    """Write `ranked` tables of negatives one after the other, and log their number. A query is within one table."""
     queries = full = own = 0
 
     def counted() -> Iterator[pa.Table]:
@@ -211,10 +210,10 @@ def mine(
 ) -> None:
     """Search with a dual encoder's vectors and keep, for each query, the top passages that are not known positives.
 
-    With `corpus`, copies of positives under other ids are left out too. The search goes deeper than `mine_depth` by the
-    largest number of positives of a query, so that every list is full unless the corpus itself is too small or
-    `mining` removes more. `parts`: what was mined for the same queries in all shards of a corpus, to be gathered
-    instead. Memory: as `lists`, and with `corpus` as `with_copies`. Raises LeadError for `mining` of parts.
+    With `corpus`, copies of positives under other ids are dropped too. The search goes deeper than `mine_depth` by the
+    largest number of positives of a query. So every list is full, unless the corpus is too small or `mining` removes
+    more. parts: mined lists of the same queries from all shards of a corpus; they are gathered, without a search.
+    Memory: as `lists`, and with `corpus` as `with_copies`. Raises LeadError for `mining` of parts.
     """
     mining, filtered = settings.mining, settings.mining != Mining()
     if parts and filtered:

@@ -20,7 +20,7 @@ from lead.models.base import LayeredModel
 from lead.models.microbatch import MicroBatchEncoder
 from lead.store.tables import read_table, write_table
 
-BLOCK = 8 << 30  # bytes of ColBERT's token vectors that are in memory at a time
+BLOCK = 8 << 30  # bytes of ColBERT's token vectors in memory at a time
 
 
 @torch.inference_mode()
@@ -29,9 +29,9 @@ def rerank(
 ) -> None:
     """Reorder the top `rerank_depth` of each list by the scores of a ColBERT or a cross encoder.
 
-    Passages below are dropped; ties go to the smaller pid. ColBERT encodes each passage of a block of queries once, a
-    cross encoder every pair. Memory: the lists, and ColBERT's token vectors of a block, 2 T d bytes a passage: at most
-    `BLOCK` bytes unless one list needs more.
+    Lower passages are dropped; ties go to the smaller pid. ColBERT encodes each passage of a block of queries once, a
+    cross encoder every pair. Memory: the lists, and ColBERT's token vectors of a block (2 T d bytes a passage). A block
+    has at most `BLOCK` bytes, unless one list needs more.
     """
     reranker = load_reranker(model, gpu, "its own lists come from lead retrieve")
     lists = read_table(ranked, "ranked")
@@ -61,7 +61,7 @@ def rerank(
 
 
 def load_reranker(folder: Path, gpu: int, otherwise: str) -> LayeredModel:
-    """A model that scores lists, in eval mode on its device. Raises LeadError for one that searches: `otherwise`."""
+    """A model that reranks, in eval mode on its device. LeadError for a dual encoder: `otherwise` ends its message."""
     return LayeredModel.load(folder).must_rank_by("rerank", str(folder), f"; {otherwise}").to(device(gpu)).eval()
 
 
@@ -74,7 +74,7 @@ def score_pairs(
 ) -> Iterator[tuple[Ints, Floats]]:
     """Yield, query by query, the positions of its pairs [P] and their scores [P] by the model in `folder`, in fp32.
 
-    texts: of queries and of passages; pairs [n], [n]: rows of both. Memory: as in `rerank`. Raises LeadError for scores
+    texts: of queries and of passages. pairs [n], [n]: their rows. Memory: as in `rerank`. Raises LeadError for scores
     that are not finite.
     """
     (queries, corpus), (asked, listed) = texts, pairs
@@ -98,12 +98,12 @@ def score_pairs(
 
 
 def blocks(queries: Ints, passages: Ints, most: int) -> Iterator[slice]:
-    """Cut pairs, sorted by query, into blocks of whole queries with at most `most` different texts, or one query.
+    """Cut pairs, sorted by query, into blocks of whole queries.
 
-    queries, passages [pairs]: rows of the texts.
+    A block has at most `most` different passages, or one query. queries, passages [pairs]: rows of the texts.
     """
     starts = [*np.flatnonzero(np.diff(queries, prepend=-1)).tolist(), len(queries)]
-    last_in = np.full(passages.max(initial=-1) + 1, -1)  # the block that each passage was last seen in
+    last_in = np.full(passages.max(initial=-1) + 1, -1)  # the last block with each passage
     block = first = held = 0
     for begin, end in zip(starts[:-1], starts[1:], strict=True):
         rows = passages[begin:end]

@@ -35,8 +35,8 @@ def retrieve(
 ) -> None:
     """Rank the passages for each query by the inner product of their vectors (eq. 1) and keep the top.
 
-    The search is exact without `index`. With it, its name and recall go into the metadata of `out`. `parts`: lists of
-    the same queries over all shards of a corpus; these are merged, and nothing is searched. Memory: as `lists`.
+    Without `index` the search is exact. With it, the index's name and recall go into the metadata of `out`. parts:
+    lists of the same queries over all shards of a corpus; they are merged, without a search. Memory: as `lists`.
     """
     tables, about = lists(passages, index, parts, [queries], settings.depth, settings.index_parameters, gpu)
     with gathering(parts or []):
@@ -55,8 +55,8 @@ def lists(
     """Search all shards `passages`, or merge the lists `parts` of each shard, as if the corpus were one file.
 
     Returns `ranked` tables, one for each batch of queries, and the names and recall of approximate `indexes`. Scores
-    are exact and ties go by id, so without indexes the number of shards does not matter. Memory: as `search_file`, and
-    16 bytes and both ids for each passage on a list of a shard; of parts, one batch at a time.
+    are exact and ids break ties, so without indexes the number of shards does not matter. Memory: as `search_file`,
+    and 16 bytes and both ids for each passage on a shard's list. Of parts, one batch is in memory at a time.
 
     Raises LeadError if shards hold the same passage, or if parts hold lists of other queries or a passage twice.
     """
@@ -87,7 +87,7 @@ def lists(
 
 
 def query_batches(queries: Sequence[Path]) -> list[pa.Array]:
-    """The ids of the queries that `search_file` searches for together."""
+    """The ids of the queries in each batch of `search_file`."""
     ids = map(read_ids, queries)
     return [of_file.slice(start, search.BATCH) for of_file in ids for start in range(0, len(of_file), search.BATCH)]
 
@@ -108,7 +108,7 @@ def merged(found: pa.Table, qids: pa.Array, depth: int) -> pa.Table:
     if len(query) and query.min() < 0:
         raise LeadError("--parts hold lists of other queries; make them again")
     scores, rows = found["score"].to_numpy(), np.argsort(query, kind="stable")
-    kept = [np.empty(0, np.int64)]  # candidates for a list, ties at its end included: few rows are left to sort
+    kept = [np.empty(0, np.int64)]  # candidates, with ties at the end of a list: few rows are left to sort
     for low, high in pairwise(np.searchsorted(query[rows], np.arange(len(qids) + 1))):
         of_query = rows[low:high]
         if len(of_query) > depth:
@@ -126,7 +126,7 @@ def merged(found: pa.Table, qids: pa.Array, depth: int) -> pa.Table:
 
 
 def mean(told: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """What the shards say of their approximate indexes, with the mean of the recalls; None if the search is exact."""
+    """The shards' facts about their approximate indexes, with mean recalls; None if the search is exact."""
     parts = [about for about in told if about is not None]
     if not parts:
         return None

@@ -1,9 +1,9 @@
-"""Search over vectors by inner product (eq. 1, section 4.3). The lists depend on the vectors and ids alone.
+"""Search over vectors by inner product (eq. 1, section 4.3). The lists depend only on the vectors and ids.
 
 The rounding of a float32 matrix product depends on the CPU, the threads, the batch and the position of a passage.
 So faiss only proposes candidates, somewhat more than k. Their scores are computed again in float64. A bound on the
-rounding error tells whether a passage that was not proposed could belong to the top k; if so, more are proposed. With
-an approximate index (`retrieval.index`) scores are exact too, but passages may be missed: `recall` measures how many.
+rounding error shows whether another passage could belong to the top k; then faiss proposes more. With an approximate
+index (`retrieval.index`) scores are exact too, but passages may be missed: `recall` measures the share that is found.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
 
-BATCH = 1024  # queries; below about 512 the matrix product of a batch is too small for the BLAS to be fast
+BATCH = 1024  # queries; below about 512 the matrix product is too small for a fast BLAS
 FETCHED = 2**23  # candidates of a batch, at most: bounds memory (some 36 bytes each) when k is large
-RECALL_QUERIES = 256  # of each file, evenly spaced: an approximate index's recall is measured on them
+RECALL_QUERIES = 256  # evenly spaced queries of each file, for the recall of an approximate index
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
@@ -37,10 +37,10 @@ def search(
     """Top k of `passages` [n, d] for `queries` [m, d], a batch of b queries at a time.
 
     Yields (queries [b], passages [b, k], scores [b, k]): positions of the batch's queries, positions of their best
-    passages, and the inner products, correct to the last bit of float32. Scores fall along a row; equal scores are
-    ordered by `order` [n], also at the cut-off, so the order of `passages` does not matter. k is at most n.
-    `engine` proposes candidates (default: faiss on the CPU, exact). An approximate one may find fewer than k: the row
-    then ends with passages -1, scores -inf.
+    passages, and the inner products, correct to the last bit of float32. Scores fall along a row. `order` [n] breaks
+    ties, also at the cut-off, so the order of `passages` does not matter. k is at most n. engine: proposes candidates
+    (default: faiss on the CPU, exact). An approximate engine may find fewer than k; the row then ends with passages -1,
+    scores -inf.
     """
     engine = engine or exact_engine(passages)
     k = min(k, len(passages))
@@ -72,7 +72,7 @@ def _search_batch(
             best = np.lexsort((order[candidates], -exact))[:, :k]
             found[part] = np.take_along_axis(candidates, best, axis=1)
             scores[part] = np.take_along_axis(exact, best, axis=1)
-            # a passage that was not proposed scores at most as the last proposed one, + slack
+            # the score of another passage is at most that of the last proposed one, + slack
             if engine.exact and fetch < len(passages):
                 unsure.append(part[products[:, -1] + slack[part] >= scores[part, -1]])
         rows, fetch = np.concatenate(unsure), 2 * fetch
@@ -82,7 +82,7 @@ def _search_batch(
 def _products(queries: Floats, passages: Floats, candidates: Ints) -> Floats:
     """Inner products [b, c] of `queries` [b, d] with their `candidates` [b, c] among `passages`; -inf for candidate -1.
 
-    Rounded once: products of two float32 are exact in float64, and einsum adds them in an order set by d alone.
+    Rounded once: products of two float32 are exact in float64, and einsum adds them in an order that depends only on d.
     """
     result = np.empty(candidates.shape, dtype=np.float32)
     for row, query, chosen in zip(result, queries.astype(np.float64), candidates, strict=True):
@@ -99,13 +99,13 @@ def search_file(
     parameters: str | None = None,
     gpu: int = 0,
 ) -> tuple[Iterator[pa.Table], dict[str, Any] | None]:
-    """Search the vectors of a corpus, or of a shard of it, for those in each file of `queries`.
+    """Search the vectors of a corpus, or of one shard, for each query in the files `queries`.
 
-    Returns `ranked` tables of depth k, one for each batch of queries, and, if there is an approximate `index`, what it
-    is and its `recall`. Scores are exact and ties go by id. Memory: the passages' vectors and their index, and all
-    vectors of queries.
+    Returns `ranked` tables of depth k, one for each batch of queries. With an approximate `index`, it also returns the
+    index's name and `recall`. Scores are exact and ids break ties. Memory: the passages' vectors and their index, and
+    all query vectors.
 
-    Raises LeadError when files hold vectors of different widths, or two files of queries the same id.
+    Raises LeadError if the widths of vectors differ, or two files of queries hold the same id.
     """
     pids, vectors = read_vectors(passages)
     names, seen = pa.array(pids, pa.string()), dict[str, Path]()
@@ -145,9 +145,9 @@ def _sample(queries: Floats) -> Floats:
 
 
 def recall(found: Ints, truth: Ints, k: int) -> dict[str, Any]:
-    """Mean share of the exact top c of m queries that is in their found top c, at c = 10, 100 and k; and m.
+    """Recall of m queries at c = 10, 100 and k: the mean share of the exact top c in the found top c; and m.
 
-    found, truth: [m, min(k, n)] positions of passages, best first, -1 for none; n passages may be fewer than c.
+    found, truth: [m, min(k, n)] positions of passages, best first, -1 for none. n passages may be fewer than c.
     """
     shares = {}
     for c in sorted({min(10, k), min(100, k), k}):
@@ -157,7 +157,7 @@ def recall(found: Ints, truth: Ints, k: int) -> dict[str, Any]:
 
 
 def check_distinct(qids: Sequence[str], path: Path, seen: dict[str, Path]) -> None:
-    """Add `qids` of file `path` to `seen`; LeadError when one is there already: its two lists would become one."""
+    """Add `qids` of file `path` to `seen`. LeadError if one is there already: its two lists would become one."""
     for qid in qids:
         if qid in seen:
             raise LeadError(

@@ -1,15 +1,14 @@
-"""Words of a text: what BM25 counts. Three analysers share one rule for where words are.
+"""The words of a text, which BM25 counts. Three analysers share one rule for the ends of words.
 
-Words are those of Unicode's annex 29, on a normalised text, so combining marks stay with their letters. Scripts without
-spaces need a rule: an ideograph or a hiragana sign is a word, as in Lucene's StandardAnalyzer, and Thai, Lao, Khmer and
-Burmese give the overlapping pairs of their grapheme clusters, since no dictionary is needed for these. An emoji is a
-word.
+The rule is Unicode's annex 29, on a normalised text, so combining marks stay with their letters. Scripts without spaces
+need more: an ideograph or a hiragana sign is a word, as in Lucene's StandardAnalyzer. Thai, Lao, Khmer and Burmese give
+overlapping pairs of grapheme clusters, which need no dictionary. An emoji is a word.
 
-- `english`: Lucene's EnglishAnalyzer. Lower case, no possessives, no stop words, Porter's stems. Compared with Lucene
-  9.9.1 on 2.9 million words (docs/scale.md), what differs is superscript digits, which are digits here.
+- `english`: Lucene's EnglishAnalyzer. Lower case, no possessives, no stop words, Porter's stems. Equal to Lucene
+  9.9.1 on 2.9 million words (docs/scale.md), except for superscript digits, which are digits here.
 - `unicode`: for every language. Compatibility forms (full-width letters, ligatures) and case are folded, also Turkish
-  dotted and dotless i. As in Lucene's CJKAnalyzer, pairs of neighbouring ideographs are words too, and Korean words
-  give pairs of syllables, since their endings vary. No stop words.
+  dotted and dotless i. As in Lucene's CJKAnalyzer, pairs of neighbouring ideographs are words too. Korean words
+  give pairs of syllables, because their endings vary. No stop words.
 - `code`: `english`, and the parts of identifiers, split at `_`, `.` and camelCase, are words too.
 """
 
@@ -34,22 +33,22 @@ STOP_WORDS = frozenset(
 )
 POSSESSIVES = ("'s", "\u2019s", "\uff07s")
 
-# Annex 29 for the letters of `SIMPLE`, by `re`, which is three times as fast. Letters, digits and underscores, at least
-# one of them no underscore. An apostrophe, dot, colon or middle dot between two letters is inside a word, and so is an
+# Annex 29 for the letters of `SIMPLE`, by `re`, which is three times as fast. Letters, digits and underscores, not only
+# underscores. An apostrophe, dot, colon or middle dot between two letters is inside a word, and so is an
 # apostrophe, dot, comma or semicolon between two digits.
 WORD = re.compile(
     r"(?<!_)_*[^\W_]\w*"
     r"(?:(?:(?<=[^\W\d_])[.:'\u2018\u2019\xb7\u2027](?=[^\W\d_])|(?<=\d)[.,;'\u2018\u2019](?=\d))\w+)*"
 )
-# Latin, Greek and Cyrillic letters without marks of their own, and common punctuation
+# Latin, Greek and Cyrillic letters without combining marks, and common punctuation
 SIMPLE = re.compile(
     r"[\0-\xac\xae-\xb7\xb9-\u024f\u0370-\u0482\u048a-\u052f\u1e00-\u1eff\u2010-\u2023\u2025-\u2027\u20a0-\u20bf]*"
 )
 
-_LETTER = r"\p{WB=ALetter}\p{WB=Hebrew_Letter}\p{No}"  # superscripts and fractions stand with the letters
+_LETTER = r"\p{WB=ALetter}\p{WB=Hebrew_Letter}\p{No}"  # superscripts and fractions count as letters
 _DIGIT = r"\p{WB=Numeric}"
 _MARK = r"\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}"  # rule WB4: each belongs to the sign before it
-_JOIN = r"\p{WB=ExtendNumLet}"  # the underscore and its kind
+_JOIN = r"\p{WB=ExtendNumLet}"  # the underscore and similar signs
 _MIDDLE = r"\p{WB=MidNumLet}\p{WB=Single_Quote}"
 _SIGN = r"[\p{Han}\p{Hiragana}]"
 _UNSPACED = r"\p{LB=SA}"  # Thai, Lao, Khmer, Burmese, ..
@@ -65,7 +64,7 @@ ANNEX_29 = regex.compile(
     rf"|\p{{Emoji_Presentation}}[{_MARK}]*+",
     regex.V1,
 )
-RUN = regex.compile(rf"(?P<signs>{_SIGN})|{_UNSPACED}", regex.V1)  # the first sign of a run that is cut
+RUN = regex.compile(rf"(?P<signs>{_SIGN})|{_UNSPACED}", regex.V1)  # the first sign of a run of a script without spaces
 HANGUL = regex.compile(rf"(?:\p{{Hangul}}[{_MARK}]*+)++", regex.V1)
 CLUSTER = regex.compile(r"\X")  # a sign with its marks
 # where an identifier is split: no dot between two digits
@@ -74,14 +73,14 @@ FOLDED = str.maketrans({"\u0130": "i", "\u0131": "i", "\u2018": "'", "\u2019": "
 
 
 def split_words(text: str, pairs: bool = False) -> list[str]:
-    """The words of a normalised text as they stand in it; `pairs`: also pairs of ideographs and of Korean syllables."""
+    """The words of a normalised text, in order. pairs: also pairs of ideographs and of Korean syllables."""
     if text.isascii() or SIMPLE.fullmatch(text):
         return WORD.findall(text)
     return [part for word in ANNEX_29.findall(text) for part in _cut(word, pairs)]
 
 
 def _cut(word: str, pairs: bool) -> list[str]:
-    """The words of a run of a script without spaces; any other word as it is."""
+    """The words of a run of a script without spaces; any other word unchanged."""
     run = RUN.match(word)
     if not run and not (pairs and HANGUL.fullmatch(word)):
         return [word]
@@ -98,7 +97,7 @@ def english_words(text: str) -> list[str]:
 
 
 def unicode_words(text: str) -> list[str]:
-    """Words without differences of case, width or apostrophe, without soft hyphens; and pairs of ideographs."""
+    """Words without soft hyphens and differences of case, width or apostrophe; and pairs of ideographs."""
     folded = unicodedata.normalize("NFKC", text.replace("\xad", "")).translate(FOLDED).casefold()
     return split_words(unicodedata.normalize("NFC", folded), pairs=True)
 
@@ -122,7 +121,7 @@ def _identifier(word: str) -> list[str]:
 
 
 def _lower(text: str) -> str:
-    """In lower case, where Turkish's dotted I becomes i, as in Lucene, and not i and a second dot."""
+    """In lower case. Turkish dotted I becomes i, as in Lucene, not i and a combining dot."""
     return text.replace("\u0130", "i").lower()
 
 
@@ -134,9 +133,9 @@ ANALYSERS: dict[str, Callable[[str], list[str]]] = {
 
 
 class Words(dict[str, int]):
-    """The number of each word as an analyser gives it; -1: a stop word. A new word is given a number.
+    """The number of each word of an analyser; -1 for a stop word. A new word gets a number.
 
-    Words of the same stem have the same number. Memory: about 200 bytes a distinct word.
+    Words with the same stem have the same number. Memory: about 200 bytes a distinct word.
     """
 
     def __init__(self, settings: Bm25) -> None:
@@ -155,7 +154,7 @@ class Words(dict[str, int]):
         return number
 
     def read(self, texts: Iterable[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Numbers of all words of n texts, one text after the other, and how many words each has [n]."""
+        """Numbers of all words of n texts, text by text, and the number of words of each text [n]."""
         numbers, ends = array("i"), array("q", [0])
         for text in texts:
             numbers.extend(map(self.__getitem__, self.split(text)))
@@ -171,7 +170,7 @@ def _stemmer(name: str) -> Callable[[str], str]:
 
     if name == "none":
         return str
-    stem: Callable[[str], str] = Stemmer.Stemmer(name, 0).stemWord  # 0: no cache, each word is asked for once
+    stem: Callable[[str], str] = Stemmer.Stemmer(name, 0).stemWord  # 0: no cache, each word is stemmed once
     return (lambda word: _lucene_porter(word, stem)) if name == "porter" else stem
 
 
@@ -181,10 +180,10 @@ BLI_LOGI = re.compile(r"(.+)(bl|log)(?:y|i|ies)")
 
 
 def _lucene_porter(word: str, stem: Callable[[str], str]) -> str:
-    """Lucene's stem of a word, by Snowball's `porter`, which keeps to the published rules.
+    """Lucene's stem of a word, from Snowball's `porter`, which follows the published rules.
 
-    Lucene, like Porter's own programs, leaves words of one and two letters alone, and its step 2 makes `bli` to `ble`
-    and `logi` to `log`: `possibly` meets `possible`, and `technology` `technological`.
+    Lucene, like Porter's programs, does not change words of one and two letters. Its step 2 turns `bli` into `ble` and
+    `logi` into `log`, so `possibly` equals `possible`, and `technology` equals `technological`.
     """
     if len(word) < 3:
         return word
