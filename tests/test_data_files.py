@@ -262,7 +262,7 @@ def test_the_report_tells_what_was_taken_for_what(tmp_path: Path, caplog: pytest
         assert facts["corpus"] == {"columns": {"pid": "_id", "text": "text"}, "unread": ["Titel", "metadata"]}
         caplog.clear()
         tell(facts)
-        assert "corpus: nothing is read from Titel" in caplog.text
+        assert "corpus: these columns are not read: Titel" in caplog.text
 
 
 def test_a_table_in_several_files(tmp_path: Path) -> None:
@@ -315,6 +315,6 @@ def test_name_without_a_format(tmp_path: Path) -> None:
     """An archive is not a table: collection.tar.gz has to be unpacked."""
     (tmp_path / "collection.tar.gz").touch()
     with pytest.raises(
-        LeadError, match=r"source.corpus: the name of .*collection.tar.gz tells no format; expected .tsv"
+        LeadError, match=r"source.corpus: the name of .*collection.tar.gz has no known ending; expected .tsv"
     ):
         collect(source(tmp_path, corpus="collection.tar.gz"))

@@ -285,7 +285,7 @@ def test_queries_that_are_passages(tmp_path: Path, caplog: pytest.LogCaptureFixt
     lists = {"a": ["a", "x", "b"], "b": ["y", "b"], "c": ["c"]}
     result = run(tmp_path, ranked_of(lists), qrels_of(judged), measures=["RR@10"])
     assert result["metrics"]["RR@10"]["mean"] == 0.5 and not result["ignore_identical_ids"]
-    assert "2 of 3 queries find first the passage with their own id" in caplog.text
+    assert "2 of 3 queries have the passage with their own id at rank 1" in caplog.text
     assert "retrieval.ignore_identical_ids: true" in caplog.text
     caplog.clear()
     result = run(tmp_path, ranked_of(lists), qrels_of(judged), True, True, measures=["RR@10"])

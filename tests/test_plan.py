@@ -117,9 +117,9 @@ def test_a_training_job_is_refused_whatever_the_target(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ("a: {method: contrastive, start: a}", "made from itself (a -> a); break the circle"),
-        ("a: {method: contrastive, start: b}\n  b: {method: contrastive, start: a}", "made from itself (a -> b -> a)"),
-        ("a: {method: contrastive, init: student, negatives: a}", "made from itself (a -> a)"),
+        ("a: {method: contrastive, start: a}", "depends on itself (a -> a); break the circle"),
+        ("a: {method: contrastive, start: b}\n  b: {method: contrastive, start: a}", "depends on itself (a -> b -> a)"),
+        ("a: {method: contrastive, init: student, negatives: a}", "depends on itself (a -> a)"),
         ("a: {method: contrastive, start: stduent}", "key 'start': no run 'stduent' with a model; did you mean 'st"),
         ("a: {method: contrastive, start: bm25}", "key 'start': no run 'bm25' with a model"),
         ("a: {method: rd, start: student, teacher: teacher}", "key 'teacher': no run 'teacher' with a model; did you"),

@@ -305,10 +305,10 @@ def test_targets_are_as_many_seeds_as_are_wanted_and_those_that_are_there(
     names = ["lead_cb", "rd_cb", "lead_cb-s2", "lead_cb-s3", "rd_cb-s2", "rd_cb-s9"]
     assert targets(plan(folder), "tiny") == [f"{results}/{name}.json" for name in names]
     replace(tiny, "lead_cb: 3", "led_cb: 3")
-    says = "key 'repeats': 'led_cb' is no run of it with seeds; did you mean 'lead_cb'"
+    says = "key 'repeats': 'led_cb' is no run of this dataset with seeds; did you mean 'lead_cb'"
     assert says in refusal(lambda: targets(plan(folder), "tiny"))
     replace(tiny, "runs: [lead_cb, rd_cb]\nrepeats: {led_cb: 3}", "runs: [bm25, lead_cb]\nrepeats: {bm25: 2}")
-    assert "'bm25' is no run of it with seeds" in refusal(lambda: targets(plan(folder), "tiny"))
+    assert "'bm25' is no run of this dataset with seeds" in refusal(lambda: targets(plan(folder), "tiny"))
 
 
 def test_gpus_that_cannot_share_a_batch_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

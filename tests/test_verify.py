@@ -59,7 +59,7 @@ def test_a_stage_of_the_past_is_stale(plan: Plan) -> None:
     path = Path("results/tiny/runs/x.parquet")
     with made_by({"stage": "embed", "settings": {}, "inputs": {}, "code": "0"}):
         write_table(SCHEMAS["ranked"].empty_table(), path, "ranked")
-    assert Verifier(plan)(path) == [("stale", f"{path}: made by a stage embed that does not exist any more")]
+    assert Verifier(plan)(path) == [("stale", f"{path}: made by the stage embed, which no longer exists")]
 
 
 def test_a_source_under_results_need_not_be_an_artifact(plan: Plan) -> None:
@@ -73,4 +73,4 @@ def test_a_source_under_results_need_not_be_an_artifact(plan: Plan) -> None:
         write_table(SCHEMAS["ranked"].empty_table(), path, "ranked")
     assert not [state for state, _ in Verifier(plan)(path) if state == "altered"]
     source.write_text("[]")
-    assert ("stale", f"{path}: {source} is not what it was made from any more") in Verifier(plan)(path)
+    assert ("stale", f"{path}: {source} has changed since it was read") in Verifier(plan)(path)

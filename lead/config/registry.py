@@ -19,7 +19,7 @@ def check_reference(reference: str, where: str) -> None:
     except (ImportError, ValueError):
         spec = None
     if spec is None or spec.origin is None:
-        raise LeadError(f"{where}: there is no '{reference}'; write module:name of a module that is there")
+        raise LeadError(f"{where}: there is no '{reference}'; write module:name of an existing module")
     tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     defined = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
     if name not in defined:

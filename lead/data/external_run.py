@@ -45,13 +45,13 @@ def external(*, settings: ExternalSettings, corpus: Path, queries: Path, out: Pa
     qids, pids = (read_table(path, columns=[id_])[id_] for path, id_ in ((queries, "qid"), (corpus, "pid")))
     query, passages, scores = _collect(_lines(source), qids, key)
     if not len(query):
-        raise LeadError(f"{key} holds no list of any of the {len(qids):,} queries; it is of other queries")
+        raise LeadError(f"{key} has no list for any of the {len(qids):,} queries; name the lists of these queries")
     found = pc.index_in(passages, value_set=pids)
     if found.null_count:
         unknown = passages.filter(pc.is_null(found))
         raise LeadError(
-            f"{key}: passage {unknown[0]} and {len(unknown) - 1:,} others are not in the corpus; the lists are of "
-            "another version of it"
+            f"{key}: passage {unknown[0]} and {len(unknown) - 1:,} others are not in the corpus; the lists "
+            "belong to another version of the corpus"
         )
     where = found.to_numpy()
     order = np.lexsort((alphabetical(passages), -scores, query))
@@ -71,7 +71,7 @@ def external(*, settings: ExternalSettings, corpus: Path, queries: Path, out: Pa
     unordered = bool(inside.any()) and not (inside & (scores[1:] != scores[:-1])).any()
     if unordered:
         cut = "" if kept.all() else f"; retrieval.depth {settings.depth} cuts them by id, raise it to {place.max()}"
-        log.warning("the lists have no order: they can be reranked, and recall can be measured where they end%s", cut)
+        log.warning("the lists have no order: rerank them; only their recall at full depth is meaningful%s", cut)
     ids = qids.combine_chunks(), pids.combine_chunks()
     table = ranked_table(*ids, query[kept].astype(np.int64), where[kept], scores[kept])
     write_table(table, out, "ranked", about={"unordered": True} if unordered else None)
@@ -92,7 +92,7 @@ def _collect(
             with np.errstate(over="ignore"):  # reported below
                 scores.append(np.array([score for _, _, score in ours], np.float64).astype(np.float32))
             if not np.isfinite(scores[-1]).all():
-                raise LeadError(f"{key}: a score is no finite number in single precision; scale the scores")
+                raise LeadError(f"{key}: a score is not finite in single precision; scale the scores")
     return np.concatenate(numbers), pa.concat_arrays(passages), np.concatenate(scores)
 
 

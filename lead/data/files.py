@@ -57,7 +57,7 @@ def _check_file(key: str, path: Path) -> None:
     if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise LeadError(f"{key}: no file {path}; download it, or fix the path")
     if format_of(path) is None and not key.endswith("qrels"):
-        raise LeadError(f"{key}: the name of {path} tells no format; {EXPECTED_NAMES}")
+        raise LeadError(f"{key}: the name of {path} has no known ending; {EXPECTED_NAMES}")
 
 
 def read_corpus(paths: Sequence[Path], fields: Sequence[str], facts: Facts = None) -> Iterator[pa.RecordBatch]:

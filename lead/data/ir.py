@@ -36,7 +36,7 @@ def load_ids(id_: str, key: str, *parts: str) -> Any:
         raise LeadError(f"{key}: ir_datasets has no '{id_}'; ids are listed at https://ir-datasets.com") from None
     for part in parts:
         if not getattr(dataset, f"has_{part}")():
-            raise LeadError(f"{key}: '{id_}' of ir_datasets has no {part}; give an id that has")
+            raise LeadError(f"{key}: '{id_}' of ir_datasets has no {part}; give an id that has them")
     return dataset
 
 

@@ -97,7 +97,7 @@ def tell(files: Mapping[str, Mapping[str, Any]]) -> None:
         log.info("%s%s: %s%s", key, header, columns, ", quotes undone" if facts.get("quotes") else "")
         odd = [name for name in facts.get("unread", ()) if canonical(name) not in ORDINARY]
         if odd:
-            log.warning("%s: nothing is read from %s", key, ", ".join(odd)[:200])
+            log.warning("%s: these columns are not read: %s", key, ", ".join(odd)[:200])
 
 
 def canonical(name: object) -> str:

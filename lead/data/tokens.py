@@ -66,7 +66,7 @@ class Tokens:
         ):
             if ours != theirs:
                 raise LeadError(
-                    f"{folder}: its {what} is not the model's or the corpus's; make it again (lead tokenize)"
+                    f"{folder}: its {what} differs from the model's or the corpus's; make it again (lead tokenize)"
                 )
 
     def rows(self, start: int, stop: int) -> list[NDArray[np.int64]]:

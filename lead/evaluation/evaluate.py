@@ -100,7 +100,7 @@ def evaluate(
     if about := _about(lists):  # of an approximate index, or of lists without an order
         result["search"] = about
         if about.get("unordered"):
-            log.warning("the lists have no order: the only measure that means something is recall where they end")
+            log.warning("the lists have no order: only recall at their full depth is meaningful")
     columns = {"qid": np.repeat(qids, len(names)), "measure": np.tile(names, len(qids)), "value": values.ravel()}
     table = pa.table(columns).sort_by([("qid", "ascending"), ("measure", "ascending")])
     if trec is not None:
@@ -136,7 +136,7 @@ def _warn_of_own_ids(lists: pa.Table, judgements: pa.Table) -> None:
     wrong = len(own) - (pc.sum(pc.is_in(own, value_set=relevant["qid"])).as_py() or 0)
     if wrong and wrong >= OWN_ID * len(first):
         log.warning(
-            "%d of %d queries find first the passage with their own id; if queries are passages of the corpus, set "
+            "%d of %d queries have the passage with their own id at rank 1; if queries are passages of the corpus, set "
             "retrieval.ignore_identical_ids: true",
             wrong,
             len(first),

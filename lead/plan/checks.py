@@ -34,9 +34,7 @@ def check(job: Job) -> None:
         except LeadError as e:
             raise LeadError(f"{_where(ancestor)}: {e}") from None
         if ancestor.method.joint and s.distil.joint != (split_seed(name)[0] in rows.joint()):
-            raise LeadError(
-                f"{_where(ancestor)}: distil.joint is switched off in the row's settings, not elsewhere; move it"
-            )
+            raise LeadError(f"{_where(ancestor)}: distil.joint can be false only in a row's settings; move it there")
         _check_index(ancestor)
     _check_lists(job)
     from lead.evaluation.measures import check_measures

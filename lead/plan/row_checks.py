@@ -26,7 +26,7 @@ def check_rows(rows: Rows) -> None:
 def _check_row(rows: Rows, name: str, row: Row, seen: tuple[str, ...] = ()) -> None:
     where, method = f"{rows.where}: run '{name}'", METHODS[row.method]
     if name in seen:
-        raise LeadError(f"{where} is made from itself ({' -> '.join([*seen, name])}); break the circle")
+        raise LeadError(f"{where} depends on itself ({' -> '.join([*seen, name])}); break the circle")
     if split_seed(name)[1] != 1:
         raise LeadError(f"{where}: names that end in -s2, -s3, .. are other seeds of a run; rename it")
     _check_references(rows, name, row, seen)

@@ -49,7 +49,7 @@ def targets(plan: Plan, dataset: str) -> list[str]:
         if name not in chosen or f"{name}-s2" not in rows:
             seeded = [n for n in chosen if f"{n}-s2" in rows]
             hint = nearest(name, seeded)
-            raise LeadError(f"{planned.file}: key 'repeats': '{name}' is no run of it with seeds; {hint}")
+            raise LeadError(f"{planned.file}: key 'repeats': '{name}' is no run of this dataset with seeds; {hint}")
     seeds = [f"{n}-s{seed}" for n in chosen for seed in range(2, data.repeats.get(n, 1) + 1)]
     found = (path.stem for path in sorted(Path(planned.folder).glob("*-s*.json")))
     there = [n for n in found if split_seed(n)[1] != 1 and split_seed(n)[0] in chosen and n in rows]

@@ -76,16 +76,16 @@ class Verifier:
             read_json(path)
         record = record_of(path)
         if record is None:
-            yield "stale", f"{path} does not say how it was made"
+            yield "stale", f"{path} has no record of how it was made"
             return
         self.records[path] = record
         if record["stage"] not in STAGES:
-            yield "stale", f"{path}: made by a stage {record['stage']} that does not exist any more"
+            yield "stale", f"{path}: made by the stage {record['stage']}, which no longer exists"
             return
         try:
             yield from (("stale", f"{path}: made with another {key}") for key in self._changed(path, record))
         except LeadError as e:
-            yield "stale", f"{path}: would not be made any more: {e}"
+            yield "stale", f"{path}: today's configuration cannot make it: {e}"
         sources = set(self._sources(record))
         for name, sum_ in record["inputs"].items():
             yield from self._input(path, name, sum_, name in sources)
@@ -130,11 +130,11 @@ class Verifier:
             return
         today = self._sum(name)
         if today is None:
-            yield "missing", f"{name}, which {path} was made from"
+            yield "missing", f"{name}, an input of {path}"
         elif today != sum_:
-            yield "stale", f"{path}: {name} is not what it was made from any more"
+            yield "stale", f"{path}: {name} has changed since it was read"
         elif "stale" in states:
-            yield "stale", f"{path}: {name}, which it was made from, is stale"
+            yield "stale", f"{path}: its input {name} is stale"
 
     def _sum(self, name: str) -> str | None:
         if name not in self.sums:

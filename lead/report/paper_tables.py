@@ -210,7 +210,7 @@ def _gaps(rows: list[PaperRow], runs: Runs, measure: str, evaluation: Evaluation
         gap, p = float(teacher.mean() - student.mean()), paired_test(teacher, student)
         if gap <= 0 or p >= CLEARLY:
             shown = difference(gap, p, percent=True)
-            yield f"{row.run}: {row.teacher} is not clearly above the student ({shown}); no share of the gap is told."
+            yield f"{row.run}: {row.teacher} is not clearly above the student ({shown}); no share of the gap is shown."
             continue
         rng = np.random.default_rng(1)
         draws = rng.integers(len(student), size=(evaluation.resamples, len(student)))

@@ -60,7 +60,7 @@ ROWS = [
     row("corpus", "c.tsv", b"", "source.corpus holds no passages", "empty"),
     row("corpus", "c.tsv", b"\n\r\n\n", "source.corpus holds no passages", "blank lines"),
     row("corpus", "c.tsv", None, "source.corpus: no file .*c.tsv; download it"),
-    row("corpus", "c.tar.gz", b"1\tx\n", "source.corpus: the name of .*c.tar.gz tells no format; expected .tsv"),
+    row("corpus", "c.tar.gz", b"1\tx\n", "source.corpus: the name of .*c.tar.gz has no known ending; expected .tsv"),
     row("corpus", "x" * 5000 + ".tsv", None, "source.corpus: no file", "a name that is too long"),
     row("corpus", "c\0.tsv", None, r"source.corpus: no file .*c\\x00.tsv", "NUL in a name"),
     row("queries", "q.tsv", b"1\tx\n1\ty\n", "2: query id 1 occurs before; ids must be unique within a split"),
