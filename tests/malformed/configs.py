@@ -112,7 +112,7 @@ ROWS = [
     plan(PRESET, '["RR@10"', '["RR@10", "__import__(1)"', "evaluation.measures: '__import__.* is not a measure"),
     plan(PRESET, '["RR@10"', '["' + "(" * 300 + '"', "evaluation.measures: .* is not a measure", note="300 brackets"),
     plan(PRESET, '["RR@10"', '["RR@10", "RR@10"', "evaluation.measures: 'RR@10' is listed twice"),
-    plan(EXPERIMENTS, "start: student, teacher: teacher_de", "start: lead_de, teacher: teacher_de", "depends on itself"),
+    plan(EXPERIMENTS, "start: student, teacher: teacher_de", "start: lead_de, teacher: teacher_de", "on itself"),
     plan(EXPERIMENTS, "bm25: {", "bm25-s2: {", "experiments.yaml: run 'bm25-s2'.*rename it"),
     edit(EXPERIMENTS, "  bm25:", "  ../x: {method: bm25}\n  bm25:", "experiments.yaml:?.*'runs"),
     whole("datasets/my data.yaml", "a: 1\n", "my data.yaml: .* name"),
