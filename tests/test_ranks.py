@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -19,8 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import make_retriever
+from forked import Lead, done
 from steps import SCORING, TRAIN, gradients, take
-from test_resume import start
 
 from lead.config.schema import Distil, Layers, Train
 from lead.store.tables import read_table
@@ -94,11 +92,6 @@ def worker(rank: int, world: int, port: int, files: Any, collection: Path, cache
         raise
     finally:
         dist.destroy_process_group()
-
-
-# ranks are forked from one process that has imported what takes seconds
-PRELOAD = ["torch", "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert", "lead.train.fd"]
-multiprocessing.set_forkserver_preload(PRELOAD)
 
 
 def free_port() -> int:
@@ -175,7 +168,7 @@ def train_command(tiny_model: Path, collection: Path, out: Path, settings: dict[
     model = {"reference": f"path:{tiny_model}"}
     all_settings = {"model": model, "lengths": {"query": 8, "passage": 24}, "train": train} | settings
     return [
-        sys.executable, "-m", "lead", "train",
+        "train",
         *(a for k, v in files.items() for a in (f"--{k}", f"{collection / v}.parquet")),
         "--out", str(out / "m"), "--state", str(out / "s"), "--metrics", str(out / "metrics.jsonl"),
         "--settings", json.dumps(all_settings), "--threads", "2", *more,
@@ -186,10 +179,8 @@ def test_two_ranks_train_what_one_does(tiny_model: Path, tiny_collection: Path, 
     from safetensors.torch import load_file
 
     for name, more in (("one", ()), ("two", ("--ranks", "2"))):
-        done = subprocess.run(
-            train_command(tiny_model, tiny_collection, tmp_path / name, {}, *more), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        status, said = done(train_command(tiny_model, tiny_collection, tmp_path / name, {}, *more))
+        assert status == 0, said
     one, two = (load_file(tmp_path / name / "m" / "model.safetensors") for name in ("one", "two"))
     # the gradient of an attention key's bias is zero but for rounding, which Adam turns into steps of the learning rate
     apart = {k: float((one[k] - two[k]).abs().mean()) for k in one if not k.endswith("key.bias")}
@@ -204,35 +195,34 @@ def test_a_mistake_under_ranks_is_one_line(tiny_model: Path, tiny_collection: Pa
         (("--ranks", "1000"), "4 queries cannot be shared equally by 1000 ranks"),  # said before any is started
         (("--ranks", "2", "--start", str(tmp_path)), "lead train needs one of settings.model"),  # by each of them
     ):
-        command = train_command(tiny_model, tiny_collection, tmp_path, {}, *more)
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 1
-        said = [line for line in done.stderr.splitlines() if "error" in line]
-        assert len(said) == 1 and message in said[0], done.stderr
-        assert "Traceback" not in done.stderr
+        status, said = done(train_command(tiny_model, tiny_collection, tmp_path, {}, *more))
+        errors = [line for line in said.splitlines() if "error" in line]
+        assert status == 1 and len(errors) == 1 and message in errors[0], said
+        assert "Traceback" not in said
 
 
 def test_a_rank_that_is_killed_takes_the_job_down(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     import signal
     import time
 
-    settings = {"train": {"steps": 100000, "batch_size": 4, "negatives": 2, "precision": "fp32", "dev_queries": 0}}
+    train = {"steps": 100000, "batch_size": 4, "negatives": 2, "precision": "fp32", "dev_queries": 0}
+    settings = {"train": train | {"checkpoint_every": 5}}
     command = train_command(tiny_model, tiny_collection, tmp_path, settings, "--ranks", "2")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
+    with Lead(command) as lead:
         deadline = time.monotonic() + 60
         victims: list[int] = []
         while time.monotonic() < deadline and not victims:
             time.sleep(0.5)
-            found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            parent = str(lead.process.pid)
+            found = subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True).stdout.split()
             victims = [int(p) for p in found] if len(found) == 2 else []
         assert victims
-        time.sleep(8)
+        while not list((tmp_path / "s").glob("*/step-*")):  # both train
+            assert time.monotonic() < deadline and lead.status is None, lead.said
+            time.sleep(0.05)
         os.kill(victims[1], signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 1
+        said = lead.finished(60)
+    assert lead.status == 1
     errors = [line for line in said.splitlines() if "lead: error" in line]
     assert len(errors) == 1 and "of 2: died with signal 9" in errors[0], said
 
@@ -253,19 +243,15 @@ def test_ranks_told_to_stop_save_their_state_and_go_on_later(
         "checkpoint_every": 5,
     }
     command = train_command(tiny_model, tiny_collection, tmp_path, {"train": train}, "--ranks", "2")
-    process = start(command)
-    try:
+    with Lead(command) as lead:
         deadline = time.monotonic() + 90
         while not list((tmp_path / "s").glob("*/step-*")):
-            assert time.monotonic() < deadline and process.poll() is None
+            assert time.monotonic() < deadline and lead.status is None
             time.sleep(0.05)
-        process.send_signal(getattr(signal, name))
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == (130 if name == "SIGINT" else 75), said
+        lead.signal(getattr(signal, name))
+        said = lead.finished(60)
+    assert lead.status == (130 if name == "SIGINT" else 75), said
     assert "Traceback" not in said and f"stopped by {name}" in said
     saved = max(int(p.name[5:]) for p in (tmp_path / "s").glob("*/step-*"))
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert f"going on from the checkpoint of step {saved} of 120" in again.stderr
+    status, again = done(command)
+    assert status == 0 and f"going on from the checkpoint of step {saved} of 120" in again, again
