@@ -10,7 +10,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import copy  # noqa: E402
 import fcntl  # noqa: E402
+import functools  # noqa: E402
 import json  # noqa: E402
 import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -163,13 +165,28 @@ def tiny_collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_retriever(folder: Path, kind: Any = "de", **scoring: Any) -> Any:
-    """An untrained retriever over the model in `folder`, queries of 8 and passages of 24 tokens."""
+    """An untrained retriever over the model in `folder`, queries of 8 and passages of 24 tokens.
+
+    A folder is read once, and again when its weights have changed: reading it takes longer than a test's step.
+    """
+    from lead.config.kinds import KINDS
+    from lead.config.schema import Lengths, Scoring
+
+    read = _read_model(folder, (folder / "model.safetensors").stat().st_mtime_ns)
+    encoder, tokenizer = copy.deepcopy((read.encoder, read.tokenizer))
+    return KINDS[kind].load()(encoder, tokenizer, Scoring(**scoring), Lengths(query=8, passage=24))
+
+
+@functools.cache
+def _read_model(folder: Path, written: int) -> Any:
+    import torch
+
     from lead.config.schema import Lengths, ModelRef, Scoring
     from lead.models.base import LayeredModel
 
-    return LayeredModel.pretrained(
-        ModelRef(reference=f"path:{folder}"), kind, Scoring(**scoring), Lengths(query=8, passage=24)
-    )
+    with torch.random.fork_rng():  # a seed of the test gives the same model, whether or not the folder is read now
+        reference = ModelRef(reference=f"path:{folder}")
+        return LayeredModel.pretrained(reference, "de", Scoring(), Lengths(query=8, passage=24))
 
 
 @pytest.fixture(scope="session")

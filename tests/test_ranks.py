@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -19,8 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import make_retriever
+from forked import Lead, done
 from steps import SCORING, TRAIN, gradients, take
-from test_resume import start
 
 from lead.config.schema import Distil, Layers, Train
 from lead.store.tables import read_table
@@ -82,12 +80,14 @@ def run_case(files: Any, collection: Path, case: Any, cache_above: int) -> tuple
     return parts, gradients(step), step.exchange.sent
 
 
-def worker(rank: int, world: int, port: int, files: Any, collection: Path, cache_above: int, out: str) -> None:
+def worker(
+    rank: int, world: int, port: int, files: Any, collection: Path, cases: list[Any], cache_above: int, out: str
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=world)
     try:
-        results = [run_case(files, collection, case, cache_above) for case in CASES]
+        results = [run_case(files, collection, case, cache_above) for case in cases]
         torch.save(results, f"{out}/{rank}.pt")
     except Exception:
         Path(out, f"{rank}.error").write_text(traceback.format_exc())
@@ -96,26 +96,32 @@ def worker(rank: int, world: int, port: int, files: Any, collection: Path, cache
         dist.destroy_process_group()
 
 
-# ranks are forked from one process that has imported what takes seconds
-PRELOAD = ["torch", "transformers.models.auto.modeling_auto", "transformers.models.bert.modeling_bert", "lead.train.fd"]
-multiprocessing.set_forkserver_preload(PRELOAD)
-
-
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path, teacher_folder: Path, tiny_collection: Path) -> list[Any]:
+    """What one process has for each case, without cached gradients."""
+    return [run_case((tiny_model, teacher_folder), tiny_collection, case, 10**9) for case in CASES]
+
+
 @pytest.mark.parametrize(("world", "cache_above"), [(2, 10**9), (4, 1)])
 def test_ranks_give_the_losses_and_gradients_of_one_process(
-    tiny_model: Path, teacher_folder: Path, tiny_collection: Path, tmp_path: Path, world: int, cache_above: int
+    tiny_model: Path,
+    teacher_folder: Path,
+    tiny_collection: Path,
+    tmp_path: Path,
+    alone: list[Any],
+    world: int,
+    cache_above: int,
 ) -> None:
     files = (tiny_model, teacher_folder)
-    arguments = (world, free_port(), files, tiny_collection, cache_above, str(tmp_path))
+    arguments = (world, free_port(), files, tiny_collection, CASES, cache_above, str(tmp_path))
     mp.start_processes(worker, args=arguments, nprocs=world, start_method="forkserver")
-    for i, case in enumerate(CASES):
-        want_parts, want, sent = run_case(files, tiny_collection, case, cache_above)
+    for i, (case, (want_parts, want, sent)) in enumerate(zip(CASES, alone, strict=True)):
         assert sent == 0
         for rank in range(world):
             parts, got, _ = torch.load(tmp_path / f"{rank}.pt", weights_only=True)[i]
@@ -133,7 +139,7 @@ def test_what_travels_is_counted_and_never_the_passages_tokens(
     """Contrastive, one layer, 4 queries and 12 passages a rank, width 32, fp32: exactly what the design says."""
     mp.start_processes(
         worker,
-        args=(2, free_port(), (tiny_model, teacher_folder), tiny_collection, 1, str(tmp_path)),
+        args=(2, free_port(), (tiny_model, teacher_folder), tiny_collection, CASES[:5], 1, str(tmp_path)),
         nprocs=2,
         start_method="forkserver",
     )
@@ -175,7 +181,7 @@ def train_command(tiny_model: Path, collection: Path, out: Path, settings: dict[
     model = {"reference": f"path:{tiny_model}"}
     all_settings = {"model": model, "lengths": {"query": 8, "passage": 24}, "train": train} | settings
     return [
-        sys.executable, "-m", "lead", "train",
+        "train",
         *(a for k, v in files.items() for a in (f"--{k}", f"{collection / v}.parquet")),
         "--out", str(out / "m"), "--state", str(out / "s"), "--metrics", str(out / "metrics.jsonl"),
         "--settings", json.dumps(all_settings), "--threads", "2", *more,
@@ -186,10 +192,8 @@ def test_two_ranks_train_what_one_does(tiny_model: Path, tiny_collection: Path, 
     from safetensors.torch import load_file
 
     for name, more in (("one", ()), ("two", ("--ranks", "2"))):
-        done = subprocess.run(
-            train_command(tiny_model, tiny_collection, tmp_path / name, {}, *more), capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        status, said = done(train_command(tiny_model, tiny_collection, tmp_path / name, {}, *more))
+        assert status == 0, said
     one, two = (load_file(tmp_path / name / "m" / "model.safetensors") for name in ("one", "two"))
     # the gradient of an attention key's bias is zero but for rounding, which Adam turns into steps of the learning rate
     apart = {k: float((one[k] - two[k]).abs().mean()) for k in one if not k.endswith("key.bias")}
@@ -204,35 +208,34 @@ def test_a_mistake_under_ranks_is_one_line(tiny_model: Path, tiny_collection: Pa
         (("--ranks", "1000"), "4 queries cannot be shared equally by 1000 ranks"),  # said before any is started
         (("--ranks", "2", "--start", str(tmp_path)), "lead train needs one of settings.model"),  # by each of them
     ):
-        command = train_command(tiny_model, tiny_collection, tmp_path, {}, *more)
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 1
-        said = [line for line in done.stderr.splitlines() if "error" in line]
-        assert len(said) == 1 and message in said[0], done.stderr
-        assert "Traceback" not in done.stderr
+        status, said = done(train_command(tiny_model, tiny_collection, tmp_path, {}, *more))
+        errors = [line for line in said.splitlines() if "error" in line]
+        assert status == 1 and len(errors) == 1 and message in errors[0], said
+        assert "Traceback" not in said
 
 
 def test_a_rank_that_is_killed_takes_the_job_down(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     import signal
     import time
 
-    settings = {"train": {"steps": 100000, "batch_size": 4, "negatives": 2, "precision": "fp32", "dev_queries": 0}}
+    train = {"steps": 100000, "batch_size": 4, "negatives": 2, "precision": "fp32", "dev_queries": 0}
+    settings = {"train": train | {"checkpoint_every": 5}}
     command = train_command(tiny_model, tiny_collection, tmp_path, settings, "--ranks", "2")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
+    with Lead(command) as lead:
         deadline = time.monotonic() + 60
         victims: list[int] = []
         while time.monotonic() < deadline and not victims:
             time.sleep(0.5)
-            found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+            parent = str(lead.process.pid)
+            found = subprocess.run(["pgrep", "-P", parent], capture_output=True, text=True).stdout.split()
             victims = [int(p) for p in found] if len(found) == 2 else []
         assert victims
-        time.sleep(8)
+        while not list((tmp_path / "s").glob("*/step-*")):  # both train
+            assert time.monotonic() < deadline and lead.status is None, lead.said
+            time.sleep(0.05)
         os.kill(victims[1], signal.SIGKILL)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 1
+        said = lead.finished(60)
+    assert lead.status == 1
     errors = [line for line in said.splitlines() if "lead: error" in line]
     assert len(errors) == 1 and "of 2: died with signal 9" in errors[0], said
 
@@ -253,19 +256,15 @@ def test_ranks_told_to_stop_save_their_state_and_go_on_later(
         "checkpoint_every": 5,
     }
     command = train_command(tiny_model, tiny_collection, tmp_path, {"train": train}, "--ranks", "2")
-    process = start(command)
-    try:
+    with Lead(command) as lead:
         deadline = time.monotonic() + 90
         while not list((tmp_path / "s").glob("*/step-*")):
-            assert time.monotonic() < deadline and process.poll() is None
+            assert time.monotonic() < deadline and lead.status is None
             time.sleep(0.05)
-        process.send_signal(getattr(signal, name))
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == (130 if name == "SIGINT" else 75), said
+        lead.signal(getattr(signal, name))
+        said = lead.finished(60)
+    assert lead.status == (130 if name == "SIGINT" else 75), said
     assert "Traceback" not in said and f"stopped by {name}" in said
     saved = max(int(p.name[5:]) for p in (tmp_path / "s").glob("*/step-*"))
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert f"going on from the checkpoint of step {saved} of 120" in again.stderr
+    status, again = done(command)
+    assert status == 0 and f"going on from the checkpoint of step {saved} of 120" in again, again

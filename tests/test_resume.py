@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_bert, make_retriever
+from forked import Lead, done
 
 from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
 from lead.config.stages import DistilSettings, TrainSettings
@@ -48,14 +49,13 @@ def command(stage: str, settings: Any, paths: dict[str, Any]) -> list[str]:
         for word in (f"--{name.replace('_', '-')}", *map(str, path if isinstance(path, list) else [path]))
     ]
     settings = settings.model_dump_json(exclude_none=True)
-    return [sys.executable, "-m", "lead", stage, "--settings", settings, "--threads", "1", *options]
+    return [stage, "--settings", settings, "--threads", "1", *options]
 
 
-def wait_for_checkpoint(process: subprocess.Popen[str], state: Path, step: int) -> None:
+def wait_for_checkpoint(lead: Lead, state: Path, step: int) -> None:
     limit = time.monotonic() + 1200
     while not list(state.glob(f"*/step-{step:08d}")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < limit
+        assert lead.status is None and time.monotonic() < limit, lead.said
         time.sleep(0.002)
 
 
@@ -67,19 +67,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """The command, as an interactive shell starts it: a script's `&` would have it ignore SIGINT, `nohup` SIGHUP."""
-    reset = "import os, signal as s, sys; [s.signal(n, s.SIG_DFL) for n in (1, 2)]; os.execv(sys.argv[1], sys.argv[1:])"
-    return subprocess.Popen([sys.executable, "-c", reset, *words], stderr=subprocess.PIPE, text=True)
-
-
 def stopped_at(words: list[str], state: Path, step: int, number: int = signal.SIGKILL) -> str:
-    """Run the command and signal it just after the checkpoint of a step; what it said."""
-    with start(words) as process:
-        wait_for_checkpoint(process, state, step)
-        process.send_signal(number)
-        said = process.communicate()[1]
-    assert process.returncode == STATUS.get(number, 75), said
+    """Run `lead WORDS` and signal it just after the checkpoint of a step; what it said."""
+    with Lead(words) as lead:
+        wait_for_checkpoint(lead, state, step)
+        lead.signal(number)
+        said = lead.finished()
+    assert lead.status == STATUS.get(number, 75), said
     return said
 
 
@@ -90,9 +84,8 @@ def killed_and_run_again(
     words = command(stage, settings, paths)
     said = stopped_at(words, state, 10, number)
     assert list(state.iterdir()) and not paths["out"].exists() and not paths["metrics"].exists()
-    again = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=1200)
-    assert again.returncode == 0, again.stderr
-    assert "going on from the checkpoint of step" in again.stderr
+    status, again = done(words)
+    assert status == 0 and "going on from the checkpoint of step" in again, again
     assert not state.exists()
     return said
 
@@ -148,16 +141,14 @@ def long_steps(tiny_model: Path) -> TrainSettings:
 
 def test_a_second_sigint_ends_a_training_at_once(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     paths = outputs(tmp_path)
-    with start(command("train", long_steps(tiny_model), inputs(tiny_collection) | paths)) as process:
-        assert process.stderr is not None
-        for said in process.stderr:
-            if "M parameters" in said:
-                process.send_signal(signal.SIGINT)
-            if "a second SIGINT stops at once" in said:
-                process.send_signal(signal.SIGINT)
-                break
-        process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT
+    with Lead(command("train", long_steps(tiny_model), inputs(tiny_collection) | paths)) as lead:
+        for awaited in ("M parameters", "a second SIGINT stops at once"):
+            while awaited not in lead.said:
+                assert lead.status is None, lead.said
+                time.sleep(0.01)
+            lead.signal(signal.SIGINT)
+        lead.finished(60)
+    assert lead.status == -signal.SIGINT
     assert not list(paths["state"].glob("*/step-*"))
 
 
@@ -166,8 +157,11 @@ def test_an_ignored_sighup_does_not_stop_a_training(tiny_model: Path, tiny_colle
         model=ModelRef(reference=f"path:{tiny_model}"), lengths=Lengths(query=8, passage=24), train=TRAIN
     )
     words = command("train", settings, inputs(tiny_collection) | outputs(tmp_path))
-    with subprocess.Popen(["nohup", *words], stderr=subprocess.PIPE, text=True) as process:
-        wait_for_checkpoint(process, tmp_path / "state", 10)
+    words = ["nohup", sys.executable, "-m", "lead", *words]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("state/*/step-00000010")):
+            assert process.poll() is None
+            time.sleep(0.002)
         process.send_signal(signal.SIGHUP)
         said = process.communicate()[1]
     assert process.returncode == 0, said

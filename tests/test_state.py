@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import done
 from safetensors.torch import load_file
 from test_resume import TRAIN, command, inputs, lines, outputs, stopped_at
 
@@ -84,16 +85,12 @@ def test_memory_settings_may_change_after_a_kill_and_a_state_that_is_ignored_is_
     said = stopped_at(words(other, lr=2e-3), paths["state"], 15, signal.SIGTERM)
     assert "training starts anew; the checkpoints in" in said
     assert "train.lr: 0.001 -> 0.002; other inputs (negatives)" in said
-    done = subprocess.run(
-        words(micro_tokens=100, cache_above=50, checkpoint_every=7), stderr=subprocess.PIPE, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "going on from the checkpoint of step" in done.stderr and "starts anew" not in done.stderr
-    assert "train.micro_tokens: 200 -> 100" in done.stderr
+    status, said = done(words(micro_tokens=100, cache_above=50, checkpoint_every=7))
+    assert status == 0 and "going on from the checkpoint of step" in said and "starts anew" not in said, said
+    assert "train.micro_tokens: 200 -> 100" in said
     undisturbed = outputs(tmp_path / "undisturbed")
-    subprocess.run(
-        command("train", TrainSettings.model_validate_json(words()[5]), inputs(tiny_collection) | undisturbed)
-    )
+    settings = TrainSettings.model_validate_json(words()[2])
+    stages.train(settings=settings, gpu=0, start=None, **inputs(tiny_collection), **undisturbed)
     a, b = (load_file(p["out"] / "model.safetensors") for p in (paths, undisturbed))
     assert max(float((a[k] - b[k]).abs().mean()) for k in a if not k.endswith("key.bias")) < 1e-5
     assert [line["step"] for line in lines(paths["metrics"])] == [

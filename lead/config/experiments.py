@@ -45,7 +45,8 @@ class Row(Strict):
         for key in ("teacher", "of") if warms_up else ("init", "start", "teacher", "of"):
             given = getattr(self, key) is not None
             if given != (key in method.needs):
-                raise ValueError(f"method {self.method} {'does not read' if given else 'needs'} `{key}`")
+                wrong = f"does not read `{key}`; leave it out" if given else f"needs `{key}`; name a run"
+                raise ValueError(f"method {self.method} {wrong}")
         if self.init is None and "kind" in self.model_fields_set:
             raise ValueError("`kind` is read with `init` only; leave it out")
         if warms_up and (self.init is None) == (self.start is None):

@@ -71,8 +71,11 @@ class PlannedDataset:
 
     @property
     def source_files(self) -> list[str]:
-        """Files that `prepare` reads."""
-        return source_files(self.source)
+        """Files that `prepare` reads. Raises LeadError if a folder lacks a part of its layout."""
+        try:
+            return source_files(self.source)
+        except LeadError as e:
+            raise LeadError(f"{self.file}: {e}") from None
 
     @property
     def external_run(self) -> str:
