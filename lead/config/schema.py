@@ -150,7 +150,9 @@ class Train(Strict):
 class Layers(Strict):
     """Which K pairs of teacher and student layers are aligned (section 3.3, Layer Selection; section 4.5)."""
 
-    k: PositiveInt = Field(5, description="number of layer pairs, K; at most M (Table 4: 5, 6); strategy pairs gives its own")
+    k: PositiveInt = Field(
+        5, description="number of layer pairs, K; at most M (Table 4: 5, 6); strategy pairs gives its own"
+    )
     strategy: StrategyName = Field(
         "random", description="; ".join(f"{name}: {strategy.about}" for name, strategy in STRATEGIES.items())
     )
