@@ -136,6 +136,9 @@ class LayeredModel(nn.Module):
         """The model seen as query-passage maps, for FD. Overridden."""
         raise NotImplementedError
 
+    def write_others(self, folder: Path) -> None:
+        """Write into a model folder what other libraries read there. Overridden; here nothing."""
+
     @classmethod
     def longest(cls, lengths: Lengths, tokenizer: Any) -> dict[str, int]:
         """Most tokens that the encoder reads at a time, by the key of `lengths` that decides it. Overridden."""
@@ -175,12 +178,16 @@ class LayeredModel(nn.Module):
 
     # --- on disk -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
-        """Write a transformers folder (safetensors, tokenizer), lead.json and checksums, atomically."""
+        """Write a transformers folder (safetensors, tokenizer), lead.json, README.md and checksums, atomically."""
         head = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
         with atomic_folder(folder) as temporary, self.tokenizing:
             self.encoder.save_pretrained(temporary)  # type: ignore[operator]
             # a tokenizer must not store whether HF_HUB_OFFLINE was set
             self.tokenizer.init_kwargs.pop("local_files_only", None)
+            # .. nor how it was last called, and others shall pad as `padded` does
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
+            self.tokenizer.padding_side = "right"
             self.tokenizer.save_pretrained(temporary)
             if head:
                 save_file(head, temporary / HEAD)
@@ -191,6 +198,7 @@ class LayeredModel(nn.Module):
                 **({} if self.linear is None else {"linear": {"size": self.size, "identity": True}}),
             }
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+            self.write_others(temporary)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from lead.models.base import Ranks
 from lead.models.bi_encoder import BiEncoder
 from lead.models.features import Features
+from lead.models.interchange import Interchange
 from lead.models.scores import inner_product
 
 
@@ -32,6 +35,11 @@ class DualEncoder(BiEncoder):
     def reads_first_token(self) -> bool:
         """With pooling `cls`."""
         return self.scoring.pooling == "cls"
+
+    def write_others(self, folder: Path) -> None:
+        """Write what sentence-transformers needs to make our vectors; nothing for a subclass that encodes otherwise."""
+        if type(self).encode is DualEncoder.encode:
+            Interchange(self.encoder, self.linear, self.scoring, self.lengths).write(folder)
 
     def exchange(self, features: tuple[Features, ...], ranks: Ranks) -> tuple[Features, ...]:
         """The vectors of all ranks' passages, [L, P, d]. Queries stay."""
