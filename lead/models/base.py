@@ -178,27 +178,32 @@ class LayeredModel(nn.Module):
 
     # --- on disk -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
-        """Write a transformers folder (safetensors, tokenizer), lead.json, README.md and checksums, atomically."""
+        """Write the model's files and their checksums, atomically."""
+        with atomic_folder(folder) as temporary:
+            self.write(temporary)
+
+    def write(self, folder: Path) -> None:
+        """Write a transformers folder (safetensors, tokenizer), lead.json, and what other libraries read."""
         head = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("encoder.")}
-        with atomic_folder(folder) as temporary, self.tokenizing:
-            self.encoder.save_pretrained(temporary)  # type: ignore[operator]
+        with self.tokenizing:
+            self.encoder.save_pretrained(folder)  # type: ignore[operator]
             # a tokenizer must not store whether HF_HUB_OFFLINE was set
             self.tokenizer.init_kwargs.pop("local_files_only", None)
             # .. nor how it was last called, and others shall pad as `padded` does
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
             self.tokenizer.padding_side = "right"
-            self.tokenizer.save_pretrained(temporary)
-            if head:
-                save_file(head, temporary / HEAD)
-            description = {
-                "kind": self.kind,
-                "scoring": self.scoring.model_dump(),
-                "lengths": self.lengths.model_dump(),
-                **({} if self.linear is None else {"linear": {"size": self.size, "identity": True}}),
-            }
-            (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
-            self.write_others(temporary)
+            self.tokenizer.save_pretrained(folder)
+        if head:
+            save_file(head, folder / HEAD)
+        description = {
+            "kind": self.kind,
+            "scoring": self.scoring.model_dump(),
+            "lengths": self.lengths.model_dump(),
+            **({} if self.linear is None else {"linear": {"size": self.size, "identity": True}}),
+        }
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
+        self.write_others(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

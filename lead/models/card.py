@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from lead.config.schema import Lengths, Scoring
 
-HEADER = """---
+TAGS = ["sentence-transformers", "feature-extraction", "dense-retrieval", "lead"]
+HEADER = f"""---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
-tags: [sentence-transformers, feature-extraction, dense-retrieval, lead]
+tags: [{", ".join(TAGS)}]
 ---
 """
 POOLING = {

@@ -14,6 +14,17 @@ from lead.models.interchange import Interchange
 from lead.models.scores import inner_product
 
 
+def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector [n, d] of each text from the vectors of its tokens, states [n, T, d]. mask [n, T]: true at a token."""
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "last":
+        return states[torch.arange(len(states), device=mask.device), mask.sum(1) - 1]
+    share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
+    # a product and a sum, not a matrix product, which autocast would do in bf16
+    return (states * share).sum(1)
+
+
 class DualEncoder(BiEncoder):
     """f_DE(q, p) = E_Q(q)^T E_P(p) (eq. 1); at layer i the vectors are those of layer i."""
 
@@ -23,14 +34,7 @@ class DualEncoder(BiEncoder):
         """Vectors x [L, n, d] of one padded micro-batch of texts at these layers (1..N), in fp32."""
         padded, mask = self.padded(ids, self.tokenizer.pad_token_id or 0)
         states = self.states(padded, mask.long(), layers)
-        if self.scoring.pooling == "cls":
-            return Features(torch.stack([h[:, 0] for h in states]), layers)
-        if self.scoring.pooling == "last":
-            rows, last = torch.arange(len(ids), device=mask.device), mask.sum(1) - 1
-            return Features(torch.stack([h[rows, last] for h in states]), layers)
-        share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
-        # a product and a sum, not a matrix product, which autocast would do in bf16
-        return Features(torch.stack([(h * share).sum(1) for h in states]), layers)
+        return Features(torch.stack([pooled(h, mask, self.scoring.pooling) for h in states]), layers)
 
     def reads_first_token(self) -> bool:
         """With pooling `cls`."""
