@@ -38,11 +38,16 @@ SCORINGS: list[tuple[dict[str, Any], int | None]] = [
 ]
 
 
-def dual_encoder(folder: Path, scoring: dict[str, Any], size: int | None = None, **lengths: int) -> Any:
+def dual_encoder(
+    folder: Path, scoring: dict[str, Any], size: int | None = None, prompts: Any = None, **lengths: int
+) -> Any:
     """With a linear layer of `size` random outputs, unless it is None."""
     torch.manual_seed(1)
     linear = None if size is None else Linear(size=size, identity=False)
-    ref, cut = ModelRef(reference=f"path:{folder}", linear=linear), Lengths(**{"query": 8, "passage": 24, **lengths})
+    ref, cut = (
+        ModelRef(reference=f"path:{folder}", linear=linear, prompts=prompts),
+        Lengths(**{"query": 8, "passage": 24, **lengths}),
+    )
     return LayeredModel.pretrained(ref, "de", Scoring(**scoring), cut).eval()
 
 
@@ -75,13 +80,31 @@ def test_sentence_transformers_makes_our_vectors_without_a_word(
 
 @pytest.mark.parametrize("lengths", [(24, 24), (40, 12)])
 def test_other_lengths(tiny_model: Path, tmp_path: Path, lengths: tuple[int, int]) -> None:
-    model = dual_encoder(tiny_model, {}, query=lengths[0], passage=lengths[1])
+    model = make_retriever(tiny_model).eval()
+    model.lengths = Lengths(query=lengths[0], passage=lengths[1])
     model.save(tmp_path / "m")
     theirs = opened(tmp_path / "m")
     assert np.allclose(theirs.encode_query(TEXTS), ours(model, "query"), atol=1e-5)
     assert np.allclose(theirs.encode_document(TEXTS), ours(model, "passage"), atol=1e-5)
     config = (tmp_path / "m" / "sentence_bert_config.json").read_text()
     assert ("query_length" in config) == (lengths[0] != lengths[1])  # which versions before 6 do not know
+
+
+def test_prompts(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = dual_encoder(tiny_model, {}, prompts={"query": 'query: "', "passage": "text: "})
+    model.save(tmp_path / "m")
+    theirs = opened(tmp_path / "m")
+    assert np.allclose(theirs.encode_query(TEXTS), ours(model, "query"), atol=1e-5)
+    assert np.allclose(theirs.encode_document(TEXTS), ours(model, "passage"), atol=1e-5)
+    monkeypatch.chdir(tmp_path / "m")
+    made: dict[str, Any] = {}
+    exec(code_of(tmp_path / "m")[1], made)
+    assert np.allclose(made["queries"], ours(model, "query", ["a question"]), atol=1e-5)
+
+
+def code_of(folder: Path) -> list[str]:
+    """The code in a card: with sentence-transformers, transformers, faiss, and ONNX if it is there."""
+    return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def test_a_decoder_whose_tokenizer_pads_on_the_left(tmp_path: Path) -> None:
@@ -108,7 +131,7 @@ def test_the_code_in_the_card_makes_our_vectors(
     assert card.data.library_name == "sentence-transformers" and "8 tokens, a passage to 24" in card.text
     monkeypatch.chdir(tmp_path / "m")
     made: dict[str, Any] = {}
-    library, transformers, faiss = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    library, transformers, faiss = code_of(tmp_path / "m")
     for code in (library, transformers):
         exec(code, made)
         assert np.allclose(made["queries"], ours(model, "query", ["a question"]), atol=1e-5)

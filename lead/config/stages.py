@@ -13,8 +13,8 @@ from pydantic import Field
 from lead.config.kinds import KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
-from lead.config.recipe import EXECUTION
-from lead.config.schema import Distil, Lengths, ModelRef, Scoring, Train
+from lead.config.recipe import ADDED, EXECUTION
+from lead.config.schema import Distil, Lengths, ModelRef, Reference, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import PositiveInt, Seed, Strict
 
@@ -89,10 +89,9 @@ Shard = Annotated[
 class TokenizeSettings(Strict):
     """Read by `lead tokenize`."""
 
-    reference: str = Field(
-        pattern=r"^(hub|path|package):.+", description="pretrained encoder that the tokenizer belongs to"
-    )
+    reference: Reference = Field(description="pretrained encoder that the tokenizer belongs to")
     length: Annotated[int, Field(ge=3)] = Field(144, description="tokens that a passage is cut to")
+    prompt: str = Field("", description="what the encoder reads before each passage", json_schema_extra=ADDED)
     shard: Shard = None
 
 

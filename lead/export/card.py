@@ -14,6 +14,7 @@ from lead.export.onnx import FP32, INT8
 from lead.export.quality import MEASURE, Quality
 from lead.models.card import TAGS, usage, vectors
 from lead.models.dual_encoder import DualEncoder
+from lead.models.interchange import Interchange
 from lead.plan.job import Job
 from lead.report.table import Result, number, read_result
 from lead.store.provenance import record_of
@@ -32,13 +33,13 @@ class Extras:
     trec: bool = False
 
 
-def card(job: Job, model: DualEncoder, extras: Extras, name: str) -> str:
+def card(job: Job, model: DualEncoder, about: Interchange, extras: Extras, name: str) -> str:
     """The README.md of an exported run. name: of the folder or repository, for the code in it."""
     results = {run: read_result(file) for run in _compared(job) if (file := _result(job, run)).exists()}
     made = _made_by(job, results.get(job.run))
     references = _references(job, made)
     onnx = None if extras.difference is None else FP32
-    about = model.scoring, model.lengths, model.size, model.linear is not None
+    facts = about.facts
     lines = [
         f"---\n{_header(job, results.get(job.run), references)}\n---",
         "",
@@ -52,10 +53,10 @@ def card(job: Job, model: DualEncoder, extras: Extras, name: str) -> str:
         *_training(job, made),
         *_data(job),
         *_licences(references),
-        *vectors(*about),
+        *vectors(facts),
         "",
         *_extras(extras),
-        *usage(name, *about, onnx),
+        *usage(name, facts, onnx),
     ]
     return "\n".join(lines)
 

@@ -57,10 +57,12 @@ def export(job: Job, to: Path, wanted: Wanted) -> None:
     if wanted.push:
         hub.check_login(wanted.push)
     model = cast(DualEncoder, LayeredModel.load(job.model)).eval()
+    if (about := model.interchange()) is None:
+        raise LeadError(f"run '{job.run}' is {job.kind.a}, which other libraries cannot encode with")
     with atomic_folder(to) as folder:
         model.write(folder)
         extras = _add(job, model, folder, wanted)
-        (folder / CARD).write_text(card(job, model, extras, wanted.push or to.name), encoding="utf-8")
+        (folder / CARD).write_text(card(job, model, about, extras, wanted.push or to.name), encoding="utf-8")
     log.info("%s: %s", to, ", ".join(sorted(path.name for path in to.iterdir())))
     if wanted.push:
         log.info("%s", hub.push(to, wanted.push, wanted.private))

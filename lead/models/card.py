@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lead.config.schema import Lengths, Scoring
+import json
+from dataclasses import dataclass
+
+from lead.config.schema import Lengths, Prompts, Scoring
 
 TAGS = ["sentence-transformers", "feature-extraction", "dense-retrieval", "lead"]
 HEADER = f"""---
@@ -16,10 +19,21 @@ POOLING = {
     "mean": ("the mean of the tokens' vectors", "(states * mask).sum(1) / mask.sum(1)"),
     "last": ("the last token's vector", 'states[torch.arange(len(states)), batch["attention_mask"].sum(1) - 1]'),
 }
-QUERIES, PASSAGES = '["a question"]', '["a passage that may answer it", "another passage"]'
+TEXTS = {1: ["a question"], 2: ["a passage that may answer it", "another passage"]}
 
 
-def short_card(scoring: Scoring, lengths: Lengths, size: int, linear: bool) -> str:
+@dataclass(frozen=True)
+class Facts:
+    """What decides a text's vector. size: of the vector; linear: whether there is a linear layer."""
+
+    scoring: Scoring
+    lengths: Lengths
+    prompts: Prompts
+    size: int
+    linear: bool
+
+
+def short_card(facts: Facts) -> str:
     """A card of what the model's folder itself tells, without numbers."""
     return "\n".join(
         [
@@ -29,29 +43,38 @@ def short_card(scoring: Scoring, lengths: Lengths, size: int, linear: bool) -> s
             "Made by LEAD, which distils strong retrievers into small ones. `lead export DATASET/RUN --to FOLDER`",
             "copies it with a card that says what it was made of, and how good it is.",
             "",
-            *vectors(scoring, lengths, size, linear),
+            *vectors(facts),
             "",
-            *usage(".", scoring, lengths, size, linear),
+            *usage(".", facts),
         ]
     )
 
 
-def vectors(scoring: Scoring, lengths: Lengths, size: int, linear: bool) -> list[str]:
+def vectors(facts: Facts) -> list[str]:
     """The section that says how a text becomes a vector."""
-    steps = [POOLING[scoring.pooling][0], *(["a linear layer"] if linear else [])]
+    scoring, lengths, prompts = facts.scoring, facts.lengths, facts.prompts
+    steps = [POOLING[scoring.pooling][0], *(["a linear layer"] if facts.linear else [])]
     steps += ["unit length"] if scoring.normalise == "unit" else []
     scale = "" if scoring.scale == 1 else f" (in training it was multiplied by {scoring.scale:g}; no ranking changes)"
+    read = [f"- It reads `{prompts.query}` before each query, `{prompts.passage}` before each passage."]
+    read = [] if prompts == Prompts() else read
     return [
         "## Vectors",
         "",
-        f"- A text has one vector of {size} numbers: {', then '.join(steps)}.",
+        f"- A text has one vector of {facts.size} numbers: {', then '.join(steps)}.",
         f"- The score of a passage for a query is the inner product of their vectors{scale}.",
         f"- A query is cut to {lengths.query} tokens, a passage to {lengths.passage}, special tokens included.",
+        *read,
     ]
 
 
-def usage(name: str, scoring: Scoring, lengths: Lengths, size: int, linear: bool, onnx: str | None = None) -> list[str]:
+def usage(name: str, facts: Facts, onnx: str | None = None) -> list[str]:
     """The section with code for other libraries. name: of the folder or on the hub; onnx: path inside, if there."""
+    scoring, lengths, linear = facts.scoring, facts.lengths, facts.linear
+    encoded = [
+        f"queries = encode({_texts(facts.prompts.query, 1)}, {lengths.query})",
+        f"passages = encode({_texts(facts.prompts.passage, 2)}, {lengths.passage})",
+    ]
     head = f'head = load_file("{name}/2_Dense/model.safetensors")  # the linear layer'
     transformers = [
         "import torch",
@@ -70,21 +93,20 @@ def usage(name: str, scoring: Scoring, lengths: Lengths, size: int, linear: bool
         *(['    x = x @ head["linear.weight"].T + head["linear.bias"]'] if linear else []),
         "    return torch.nn.functional.normalize(x, dim=-1)" if scoring.normalise == "unit" else "    return x",
         "",
-        f"queries = encode({QUERIES}, {lengths.query}).numpy()",
-        f"passages = encode({PASSAGES}, {lengths.passage}).numpy()",
+        *(f"{line}.numpy()" for line in encoded),
     ]
     library = [
         "from sentence_transformers import SentenceTransformer",
         "",
         f'model = SentenceTransformer("{name}")',
-        f"queries = model.encode_query({QUERIES})",
-        f"passages = model.encode_document({PASSAGES})",
+        f"queries = model.encode_query({_texts('', 1)})",
+        f"passages = model.encode_document({_texts('', 2)})",
         "scores = queries @ passages.T",
     ]
     faiss = [
         "import faiss",
         "",
-        f"index = faiss.IndexFlatIP({size})",
+        f"index = faiss.IndexFlatIP({facts.size})",
         "index.add(passages)",
         "scores, found = index.search(queries, 2)",
     ]
@@ -100,8 +122,7 @@ def usage(name: str, scoring: Scoring, lengths: Lengths, size: int, linear: bool
         '    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}',
         '    return session.run(["sentence_embedding"], inputs)[0]',
         "",
-        f"queries = encode({QUERIES}, {lengths.query})",
-        f"passages = encode({PASSAGES}, {lengths.passage})",
+        *encoded,
     ]
     version = " (version 6 or newer, since queries are cut shorter)" if lengths.query != lengths.passage else ""
     parts = [(f"sentence-transformers{version}", library), ("transformers", transformers), ("faiss", faiss)]
@@ -110,3 +131,8 @@ def usage(name: str, scoring: Scoring, lengths: Lengths, size: int, linear: bool
     for title, code in parts:
         lines += ["", f"With {title}:", "", "```python", *code, "```"]
     return [*lines, ""]
+
+
+def _texts(prompt: str, which: int) -> str:
+    """A list of example texts with a prompt before each, as Python code."""
+    return json.dumps([prompt + text for text in TEXTS[which]], ensure_ascii=False)

@@ -13,7 +13,7 @@ from lead.models.bi_encoder import BiEncoder, Side
 from lead.models.features import Candidates, Features, Scores
 from lead.models.microbatch import MicroBatchEncoder
 from lead.models.scores import max_sim
-from lead.tokenizer import cut
+from lead.tokenizer import cut, prompted
 
 
 class ColBERT(BiEncoder):
@@ -37,7 +37,8 @@ class ColBERT(BiEncoder):
     def tokenize(self, side: Side, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, cut to this side's length, with this side's marker and, of queries, [MASK] tokens."""
         with self.tokenizing:
-            ids = cut(self.tokenizer, texts, getattr(self.lengths, side) - (side in self.markers))
+            read = prompted(getattr(self.prompts, side), texts)
+            ids = cut(self.tokenizer, read, getattr(self.lengths, side) - (side in self.markers))
         if side in self.markers:
             ids = [[i[0], self.markers[side], *i[1:]] for i in ids]
         if side == "query" and self.scoring.expand:
@@ -46,7 +47,7 @@ class ColBERT(BiEncoder):
 
     @property
     def tokenization(self) -> tuple[object, ...]:
-        """The tokenizer, where texts are cut, and which tokens are added."""
+        """And which tokens are added."""
         markers, expand = self.scoring.markers, self.scoring.expand
         return *super().tokenization, *((markers, expand) if markers or expand else ())
 

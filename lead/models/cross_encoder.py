@@ -14,7 +14,7 @@ from lead.models.features import Candidates, Features, Pair, Scores
 from lead.models.maps import AttentionView, MapView
 from lead.models.microbatch import MicroBatchEncoder
 from lead.models.scores import standardise
-from lead.tokenizer import blank, tokenizer_sum
+from lead.tokenizer import blank, prompted
 
 
 class CrossEncoder(LayeredModel):
@@ -40,6 +40,7 @@ class CrossEncoder(LayeredModel):
         Both are cut as a dual encoder cuts them (`lengths`, which counts its own special tokens): the teacher reads
         what the student reads, and the total is at most lengths.query + lengths.passage - 1 for two-separator models.
         """
+        queries, passages = prompted(self.prompts.query, queries), prompted(self.prompts.passage, passages)
         with self.tokenizing:
             backend = self.tokenizer.backend_tokenizer
             backend.no_truncation()
@@ -68,8 +69,8 @@ class CrossEncoder(LayeredModel):
 
     @property
     def tokenization(self) -> tuple[object, ...]:
-        """The tokenizer, and where texts are cut."""
-        return "pairs", tokenizer_sum(self.tokenizer), self.lengths.query, self.lengths.passage
+        """And that queries and passages are read together."""
+        return "pairs", *super().tokenization
 
     def reads_first_token(self) -> bool:
         """Always."""

@@ -40,10 +40,16 @@ class DualEncoder(BiEncoder):
         """With pooling `cls`."""
         return self.scoring.pooling == "cls"
 
+    def interchange(self) -> Interchange | None:
+        """What other libraries must know to make its vectors; None for a subclass that encodes in a way of its own."""
+        if type(self).encode is not DualEncoder.encode:
+            return None
+        return Interchange(self.encoder, self.linear, self.scoring, self.lengths, self.prompts)
+
     def write_others(self, folder: Path) -> None:
-        """Write what sentence-transformers needs to make our vectors; nothing for a subclass that encodes otherwise."""
-        if type(self).encode is DualEncoder.encode:
-            Interchange(self.encoder, self.linear, self.scoring, self.lengths).write(folder)
+        """Write what sentence-transformers needs to make its vectors, and README.md."""
+        if (interchange := self.interchange()) is not None:
+            interchange.write(folder)
 
     def exchange(self, features: tuple[Features, ...], ranks: Ranks) -> tuple[Features, ...]:
         """The vectors of all ranks' passages, [L, P, d]. Queries stay."""

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from lead.config.schema import Lengths, Scoring
-from lead.models.card import short_card
+from lead.config.schema import Lengths, Prompts, Scoring
+from lead.models.card import Facts, short_card
 from lead.store.checksums import CARD
 
 MODES = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
@@ -31,6 +31,7 @@ class Interchange:
     linear: nn.Linear | None
     scoring: Scoring
     lengths: Lengths
+    prompts: Prompts
 
     def write(self, folder: Path) -> None:
         """Write modules.json and what it names, and a README.md, beside an encoder that is saved in `folder`.
@@ -52,12 +53,18 @@ class Interchange:
         _write(folder / "modules.json", modules)
         _write(folder / "sentence_bert_config.json", self._cut())
         similarity = "cosine" if self.scoring.normalise == "unit" else "dot"
-        config = {"prompts": {"query": "", "document": ""}, "similarity_fn_name": similarity}
+        config = {
+            "prompts": {"query": self.prompts.query, "document": self.prompts.passage},
+            "similarity_fn_name": similarity,
+        }
         _write(folder / "config_sentence_transformers.json", config)
+        (folder / CARD).write_text(short_card(self.facts), encoding="utf-8")
+
+    @property
+    def facts(self) -> Facts:
+        """What people must know of it."""
         size = self.width if self.linear is None else self.linear.out_features
-        (folder / CARD).write_text(
-            short_card(self.scoring, self.lengths, size, self.linear is not None), encoding="utf-8"
-        )
+        return Facts(self.scoring, self.lengths, self.prompts, size, self.linear is not None)
 
     @property
     def width(self) -> int:

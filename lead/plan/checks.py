@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lead.config.checks import check_linear, check_maps
 from lead.config.methods import METHODS, RENAMED
+from lead.config.schema import Prompts
 from lead.errors import LeadError
 from lead.methods.layers import check_layers
 from lead.plan.job import Job
@@ -30,7 +31,7 @@ def check(job: Job) -> None:
         check_models(ancestor)
         try:
             if row.init is not None and not os.path.exists(ancestor.model):
-                check_hub(s.models[row.init].reference)
+                check_hub(ancestor.encoder.reference)
         except LeadError as e:
             raise LeadError(f"{_where(ancestor)}: {e}") from None
         if ancestor.method.joint and s.distil.joint != (split_seed(name)[0] in rows.joint()):
@@ -77,7 +78,7 @@ def check_models(job: Job) -> None:
     row = job.row
     try:
         if row.init is not None and job.kind is not None:
-            model = job.settings.models[row.init]
+            model = job.encoder
             pretrained_layers(model)
             size = None if model.linear is None else model.linear.size
             width = None if size is None else encoder_width(model.reference)
@@ -102,7 +103,8 @@ def _check_maps(job: Job) -> None:
     # words alone: the rules that cut texts are known for sure when transformers has loaded them (lead.models.maps)
     t, s = (vocabulary_sum(of.encoder.reference) for of in (teacher, student))
     lengths = teacher.origin.settings.lengths == student.origin.settings.lengths
-    same = lengths and (t is None or s is None or t == s)
+    prompts = len({of.encoder.prompts or Prompts() for of in (teacher, student)}) == 1
+    same = lengths and prompts and (t is None or s is None or t == s)
     n, m = (pretrained_layers(of.encoder.model_copy(update={"linear": None})) for of in (teacher, student))
     kind = teacher.kind
     assert kind is not None

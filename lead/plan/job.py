@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,7 +93,7 @@ class Job:
     def encoder(self) -> ModelRef:
         """The pretrained encoder that its model grew from."""
         origin = self.origin
-        return origin.settings.models["teacher" if origin.row.init == "teacher" else "student"]
+        return Named("model of `models`", origin.dataset.file, origin.settings.models)[str(origin.row.init)]
 
     # --- vectors and lists -------------------------------------------------------------------------------------------
     @property
@@ -119,13 +120,16 @@ class Job:
         return [re.sub(r"/passages([^/]*)\.parquet$", r"/index\1", file) for file in self.vectors(shard)]
 
     @property
-    def tokenizer(self) -> tuple[str, str, int]:
-        """Name of the store of its passages' token ids; the encoder whose tokenizer it is, and the length of a passage.
+    def tokenizer(self) -> tuple[str, dict[str, Any]]:
+        """Name of the store of its passages' token ids, and the settings that make it: encoder, length and prompt.
 
-        The name is like hub_Luyu_co-condenser-marco-144.
+        The name is like hub_Luyu_co-condenser-marco-144; a prompt's sum follows.
         """
         reference, length = self.encoder.reference, self.origin.settings.lengths.passage
-        return re.sub(r"[^A-Za-z0-9.-]+", "_", reference) + f"-{length}", reference, length
+        name, settings = re.sub(r"[^A-Za-z0-9.-]+", "_", reference) + f"-{length}", dict[str, Any]()
+        if self.encoder.prompts is not None and (prompt := self.encoder.prompts.passage):
+            name, settings = f"{name}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}", {"prompt": prompt}
+        return name, {"reference": reference, "length": length, **settings}
 
     def tokens(self, shard: str) -> list[str]:
         """Folder of a shard's token ids for its model; none for a corpus in one part, which is tokenized anew."""
