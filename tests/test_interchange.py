@@ -38,17 +38,12 @@ SCORINGS: list[tuple[dict[str, Any], int | None]] = [
 ]
 
 
-def dual_encoder(
-    folder: Path, scoring: dict[str, Any], size: int | None = None, prompts: Any = None, **lengths: int
-) -> Any:
+def dual_encoder(folder: Path, scoring: dict[str, Any], size: int | None = None, prompts: Any = None) -> Any:
     """With a linear layer of `size` random outputs, unless it is None."""
     torch.manual_seed(1)
     linear = None if size is None else Linear(size=size, identity=False)
-    ref, cut = (
-        ModelRef(reference=f"path:{folder}", linear=linear, prompts=prompts),
-        Lengths(**{"query": 8, "passage": 24, **lengths}),
-    )
-    return LayeredModel.pretrained(ref, "de", Scoring(**scoring), cut).eval()
+    ref = ModelRef(reference=f"path:{folder}", linear=linear, prompts=prompts)
+    return LayeredModel.pretrained(ref, "de", Scoring(**scoring), Lengths(query=8, passage=24)).eval()
 
 
 @torch.no_grad()
