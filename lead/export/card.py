@@ -157,6 +157,8 @@ def _training(job: Job, made: dict[str, Any]) -> list[str]:
         if "layers" in distil:
             words.append(f"{distil['layers']['k']} pairs of layers ({distil['layers']['strategy']})")
         words += [f"seed {settings['seed']}" if "seed" in settings else ""]
+        if layers := (settings.get("model") or {}).get("layers"):
+            words.append(f"from layers {', '.join(map(str, layers))} of {shown(settings['model']['reference'])}")
         method = METHODS[settings.get("method", "contrastive")].about
         lines.append(f"- `{run}`, {method}: {', '.join(word for word in words if word)}.")
     return [*lines, ""]
@@ -202,7 +204,7 @@ def _extras(extras: Extras) -> list[str]:
     if extras.difference is not None:
         lines.append(
             f"- `{FP32}`: inputs `input_ids`, `attention_mask`; outputs `sentence_embedding`, `last_hidden_state`. "
-            f"Its vectors differ by at most {extras.difference:.1g}."
+            f"Its vectors differ from the model's by at most {extras.difference:.1g}."
         )
     if (q := extras.quality) is not None:
         low, high = map(lambda x: number(x, "+"), q.interval)
@@ -212,7 +214,7 @@ def _extras(extras: Extras) -> list[str]:
             f"in fp32 {number(q.rr[0])}",
             f"  (difference {number(q.difference, '+')}, 95% interval {low} to {high}). It encodes {q.speed[1]:.0f} "
             f"passages a second, fp32 {q.speed[0]:.0f}",
-            f"  ({q.speed[1] / q.speed[0]:.1f} times as many; {q.threads} threads; it depends on the CPU).",
+            f"  ({q.speed[1] / q.speed[0]:.1f} times as many; threads: {q.threads}; it depends on the CPU).",
         ]
     lines += ["- `vectors/`: the passages' vectors (Parquet: id, vector)."] if extras.vectors else []
     lines += (

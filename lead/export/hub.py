@@ -9,12 +9,11 @@ from lead.errors import LeadError
 
 def check_login(name: str) -> None:
     """Refuse what is no name of a repository, and an upload without a token. Raises LeadError."""
-    from huggingface_hub import constants, get_token
+    from huggingface_hub import constants, get_token, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
-        validate_repo_id(name)
+        try_to_load_from_cache(name, "config.json")  # it checks the name
     except HFValidationError as e:
         raise LeadError(f"--push-to-hub {name}: no name of a repository: {' '.join(str(e).split())}") from None
     if constants.HF_HUB_OFFLINE:

@@ -55,7 +55,7 @@ class Dev:
 def read_dev(folder: Path, negatives: Path, relevance: int) -> Dev:
     """At most QUERIES dev queries, with the whole corpus or PASSAGES of it: relevant, mined, and evenly spaced ones.
 
-    folder: of a collection's data. negatives: mined lists; may be missing.
+    folder: of a collection's data. negatives: mined lists; may be missing. Memory: the corpus.
     """
     corpus, queries = (
         read_table(folder / "corpus.parquet", "corpus"),

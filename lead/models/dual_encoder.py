@@ -19,7 +19,8 @@ def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     if pooling == "cls":
         return states[:, 0]
     if pooling == "last":
-        return states[torch.arange(len(states), device=mask.device), mask.sum(1) - 1]
+        # not len(), which an exported graph would take as fixed
+        return states[torch.arange(states.shape[0], device=mask.device), mask.sum(1) - 1]
     share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
     # a product and a sum, not a matrix product, which autocast would do in bf16
     return (states * share).sum(1)
