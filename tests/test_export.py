@@ -59,7 +59,7 @@ def test_a_run_as_a_folder_of_its_own(made: Path, tmp_path: Path, monkeypatch: p
     metric = result["metrics"]["RR@10"]
     (row,) = re.findall(r"^\| \*\*lead_cb\*\* \|.*$", card, re.MULTILINE)
     assert f"{metric['mean']:.3f}".lstrip("0") in row and f"{metric['low']:.3f}".lstrip("0") in row
-    assert re.findall(r"^\| (\w+) \|", card, re.MULTILINE)[1:4] == ["student", "teacher_cb", "bm25"]
+    assert {"bm25", "teacher_cb", "student_more", "rd_cb"} <= set(re.findall(r"^\| (\w+) \|", card, re.MULTILINE))
     data = ModelCard.load(folder / "README.md").data
     assert data.eval_results[0].metric_value == round(metric["mean"], 4) and data.base_model is None
     assert str(made) not in card and "path:model" in card and "not said here" in card  # its licence
