@@ -37,6 +37,8 @@ class CrossEncoder(LayeredModel):
             self.dense = nn.Linear(self.width, self.width)
         self.w = nn.Linear(self.width, 1, bias=self.activation is not None)
         self.n_types = int(getattr(self.encoder.config, "type_vocab_size", 0) or 0)
+        if self.activation is not None and "token_type_ids" not in self.tokenizer.model_input_names:
+            self.n_types = 1  # whoever trained the head did not tell the two segments apart
 
     @classmethod
     def longest(cls, lengths: Lengths, tokenizer: Any) -> dict[str, int]:

@@ -35,12 +35,13 @@ PYLATE: dict[str, Any] = {
 class Layout:
     """What a folder says of a retriever.
 
-    encoder: the folder of its transformer. scoring: keys of `Scoring` with their values. query, passage: lengths in
+    encoder: the folder of its transformer. alone: whether there is nothing else. scoring: keys of `Scoring` with their values. query, passage: lengths in
     tokens. prompts: by `query` and `passage`. projection: weight [d, width] and bias [d] of the linear map of its
     vectors.
     """
 
     encoder: Path
+    alone: bool = True
     scoring: dict[str, Any] = field(default_factory=dict)
     query: int | None = None
     passage: int | None = None
@@ -73,7 +74,7 @@ def _modules(folder: Path, kind: str) -> Layout:
     if not modules or modules[0][0] != "Transformer":
         raise _refused(folder, f"its first module is {modules[0][0] if modules else 'missing'}, not Transformer")
     late = said.get("model_type") == "ColBERT" or "query_prefix" in said
-    layout = Layout(modules[0][1])
+    layout = Layout(modules[0][1], alone=False)
     _transformer(layout)
     layout.prompts = _prompts(said)
     known = {"Dense", "Dropout", "Normalize"} if late else {"Pooling", "Dense", "Dropout", "Normalize"}
@@ -165,7 +166,7 @@ def _pylate(layout: Layout, said: dict[str, Any]) -> None:
 # --- the original ColBERT --------------------------------------------------------------------------------------------
 def _original_colbert(folder: Path) -> Layout:
     said = _json(folder / "artifact.metadata")
-    layout = Layout(folder)
+    layout = Layout(folder, alone=False)
     keys = {
         "query_prefix": said.get("query_token_id", "[unused0]"),
         "document_prefix": said.get("doc_token_id", "[unused1]"),

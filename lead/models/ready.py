@@ -87,8 +87,11 @@ def _lengths(kind: str, layout: Layout, encoder: nn.Module, tokenizer: Any) -> d
         longest = min(known) + 4 - tokenizer.num_special_tokens_to_add(pair=True)  # each has two special tokens
         query = min(QUERY_OF_PAIR, longest // 4)
         return {"query": query, "passage": longest - query}
+    if layout.alone:
+        return {}
     said = {"query": layout.query, "passage": layout.passage}
-    return {side: min([length, *known]) for side, length in said.items() if length is not None}
+    limits = {side: [*known, *([] if length is None else [length])] for side, length in said.items()}
+    return {side: min(limit) for side, limit in limits.items() if limit}
 
 
 def trained_head(folder: Path, reference: str) -> tuple[nn.Module, str, dict[str, Tensor]]:
