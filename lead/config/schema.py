@@ -73,6 +73,13 @@ class ModelRef(Strict):
         return layers
 
 
+class Markers(Strict):
+    """Tokens that mark texts; empty: none. They are in the vocabulary of the tokenizer."""
+
+    query: str = Field("[unused0]", description="of queries")
+    passage: str = Field("[unused1]", description="of passages")
+
+
 class Scoring(Strict):
     """How token vectors become a score: of the whole model (eqs. 1, 2), and of each layer (eqs. 4, 5)."""
 
@@ -91,9 +98,26 @@ class Scoring(Strict):
         "length, and scores have zero mean and unit variance over the candidates of each query",
     )
     layer_scale: Positive = Field(1.0, description="factor on the scores of layer features")
-    markers: bool = Field(False, description="CB: [unused0] / [unused1] after [CLS] marks query / passage")
+    markers: bool | Markers = Field(
+        False, description="CB: [unused0] / [unused1] after [CLS] marks query / passage; or the tokens to do it with"
+    )
     expand: bool = Field(False, description="CB: pad queries with [MASK] tokens that take part in MaxSim")
     special_tokens: bool = Field(True, description="CB: [CLS] and [SEP] take part in MaxSim")
+    attend: bool = Field(
+        True,
+        description="CB: tokens attend to the [MASK] tokens of `expand`; false in published ColBERTs",
+        json_schema_extra=ADDED,
+    )
+    skip: list[str] = Field(
+        [],
+        description="CB: tokens of passages that take no part in MaxSim, such as punctuation",
+        json_schema_extra=ADDED,
+    )
+    head: Literal["linear", "tanh", "relu", "gelu"] = Field(
+        "linear",
+        description="CE: w alone (eq. 3), or w and a bias after a dense layer with this activation (trained heads)",
+        json_schema_extra=ADDED,
+    )
 
 
 def check_scoring(kind: Kind, scoring: Scoring) -> Scoring:

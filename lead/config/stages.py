@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lead.config.kinds import KindName
 from lead.config.lists import Bm25, Evaluation, Mining
@@ -67,6 +67,22 @@ class TrainSettings(Strict):
     train: Train = Train()
     generation: Generation = 0
     relevance: PositiveInt = 1
+
+
+class PretrainedSettings(Strict):
+    """Read by `lead pretrained`."""
+
+    model: ModelRef
+    kind: KindName = "de"
+    scoring: Scoring = Field(Scoring(), description="scales and layer features; the rest where the model says nothing")
+    lengths: Lengths = Field(Lengths(), description="where the model says nothing of its own")
+    given: list[str] = Field([], description="keys of scoring and lengths that win over what the model says of itself")
+
+    @model_validator(mode="after")
+    def _as_it_is(self) -> PretrainedSettings:
+        if self.model.linear is not None:
+            raise ValueError("method pretrained trains nothing, so `linear` would be an untrained layer; leave it out")
+        return self
 
 
 class DistilSettings(Strict):

@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lead.config.methods import METHODS
 from lead.export.licences import licence, shown
 from lead.export.onnx import FP32, INT8
 from lead.export.quality import MEASURE, Quality
@@ -72,23 +71,24 @@ def _compared(job: Job) -> list[str]:
 
 
 def _made_by(job: Job, result: Result | None) -> dict[str, Any]:
-    """Settings of the trainings behind the model, by `RUN.STAGE`, first to last, as its result or its folder tells."""
+    """Settings of the runs that made the model, first to last, as its result or its folder tells."""
     if result is not None and result.settings:
         found = result.settings
     else:
         record = record_of(Path(job.model)) or {}
         found = {f"{job.run}.{record.get('stage')}": record.get("settings", {})}
-    order = list(reversed(job.jobs.rows.ancestors(job.run)))
-    keys = [f"{run}.{stage}" for run in order for stage in ("train", "distil")]
-    return {key: found[key] for key in keys if key in found}
+    rows = job.jobs.rows
+    order = [run for run in reversed(rows.ancestors(job.run)) if rows.method(run).has_model]
+    keys = {run: f"{run}.{rows.method(run).stage}" for run in order}
+    return {run: found[key] for run, key in keys.items() if key in found}
 
 
 def _references(job: Job, made: dict[str, Any]) -> dict[str, list[str]]:
-    """The pretrained models that the trainings started from, and the runs that did."""
+    """The pretrained models behind these runs, and which runs start from each."""
     found: dict[str, list[str]] = {job.encoder.reference: []}
-    for key, settings in made.items():
+    for run, settings in made.items():
         if model := settings.get("model"):
-            found.setdefault(model["reference"], []).append(key.rpartition(".")[0])
+            found.setdefault(model["reference"], []).append(run)
     return found
 
 
@@ -148,8 +148,8 @@ def _cell(metric: dict[str, float] | None) -> str:
 
 def _training(job: Job, made: dict[str, Any]) -> list[str]:
     lines = ["## Training", ""]
-    for key, settings in made.items():
-        run, train, distil = key.rpartition(".")[0], settings.get("train", {}), settings.get("distil", {})
+    for run, settings in made.items():
+        train, distil = settings.get("train", {}), settings.get("distil", {})
         words = [f"{train['steps']:,} steps of {train['batch_size']} queries" if "steps" in train else ""]
         words += [f"{train['negatives']} hard negatives for each" if "negatives" in train else ""]
         words += [f"learning rate {train['lr']:g}" if "lr" in train else ""]
@@ -159,8 +159,8 @@ def _training(job: Job, made: dict[str, Any]) -> list[str]:
         words += [f"seed {settings['seed']}" if "seed" in settings else ""]
         if layers := (settings.get("model") or {}).get("layers"):
             words.append(f"from layers {', '.join(map(str, layers))} of {shown(settings['model']['reference'])}")
-        method = METHODS[settings.get("method", "contrastive")].about
-        lines.append(f"- `{run}`, {method}: {', '.join(word for word in words if word)}.")
+        told = ", ".join(word for word in words if word)
+        lines.append(f"- `{run}`, {job.jobs.rows.method(run).about}{': ' + told if told else ''}.")
     return [*lines, ""]
 
 

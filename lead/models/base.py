@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from lead.config.checks import check_linear
 from lead.config.kinds import KINDS, Kind
 from lead.config.load import validate
+from lead.config.recipe import recipe
 from lead.config.schema import Lengths, Linear, ModelRef, Prompts, Scoring, check_scoring
 from lead.errors import LeadError
 from lead.lists import Floats, Ints
@@ -208,7 +209,7 @@ class LayeredModel(nn.Module):
             save_file(head, folder / HEAD)
         description = {
             "kind": self.kind,
-            "scoring": self.scoring.model_dump(),
+            "scoring": recipe(self.scoring),
             "lengths": self.lengths.model_dump(),
             **({} if self.linear is None else {"linear": {"size": self.size, "identity": True}}),
             **({} if self.prompts == Prompts() else {"prompts": self.prompts.model_dump()}),
@@ -248,12 +249,19 @@ class LayeredModel(nn.Module):
     @classmethod
     def pretrained(cls, model: ModelRef, kind: str, scoring: Scoring, lengths: Lengths) -> Self:
         """A model that has not been trained to retrieve: a pretrained encoder by reference. Raises LeadError."""
-        made_by: type[LayeredModel] = KINDS[kind].load()
-        if not issubclass(made_by, cls):
-            raise LeadError(f"models: kind {kind} is {KINDS[kind].a}, which cannot be used here")
         name = resolve(model.reference)
-        encoder = load_encoder(name, model.reference)
-        tokenizer = load_tokenizer(name, model.reference)
+        encoder, tokenizer = load_encoder(name, model.reference), load_tokenizer(name, model.reference)
+        made = cls.around(encoder, tokenizer, model, kind, scoring, lengths)
+        if not isinstance(made, cls):
+            raise LeadError(f"models: kind {kind} is {KINDS[kind].a}, which cannot be used here")
+        return made
+
+    @staticmethod
+    def around(
+        encoder: nn.Module, tokenizer: Any, model: ModelRef, kind: str, scoring: Scoring, lengths: Lengths
+    ) -> LayeredModel:
+        """A model of this kind around an encoder loaded just now from `model`. LeadError if they do not fit."""
+        made_by: type[LayeredModel] = KINDS[kind].load()
         check_vocabulary(encoder, tokenizer)
         check_encoder(encoder, tokenizer.pad_token_id or 0, model.reference)
         if model.layers is not None:

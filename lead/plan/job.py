@@ -62,10 +62,10 @@ class Job:
         """The stages that make this run itself, in order."""
         if self.kind is None:
             return [str(self.method.stage), "evaluate"]
-        train = [str(self.method.stage)] if self.method.trains else []
+        made = [] if self.method.stage is None else [str(self.method.stage)]
         if self.kind.ranks_by == "rerank":
-            return [*train, "rerank", "evaluate"]
-        return [*train, "encode", *(["index"] if self.indexes() else []), "retrieve", "evaluate"]
+            return [*made, "rerank", "evaluate"]
+        return [*made, "encode", *(["index"] if self.indexes() else []), "retrieve", "evaluate"]
 
     # --- models ------------------------------------------------------------------------------------------------------
     @property
@@ -86,7 +86,7 @@ class Job:
 
     @property
     def origin(self) -> Job:
-        """The warm-up run at the start of this model's chain."""
+        """The run at the start of this model's chain: a warm-up, or a ready model."""
         return self.other(self.jobs.rows.origin(self.run))
 
     @property
@@ -132,8 +132,17 @@ class Job:
         return name, {"reference": reference, "length": length, **settings}
 
     def tokens(self, shard: str) -> list[str]:
-        """Folder of a shard's token ids for its model; none for a corpus in one part, which is tokenized anew."""
-        return [f"{self.dataset.folder}/tokens/{self.tokenizer[0]}/passages{shard}"] if shard else []
+        """Folder of a shard's token ids for its model; none for a corpus in one part, which is tokenized anew.
+
+        None for a ready model, whose length and prompt are not known before it is loaded.
+        """
+        stored = shard and not self.is_ready
+        return [f"{self.dataset.folder}/tokens/{self.tokenizer[0]}/passages{shard}"] if stored else []
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its model grew from a ready one, which says itself how it reads texts and projects vectors."""
+        return self.origin.method.stage == "pretrained"
 
     @property
     def reranked(self) -> str:

@@ -86,6 +86,13 @@ def _train(job: Job) -> Tree:
     return shared | _json(model=job.encoder, kind=row.kind, scoring=scoring, lengths=s.lengths)
 
 
+def _pretrained(job: Job) -> Tree:
+    s, kind, own = job.settings, job.row.kind, job.row.settings
+    given = sorted({*own.get("scoring", {}).get(kind, {}), *own.get("lengths", {})})
+    shared = _json(model=job.encoder, kind=kind, scoring=getattr(s.scoring, kind), lengths=s.lengths)
+    return shared | {"given": given}
+
+
 def _distil(job: Job) -> Tree:
     distil = job.settings.distil.model_dump(mode="json", include=dict(job.method.reads))
     return _training(job) | {"method": job.row.method, "distil": distil}
@@ -154,6 +161,7 @@ OF_RUN: Named[Callable[[Job], Tree]] = Named(
     "stage",
     "lead.plan.stage_settings",
     {
+        "pretrained": _pretrained,
         "train": _train,
         "distil": _distil,
         "encode": _encode,
