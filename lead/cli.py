@@ -20,6 +20,7 @@ from typing import Any
 from lead import __version__
 from lead.commands import STAGES, Stage, settings_class
 from lead.errors import LeadError
+from lead.export import command as export
 
 
 def _settings(stage: str, settings: str, execution: str) -> Any:
@@ -269,6 +270,7 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("--overrides", metavar="JSON", help="keys that win over the config's, as Snakemake's --config")
     paper.add_argument("--log", type=_path, metavar="PATH", help="write the log there too")
     paper.set_defaults(call=_tables)
+    export.add(commands, _path)
     check = commands.add_parser("verify", help="Tell which results, models and tables are stale, altered or missing.")
     check.add_argument("dataset", metavar="DATASET", help="its name, or its folder of results")
     check.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")

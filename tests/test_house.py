@@ -21,6 +21,7 @@ FLOORS = (
     {"evaluation"},
     {"commands", "plan"},
     {"report"},
+    {"export"},
     {"__main__", "cli"},
 )
 SOURCES = sorted((ROOT / "lead").rglob("*.py"))

@@ -33,7 +33,7 @@ def test_a_saved_retriever_loads_to_the_same_outputs_and_settings(tiny_model: Pa
     assert again.tokenize("query", TEXTS) == model.tokenize("query", TEXTS)
     a, b = features(model, TEXTS, ALL), features(again, TEXTS, ALL)
     assert torch.allclose(a.x, b.x, atol=1e-5)
-    assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".safetensors", ".txt", ""}
+    assert {p.suffix for p in (tmp_path / "m").iterdir()} <= {".json", ".safetensors", ".txt", ".md", ""}
 
 
 def test_a_model_folder_does_not_tell_whether_the_hub_could_be_asked(tiny_model: Path, tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_safe_code_passes() -> None:
 
 
 def test_what_is_imported_is_declared() -> None:
-    declared = set(required("cpu", "demo"))
+    declared = set(required("cpu", "demo", "export"))
     names = {name for path in SOURCES for name in imported(ast.parse(path.read_text(encoding="utf-8")))}
     third_party = names - set(sys.stdlib_module_names) - {"lead"}
     assert {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in third_party} <= declared

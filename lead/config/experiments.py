@@ -17,11 +17,11 @@ class Row(Strict):
 
     about: str = Field("", description="one line for people")
     method: MethodName = Field(description="; ".join(f"{name}: {method.about}" for name, method in METHODS.items()))
-    kind: KindName = Field("de", description="contrastive: dual encoder, ColBERT or cross encoder")
-    init: Literal["teacher", "student"] | None = Field(
-        None, description="contrastive: the encoder of `models` to start from"
+    kind: KindName = Field("de", description="with `init`: dual encoder, ColBERT or cross encoder")
+    init: Name | None = Field(None, description="the encoder of `models` to start from, such as teacher or student")
+    start: Name | None = Field(
+        None, description="the run whose model is trained further, or is the student of distillation"
     )
-    start: Name | None = Field(None, description="the run whose model is trained further, or distilled into")
     teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
     passages: Name | None = Field(
         None,

@@ -42,7 +42,7 @@ class Method:
 
     name: str
     about: str
-    stage: Literal["bm25", "external", "train", "distil"] | None
+    stage: Literal["bm25", "external", "pretrained", "train", "distil"] | None
     sees: Literal["scores", "layers", "maps"] = "scores"
     loss: str = ""
     reads: Mapping[str, Any] = field(default_factory=dict)
@@ -50,8 +50,8 @@ class Method:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The keys that its rows must have. Training without a teacher also needs one of `init` and `start`."""
-        return {"distil": ("start", "teacher"), None: ("of",)}.get(self.stage, ())
+        """The keys of a row that it must be given. Training without a teacher needs one of `init` and `start`."""
+        return {"pretrained": ("init",), "distil": ("start", "teacher"), None: ("of",)}.get(self.stage, ())
 
     @property
     def trains(self) -> bool:
@@ -68,6 +68,11 @@ class Method:
         """Whether its run has a model: its own, or the teacher of a joint run. Other runs are lists of a dataset."""
         return self.stage not in ("bm25", "external")
 
+    @property
+    def has_seeds(self) -> bool:
+        """Whether another seed makes another model."""
+        return self.has_model and self.stage != "pretrained"
+
     def moves_teacher(self, distil: Any) -> bool:
         """Whether the teacher is trained too, given the settings `distil` (`lead.config.schema.Distil`)."""
         return bool(self.joint and distil.joint)
@@ -81,6 +86,7 @@ METHODS: Named[Method] = Named(
         for method in (
             Method("bm25", "BM25", "bm25"),
             Method("external", "ranked lists that come with the dataset", "external"),
+            Method("pretrained", "a ready retriever as it is, without training", "pretrained"),
             Method(
                 "contrastive", "contrastive loss only, no teacher", "train", loss="lead.methods.contrastive:contrastive"
             ),

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lead.config.kinds import KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
-from lead.config.recipe import EXECUTION
-from lead.config.schema import Distil, Lengths, ModelRef, Scoring, Train
+from lead.config.recipe import ADDED, EXECUTION
+from lead.config.schema import Distil, Lengths, ModelRef, Reference, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect
 from lead.config.types import PositiveInt, Seed, Strict
 
@@ -69,6 +69,22 @@ class TrainSettings(Strict):
     relevance: PositiveInt = 1
 
 
+class PretrainedSettings(Strict):
+    """Read by `lead pretrained`."""
+
+    model: ModelRef
+    kind: KindName = "de"
+    scoring: Scoring = Field(Scoring(), description="scales and layer features; the rest where the model says nothing")
+    lengths: Lengths = Field(Lengths(), description="where the model says nothing of its own")
+    given: list[str] = Field([], description="keys of scoring and lengths that win over what the model says of itself")
+
+    @model_validator(mode="after")
+    def _as_it_is(self) -> PretrainedSettings:
+        if self.model.linear is not None:
+            raise ValueError("method pretrained trains nothing, so `linear` would be an untrained layer; leave it out")
+        return self
+
+
 class DistilSettings(Strict):
     """Read by `lead distil`."""
 
@@ -89,8 +105,9 @@ Shard = Annotated[
 class TokenizeSettings(Strict):
     """Read by `lead tokenize`."""
 
-    reference: str = Field(pattern=r"^(hub|path|package):.+", description="pretrained encoder with the tokenizer")
-    length: Annotated[int, Field(ge=3)] = Field(144, description="tokens of a passage, at most")
+    reference: Reference = Field(description="pretrained encoder that the tokenizer belongs to")
+    length: Annotated[int, Field(ge=3)] = Field(144, description="tokens that a passage is cut to")
+    prompt: str = Field("", description="what the encoder reads before each passage", json_schema_extra=ADDED)
     shard: Shard = None
 
 

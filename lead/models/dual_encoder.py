@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from lead.models.base import Ranks
 from lead.models.bi_encoder import BiEncoder
 from lead.models.features import Features
+from lead.models.interchange import Interchange
 from lead.models.scores import inner_product
+
+
+def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One vector [n, d] of each text from the vectors of its tokens, states [n, T, d]. mask [n, T]: true at a token."""
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "last":
+        # not len(), which an exported graph would take as fixed
+        return states[torch.arange(states.shape[0], device=mask.device), mask.sum(1) - 1]
+    share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
+    # a product and a sum, not a matrix product, which autocast would do in bf16
+    return (states * share).sum(1)
 
 
 class DualEncoder(BiEncoder):
@@ -20,18 +35,22 @@ class DualEncoder(BiEncoder):
         """Vectors x [L, n, d] of one padded micro-batch of texts at these layers (1..N), in fp32."""
         padded, mask = self.padded(ids, self.tokenizer.pad_token_id or 0)
         states = self.states(padded, mask.long(), layers)
-        if self.scoring.pooling == "cls":
-            return Features(torch.stack([h[:, 0] for h in states]), layers)
-        if self.scoring.pooling == "last":
-            rows, last = torch.arange(len(ids), device=mask.device), mask.sum(1) - 1
-            return Features(torch.stack([h[rows, last] for h in states]), layers)
-        share = (mask.float() / mask.sum(1, keepdim=True)).unsqueeze(-1)
-        # a product and a sum, not a matrix product, which autocast would do in bf16
-        return Features(torch.stack([(h * share).sum(1) for h in states]), layers)
+        return Features(torch.stack([pooled(h, mask, self.scoring.pooling) for h in states]), layers)
 
     def reads_first_token(self) -> bool:
         """With pooling `cls`."""
         return self.scoring.pooling == "cls"
+
+    def interchange(self) -> Interchange | None:
+        """What other libraries must know to make its vectors; None for a subclass that encodes in a way of its own."""
+        if type(self).encode is not DualEncoder.encode:
+            return None
+        return Interchange(self.encoder, self.linear, self.scoring, self.lengths, self.prompts)
+
+    def write_others(self, folder: Path) -> None:
+        """Write what sentence-transformers needs to make its vectors, and README.md."""
+        if (interchange := self.interchange()) is not None:
+            interchange.write(folder)
 
     def exchange(self, features: tuple[Features, ...], ranks: Ranks) -> tuple[Features, ...]:
         """The vectors of all ranks' passages, [L, P, d]. Queries stay."""

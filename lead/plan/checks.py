@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lead.config.checks import check_linear, check_maps
 from lead.config.methods import METHODS, RENAMED
+from lead.config.schema import Prompts
 from lead.errors import LeadError
 from lead.methods.layers import check_layers
 from lead.plan.job import Job
@@ -30,7 +31,7 @@ def check(job: Job) -> None:
         check_models(ancestor)
         try:
             if row.init is not None and not os.path.exists(ancestor.model):
-                check_hub(s.models[row.init].reference)
+                check_hub(ancestor.encoder.reference)
         except LeadError as e:
             raise LeadError(f"{_where(ancestor)}: {e}") from None
         if ancestor.method.joint and s.distil.joint != (split_seed(name)[0] in rows.joint()):
@@ -75,13 +76,13 @@ def check_models(job: Job) -> None:
     row = job.row
     try:
         if row.init is not None and job.kind is not None:
-            model = job.settings.models[row.init]
+            model = job.encoder
             pretrained_layers(model)
             size = None if model.linear is None else model.linear.size
             width = None if size is None else encoder_width(model.reference)
             check_linear(size, width, job.kind, f"'{model.reference}'")
         if job.method.sees == "layers":
-            n, m = (pretrained_layers(job.other(name).encoder) for name in (row.teacher, row.start))
+            n, m = (_layers(job.other(name)) for name in (row.teacher, row.start))
             check_layers(job.settings.distil.layers, n, m)
         if job.method.sees == "maps":
             _check_maps(job)
@@ -90,8 +91,18 @@ def check_models(job: Job) -> None:
         raise LeadError(f"{_where(job)}: {e}") from None
 
 
+def _layers(job: Job) -> int | None:
+    """Number of layers of its model; None where only the model itself can tell."""
+    return None if job.is_ready else pretrained_layers(job.encoder)
+
+
 def _where(job: Job) -> str:
     return f"{job.jobs.rows.where}: run '{job.run}' on '{job.dataset.name}'"
+
+
+def _width(job: Job) -> int | None:
+    """Width of its model's vectors; None where only the model itself can tell."""
+    return None if job.is_ready else vector_width(job.encoder)
 
 
 def _check_maps(job: Job) -> None:
@@ -100,7 +111,9 @@ def _check_maps(job: Job) -> None:
     # vocabularies only: lead.models.maps compares the rules that split texts, after transformers has loaded them
     t, s = (vocabulary_sum(of.encoder.reference) for of in (teacher, student))
     lengths = teacher.origin.settings.lengths == student.origin.settings.lengths
-    same = lengths and (t is None or s is None or t == s)
+    prompts = len({of.encoder.prompts or Prompts() for of in (teacher, student)}) == 1
+    ready = teacher.is_ready or student.is_ready  # a ready model says itself how it reads texts
+    same = (ready or (lengths and prompts)) and (t is None or s is None or t == s)
     n, m = (pretrained_layers(of.encoder.model_copy(update={"linear": None})) for of in (teacher, student))
     kind = teacher.kind
     assert kind is not None
@@ -112,7 +125,7 @@ def _check_widths(job: Job) -> None:
     row = job.row
     if row.passages is None:
         return
-    q, p = (vector_width(job.other(name).encoder) for name in (row.start, row.passages))
+    q, p = (_width(job.other(name)) for name in (row.start, row.passages))
     if q is not None and p is not None and q != p:
         raise LeadError(
             f"'{row.start}' has {q} outputs, the vectors of `passages: {row.passages}` have {p}; name a run of equal "
@@ -151,6 +164,6 @@ def _check_index(job: Job) -> None:
     from lead.retrieval.engine import check_index
 
     try:
-        check_index(r.index, r.index_parameters, vector_width(job.encoder))
+        check_index(r.index, r.index_parameters, _width(job))
     except LeadError as e:
         raise LeadError(f"{job.dataset.file}: run '{job.run}': {e}") from None

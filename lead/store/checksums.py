@@ -19,6 +19,7 @@ from typing import IO
 from lead.errors import LeadError
 
 MANIFEST = "SHA256SUMS"  # of a folder: `sha256sum -c SHA256SUMS` checks it
+CARD = "README.md"  # of a folder: people may edit it, so it has no checksum
 MAGIC = b"LEADSEAL"
 SIZE = len(MAGIC) + 2 * 32
 BLOCK = 1 << 22  # bytes read at a time
@@ -44,9 +45,9 @@ def identity(path: Path) -> str:
 
 # --- folders ---------------------------------------------------------------------------------------------------------
 def write_manifest(folder: Path) -> list[Path]:
-    """Write the checksums of all files in a folder, and return the files."""
+    """Write the checksums of all files in a folder but its README.md, and return all files."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-    lines = [f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
+    lines = [f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files if p != folder / CARD]
     (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
     return files
 

@@ -1,0 +1,53 @@
+"""What the files beside a pretrained model say of its licence."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+from lead.config.parse import parse_yaml
+from lead.errors import LeadError
+from lead.pretrained import resolve
+
+
+def shown(reference: str) -> str:
+    """A reference without the folders of this machine.
+
+    >>> shown("path:/data/models/my-bert"), shown("hub:google/bert")
+    ('path:my-bert', 'hub:google/bert')
+    """
+    kind, _, rest = reference.partition(":")
+    return f"path:{Path(rest).name}" if kind == "path" else reference
+
+
+def licence(reference: str) -> str | None:
+    """The licence in the header of a model's README.md, else that of its package; None where nothing here says it."""
+    kind, _, rest = reference.partition(":")
+    if kind == "hub":
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(rest, "README.md")
+        return _of_card(Path(cached)) if isinstance(cached, str) else None
+    try:
+        said = _of_card(Path(resolve(reference)) / "README.md")
+    except LeadError:
+        return None
+    return said or (_of_package(rest.partition("/")[0]) if kind == "package" else None)
+
+
+def _of_card(file: Path) -> str | None:
+    try:
+        header = re.match(r"---\s*\n(.*?)\n---\s*\n", file.read_text(encoding="utf-8"), re.DOTALL)
+        value = parse_yaml(header[1], str(file)) if header else None
+    except (OSError, ValueError, LeadError):
+        return None
+    said = value.get("license") if isinstance(value, dict) else None
+    return said if isinstance(said, str) else None
+
+
+def _of_package(module: str) -> str | None:
+    for name in importlib.metadata.packages_distributions().get(module, []):
+        about = importlib.metadata.metadata(name).json
+        return str(about.get("license_expression") or about.get("license") or "") or None
+    return None
