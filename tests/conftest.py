@@ -186,7 +186,7 @@ def _read_model(folder: Path, written: int) -> Any:
 
     with torch.random.fork_rng():  # a seed of the test gives the same model, whether or not the folder is read now
         reference = ModelRef(reference=f"path:{folder}")
-        return LayeredModel.pretrained(reference, "de", Scoring(), Lengths(query=8, passage=24))
+        return LayeredModel.pretrained(reference, "de", Scoring(pooling="mean"), Lengths(query=8, passage=24))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.errors import LeadError
+from lead.models.base import LayeredModel
 from lead.models.bi_encoder import BiEncoder
 from lead.models.encoder import layer_list, load_encoder, prepare_for_training
 from lead.models.features import Candidates, Features, Scores
@@ -301,7 +302,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["de", "ce"])
 def test_a_decoder_s_first_token_is_no_vector_of_a_text(decoder: Path, kind: str) -> None:
     with pytest.raises(LeadError, match=f"scoring.{kind}: the first token's output of .* does not depend on the text"):
-        make_retriever(decoder, kind)
+        LayeredModel.pretrained(ModelRef(reference=f"path:{decoder}"), kind, Scoring(), Lengths())
 
 
 def test_the_last_token_of_a_decoder_depends_on_the_text_and_not_on_padding(decoder: Path) -> None:
