@@ -32,7 +32,7 @@ class Plan:
         check_rows(self.rows)
         self.datasets = planned_datasets(loaded)
         self.jobs = Jobs(loaded, self.rows, self.datasets)
-        self.paper_path = loaded.path.parent / "paper.yaml"
+        self.paper_path = loaded.file("paper.yaml")
 
     def __getitem__(self, key: tuple[str, str]) -> Job:
         """The job of a dataset and a run. Raises LeadError for an unknown name."""
