@@ -200,6 +200,7 @@ def _setup_logging(log: Path | None) -> None:
 def parser() -> argparse.ArgumentParser:
     """The whole command line, built from `STAGES`."""
     from lead.config.describe import describe
+    from lead.terminal.commands import add
 
     top = argparse.ArgumentParser(
         prog="lead",
@@ -247,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--stage", choices=STAGES, help="only this stage's settings, ready for --settings")
     show.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
     show.set_defaults(call=_show)
+    add(commands)
     schema = commands.add_parser("schema", help="Print the JSON Schema of a configuration file.")
     schema.add_argument("model", choices=["Config", "Dataset", "Experiments", "Settings"])
     schema.set_defaults(call=_schema)
@@ -289,11 +291,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A user's mistake prints one line and returns 1."""
     try:
         _refuse_old_names(sys.argv[1:] if argv is None else argv)
-        args = parser().parse_args(argv)
+        from lead.terminal.commands import snakemake_command
+
+        args = snakemake_command(sys.argv[1:] if argv is None else argv) or parser().parse_args(argv)
         args.argv = argv
         _setup_logging(getattr(args, "log", None))
-        args.call(args)
-        return 0
+        return args.call(args) or 0
     except LeadError as e:
         if report := os.environ.get("LEAD_ERRORS"):  # one of several ranks: whoever launched them prints the first
             Path(report, os.environ.get("RANK", "0")).write_text(str(e), encoding="utf-8")

@@ -21,6 +21,7 @@ FLOORS = (
     {"evaluation"},
     {"commands", "plan"},
     {"report"},
+    {"terminal"},
     {"__main__", "cli"},
 )
 SOURCES = sorted((ROOT / "lead").rglob("*.py"))
