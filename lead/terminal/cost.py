@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lead.config.folders import locate
-from lead.config.sources import BeirSource, FilesSource, HfSource
+from lead.config.sources import BeirSource, FilesSource, HfSource, PydocsSource
 from lead.data.layout import CORPUS, QUERIES
 from lead.errors import LeadError
 from lead.plan.datasets import PlannedDataset
@@ -25,7 +25,7 @@ from lead.plan.plan import Plan
 from lead.pretrained import check_hub, encoder_width, local_weights, pretrained_layers, resolve
 from lead.terminal.look import Look, look
 
-START = 6.0  # seconds of a process that imports torch and loads a model
+START = 8.0  # seconds of a process that imports torch and loads a model, until some were seen
 STEPS = 4  # steps that are measured, after one that is not
 NEWEST = 8  # trainings that tell the rate
 
@@ -51,15 +51,24 @@ def shape(job: Job) -> Shape:
     """Sizes of the dataset of a run, as far as its files tell: what was prepared, else its source."""
     lengths = job.origin.settings.lengths if job.method.has_model else job.settings.lengths
     corpus, queries = _looks(job.dataset.collection)
-    passages = corpus.count if corpus else None
     counts = {split: found.count for split, found in queries.items()}
+    if "train" in counts:
+        counts.setdefault("dev", round(counts["train"] * job.settings.dev_share))
     asked = queries.get("train") or queries.get("test")
     return Shape(
-        passages,
+        passages_of(job.dataset.collection),
         counts,
         corpus.mean(lengths.passage) if corpus else lengths.passage,
         asked.mean(lengths.query) if asked else lengths.query,
     )
+
+
+def passages_of(dataset: PlannedDataset) -> int | None:
+    """Passages of a collection: as prepared, else as its files, or its dataset file, tell; None where nothing does."""
+    corpus, source = _looks(dataset)[0], dataset.data.source
+    if corpus is not None:
+        return corpus.count
+    return dataset.data.expect.passages or (source.passages if isinstance(source, PydocsSource) else None)
 
 
 @functools.cache
@@ -112,7 +121,7 @@ def step_work(job: Job) -> float | None:
 def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | None:
     """Operations of a job of the workflow; 0 for one that computes no encoder, None where sizes are not known."""
     run = wildcards.get("run")
-    if run is None or run not in plan.rows or rule in ("evaluate", "retrieve", "mine", "index"):
+    if run is None or run not in plan.rows or rule.partition("_")[0] in ("evaluate", "retrieve", "mine", "index", "gather"):
         return 0.0
     job = plan[wildcards["dataset"], run]
     if rule in ("train", "distil", "distil_joint"):
@@ -164,9 +173,12 @@ class Rates:
         self.measured: float | None = None
         self.how = ""
         self._from_metrics()
+        encoded = Path(plan.results).glob("*/timings/encode.*.queries.*.tsv")  # little more than a start
+        starts = [s for path in sorted(encoded, key=_age)[:NEWEST] if (s := _seconds(path)) is not None]
+        self.start = statistics.median(starts) if starts else START
 
     def _from_metrics(self) -> None:
-        files = sorted(Path(self.plan.results).glob("*/metrics/*.jsonl"), key=lambda path: -path.stat().st_mtime)
+        files = sorted(Path(self.plan.results).glob("*/metrics/*.jsonl"), key=_age)
         found = []
         for path in files[:NEWEST]:
             dataset, run = path.parts[-3], path.stem
@@ -211,18 +223,26 @@ class Rates:
         except LeadError:
             return None
         if work == 0.0:
-            return Cost(self._small(rule, wildcards), 2.0, "by size")
+            small = self._small(rule, wildcards)
+            return None if small is None else Cost(small, 2.0, "by size")
         if work is None or self.measured is None:
             return None
         # encoding without gradients keeps the same rate
-        return Cost(START + work / self.measured, 1.6, self.how)
+        return Cost(self.start + work / self.measured, 1.6, self.how)
 
-    def _small(self, rule: str, wildcards: Mapping[str, str]) -> float:
+    def _small(self, rule: str, wildcards: Mapping[str, str]) -> float | None:
         """Seconds of a job without an encoder: its start, and the corpus as it goes by."""
-        name = wildcards.get("dataset", "")
-        looked = _looks(self.plan.datasets[name].collection)[0] if name in self.plan.datasets else None
-        millions = (looked.count if looked else 0) / 1e6
-        return {"prepare": 3 + 60 * millions, "bm25": 3 + 300 * millions, "mine": 5 + 600 * millions}.get(rule, 4.0)
+        each = {"prepare": 60, "bm25": 300, "tokenize": 300, "mine": 600, "retrieve": 100, "index": 300}
+        stage = rule.partition("_")[0]
+        if stage not in each:
+            return 4.0
+        passages = passages_of(self.plan.datasets[wildcards["dataset"]].collection)
+        shards = len(self.plan.datasets[wildcards["dataset"]].shards) if "shard" in wildcards else 1
+        return None if passages is None else 4 + each[stage] * passages / shards / 1e6
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
 
 
 def _seconds(file: Path) -> float | None:
@@ -263,8 +283,8 @@ def disk(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> tuple[float, fl
     """Bytes that a job's outputs take, and those that it needs while it runs. Roughly: 4 bytes a weight or a number."""
     run = wildcards.get("run")
     if run is None or run not in plan.rows or not plan.rows.method(run).has_model:
-        looked = _looks(plan.datasets[wildcards["dataset"]].collection)[0] if rule == "prepare" else None
-        return (looked.count * sum(looked.words) / max(1, len(looked.words)) * 3.5 if looked else 1e6), 0.0
+        passages = passages_of(plan.datasets[wildcards["dataset"]].collection) if rule == "prepare" else None
+        return 300.0 * (passages or 3000), 0.0  # texts are compressed
     job = plan[wildcards["dataset"], run]
     if rule in ("train", "distil", "distil_joint"):
         size = _weights(job) + (_weights(job.other(job.row.teacher)) if rule == "distil_joint" else 0)

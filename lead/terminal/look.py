@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,8 @@ from lead.data.records import PACKED, format_of
 SAMPLE = 2000  # rows of a large file that are looked at
 SMALL = 64 << 20  # bytes of files that are read whole
 TOKENS = 1.35  # of a WordPiece tokenizer a word of English; and the two special ones
+UNSPACED = re.compile("[\u2e80-\ud7ff\uf900-\uffef]")  # scripts whose words are not parted: a character counts as a word
+NOT_LATIN = re.compile("[^\x00-\u024f\u2000-\u206f]")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Look:
     """What some files hold.
 
     count: rows; of large files an estimate, unless `exact`. words: of each text looked at, sorted; titles are counted
-    in. layout: what the first file was taken for. titled: whether texts have titles.
+    in. layout: what the first file was taken for. titled: whether texts have titles. latin: share of Latin characters.
     """
 
     paths: Sequence[Path]
@@ -31,6 +34,7 @@ class Look:
     words: list[int]
     layout: Layout
     titled: bool = False
+    latin: float = 1.0
 
     def tokens(self, share: float) -> int:
         """About how many tokens this share of the texts have at most."""
@@ -57,22 +61,23 @@ def look(paths: Sequence[Path], kind: FileKind) -> Look:
     Files below `SMALL` together are read whole. Of others the first `SAMPLE` rows are, which may differ from the rest;
     their number is estimated from bytes.
     """
-    layout, words, read, titled = Layout(), [], 0, False
+    layout, words, read, titled, letters, other = Layout(), [], 0, False, 0, 0
     whole = sum(path.stat().st_size for path in paths) <= SMALL
     size = 0
     for path in paths:
         for _, row in rows(path, kind, layout) if whole else islice(rows(path, kind, layout), SAMPLE):
             text = " ".join(str(row[key]) for key in ("title", "text") if row.get(key))
             titled = titled or bool(row.get("title"))
-            size += len(text.encode(errors="replace")) + sum(len(str(v)) for k, v in row.items() if k not in ("title", "text"))
-            words.append(len(text.split()))
+            size += sum(len(str(value).encode(errors="replace")) for value in row.values())
+            letters, other = letters + len(text), other + len(NOT_LATIN.findall(text))
+            words.append(len(text.split()) + len(UNSPACED.findall(text)))
             read += 1
         if not whole:
             break
     count = read if whole else _count(paths, read, size)
     if len(words) > 20 * SAMPLE:
         words = random.Random(0).sample(words, 20 * SAMPLE)
-    return Look(paths, count, whole or format_of(paths[0]) == "parquet", sorted(words), layout, titled)
+    return Look(paths, count, whole or format_of(paths[0]) == "parquet", sorted(words), layout, titled, 1 - other / max(1, letters))
 
 
 def _count(paths: Sequence[Path], read: int, size: int) -> int:

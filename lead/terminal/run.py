@@ -67,6 +67,21 @@ class Job:
         return self.reason.partition(":")[0].lower()
 
 
+def grouped(jobs: Sequence[Job]) -> list[tuple[str, list[Job]]]:
+    """Jobs under a line for people; those of the parts of a corpus have one line together."""
+    found: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        kept = [(key, value) for key, value in sorted(job.wildcards.items()) if key != "shard"]
+        found.setdefault((job.rule, *kept), []).append(job)
+    lines = []
+    for group in found.values():
+        about = group[0].about
+        if len(group) > 1:
+            about = about.replace(group[0].wildcards.get("shard", ""), "") + f" ({len(group)} jobs)"
+        lines.append((about, group))
+    return lines
+
+
 def jobs_of(words: Sequence[str]) -> tuple[list[Job], int, str]:
     """The jobs that a dry run lists, Snakemake's exit status, and what it printed. `words`: of `snakemake_words`."""
     import tempfile
@@ -93,7 +108,7 @@ def run(words: list[str]) -> int:
         return _dry([word for word in given if word not in DRY])
     jobs, code, said = jobs_of(given)
     if code or not jobs:
-        print("everything is there; nothing to do") if not code else _last_words(said)
+        print("everything is there; nothing to do") if not code else last_words(said)
         return code
     LOGS.mkdir(parents=True, exist_ok=True)
     path = LOGS / f"run.{datetime.now():%Y-%m-%dT%H%M%S}.log"
@@ -113,20 +128,21 @@ def run(words: list[str]) -> int:
 def _dry(words: list[str]) -> int:
     jobs, code, said = jobs_of(words)
     if code:
-        _last_words(said)
+        last_words(said)
         return code
     if not jobs:
         print("everything is there; nothing to do")
         return 0
-    width = max(len(job.about) for job in jobs)
+    groups = grouped(jobs)
+    width = max(len(about) for about, _ in groups)
     print(f"{len(jobs)} job{'s' * (len(jobs) > 1)} would run, in about this order:")
-    for number, job in enumerate(jobs, 1):
-        print(f"{number:>4}  {job.about:<{width}}  {job.why()}")
+    for number, (about, group) in enumerate(groups, 1):
+        print(f"{number:>4}  {about:<{width}}  {group[0].why()}")
     print("nothing was done; `lead plan` with the same words says how long it takes")
     return 0
 
 
-def _last_words(said: str) -> None:
+def last_words(said: str) -> None:
     """Print our own error of a Snakemake that failed, else the end of what it said."""
     lines = said.strip().splitlines()
     ours = [line for line in lines if line.startswith("lead: error: ")]
@@ -235,7 +251,7 @@ class Progress:
         elif self.failed:
             print(f"stopped: {self.done} of {self.total} jobs are done; run it again to go on ({self.path})")
         else:
-            _last_words(self.path.read_text(encoding="utf-8", errors="replace"))
+            last_words(self.path.read_text(encoding="utf-8", errors="replace"))
 
 
 def steps_done(folder: Path, run: str) -> tuple[int, float | None]:
