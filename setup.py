@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-# The workflow and its configuration travel inside the package. In a checkout they stand beside it (lead.config.shipped).
+# Workflow and configuration travel inside the package. In a checkout they stand beside it (lead.config.shipped).
 SHIPPED = {f"lead.shipped.{name}": name for name in ("workflow", "config")}
 
 setup(packages=[*find_packages(include=["lead*"]), *SHIPPED], package_dir=SHIPPED)

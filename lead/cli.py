@@ -178,11 +178,12 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line, built from `STAGES`."""
     from lead.config.describe import describe
     from lead.terminal.commands import add
+    from lead.terminal.parser import Parser
 
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="lead",
         description="Distil a strong retriever into a small dual encoder by aligning layer-wise score distributions.",
-        epilog="The workflow runs these stages for you: snakemake --cores 2 -- results/demo/lead_cb.json",
+        epilog="For people: init, plan, run, status, show, table, verify. The others are stages, which `lead run` runs.",
     )
     top.add_argument("--version", action="version", version=f"lead {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -220,7 +221,7 @@ def parser() -> argparse.ArgumentParser:
         if stage.ranks:
             sub.add_argument("--ranks", type=int, metavar="N", help="processes that share a batch (default: one a GPU)")
         sub.set_defaults(call=lambda args, stage=stage: _run_stage(stage, args))
-    add(commands)
+    add(commands, top)
     schema = commands.add_parser("schema", help="Print the JSON Schema of a configuration file.")
     schema.add_argument("model", choices=["Config", "Dataset", "Experiments", "Settings"])
     schema.set_defaults(call=_schema)

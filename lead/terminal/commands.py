@@ -1,4 +1,4 @@
-"""The commands for people, beside those of the stages: options and functions. Nothing heavy is imported before a call."""
+"""The commands for people, beside those of the stages. Nothing heavy is imported before one is called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SNAKEMAKE = {  # commands whose words are targets and Snakemake's options
 }
 
 
-def add(commands: Any) -> None:
+def add(commands: Any, parser: argparse.ArgumentParser) -> None:
     """Add the commands to those of the parser."""
     for name, about in SNAKEMAKE.items():
         usage = f"lead {name} DATASET/RUN .. [options of Snakemake]"
@@ -31,7 +31,9 @@ def add(commands: Any) -> None:
     init.add_argument(
         "--corpus", required=True, metavar="PATH", help="file of passages, or a folder in BEIR's or MTEB's layout"
     )
-    init.add_argument("--queries", metavar="FILE", help="queries to train on, and to evaluate on if no others are given")
+    init.add_argument(
+        "--queries", metavar="FILE", help="queries to train on, and to evaluate on if no others are given"
+    )
     init.add_argument("--qrels", metavar="FILE", help="their judgements: query id, passage id, grade")
     init.add_argument("--test-queries", metavar="FILE", help="queries to evaluate on (default: --queries)")
     init.add_argument("--test-qrels", metavar="FILE", help="judgements to evaluate on; default: a part of --qrels")
@@ -43,6 +45,7 @@ def add(commands: Any) -> None:
     show.add_argument("--all", action="store_true", help="the defaults too")
     show.add_argument("--json", action="store_true", help="recipe and execution of each stage")
     show.add_argument("--stage", choices=STAGES, help="only this stage's settings, ready for --settings")
+    show.add_argument("--names", action="store_true", help=argparse.SUPPRESS)  # for completion
     show.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="PATH")
     show.set_defaults(call=_show)
     about = "Tell what is done, running, stopped, failed and missing."
@@ -50,10 +53,10 @@ def add(commands: Any) -> None:
     status.add_argument("datasets", nargs="*", metavar="DATASET", help="default: all that have results")
     status.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="PATH")
     status.set_defaults(call=_status)
-    about = "Print a script that completes commands, options and DATASET/RUN: eval \"$(lead completion bash)\"."
+    about = 'Print a script that completes commands, options and DATASET/RUN: eval "$(lead completion bash)".'
     completion = commands.add_parser("completion", help=about, description=about)
-    completion.add_argument("shell", choices=["bash", "zsh", "tcsh"])
-    completion.set_defaults(call=_completion)
+    completion.add_argument("shell", choices=["bash", "zsh"])
+    completion.set_defaults(call=lambda args: _completion(args, parser))
 
 
 def snakemake_command(argv: Sequence[str]) -> argparse.Namespace | None:
@@ -86,7 +89,11 @@ def _show(args: argparse.Namespace) -> None:
     from lead.plan.plan import Plan
     from lead.terminal.show import show
 
-    print(show(Plan(load(args.config)), args.target, args.stage, args.all, args.json))
+    plan = Plan(load(args.config))
+    if args.names:
+        print("\n".join(f"{dataset}/{run}" for dataset in plan.datasets for run in plan.rows))
+    else:
+        print(show(plan, args.target, args.stage, args.all, args.json))
 
 
 def _status(args: argparse.Namespace) -> None:
@@ -97,10 +104,10 @@ def _status(args: argparse.Namespace) -> None:
     print(status(Plan(load(args.config)), args.datasets))
 
 
-def _completion(args: argparse.Namespace) -> None:
+def _completion(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from lead.terminal.completion import script
 
-    print(script(args.shell))
+    print(script(parser, args.shell))
 
 
 _CALLS: dict[str, Callable[[argparse.Namespace], int | None]] = {"run": _run, "plan": _plan}

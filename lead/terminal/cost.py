@@ -1,7 +1,7 @@
 """What a job costs: its work in floating point operations, from settings and sizes, and the seconds that they take.
 
-A rough model: a transformer layer of width d computes 24 d^2 operations for a token, training three times as much. Rates
-are measured on this machine: by trainings that were done here, else by a few steps of the run's own encoder.
+A rough model: a transformer layer of width d computes 24 d^2 operations for a token, training three times as much.
+Rates are measured on this machine: by trainings that were done here, else by a few steps of the run's own encoder.
 """
 
 from __future__ import annotations
@@ -121,7 +121,11 @@ def step_work(job: Job) -> float | None:
 def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | None:
     """Operations of a job of the workflow; 0 for one that computes no encoder, None where sizes are not known."""
     run = wildcards.get("run")
-    if run is None or run not in plan.rows or rule.partition("_")[0] in ("evaluate", "retrieve", "mine", "index", "gather"):
+    if (
+        run is None
+        or run not in plan.rows
+        or rule.partition("_")[0] in ("evaluate", "retrieve", "mine", "index", "gather")
+    ):
         return 0.0
     job = plan[wildcards["dataset"], run]
     if rule in ("train", "distil", "distil_joint"):
@@ -137,7 +141,9 @@ def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | Non
     if rule == "rerank" and job.kind is not None:
         s = job.settings.retrieval
         asked = of.queries.get("test", 1000)
-        depth = min(s.cross_depth or s.rerank_depth if job.kind.candidates == "own" else s.rerank_depth, of.passages or 10**9)
+        depth = min(
+            s.cross_depth or s.rerank_depth if job.kind.candidates == "own" else s.rerank_depth, of.passages or 10**9
+        )
         pairs = asked * depth
         if job.kind.candidates != "own":  # each passage is encoded once
             return each * of.passage * min(pairs, of.passages or pairs)
@@ -206,7 +212,10 @@ class Rates:
         reference = job.encoder.reference
         check_hub(reference)
         each = per_token(job.origin)
-        layers, width = pretrained_layers(job.encoder.model_copy(update={"layers": None, "linear": None})), encoder_width(reference)
+        layers, width = (
+            pretrained_layers(job.encoder.model_copy(update={"layers": None, "linear": None})),
+            encoder_width(reference),
+        )
         if each is None or layers is None or width is None:
             return
         of = shape(job)

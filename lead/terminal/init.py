@@ -105,7 +105,9 @@ def _folder(folder: Path) -> Found:
     if not splits:
         raise LeadError(f"{folder} has no judgements in qrels/; training needs judged queries")
     one = next((s for s in ("train", "test") if s in splits), splits[0])
-    files = [glob.glob(f"{glob.escape(name)}/{part}")[0] for part in ("corpus.jsonl*", "queries.jsonl*", f"qrels/{one}.tsv*")]
+    files = [
+        glob.glob(f"{glob.escape(name)}/{part}")[0] for part in ("corpus.jsonl*", "queries.jsonl*", f"qrels/{one}.tsv*")
+    ]
     return _files(files[0], files[1], files[2], (None, None))
 
 
@@ -138,7 +140,9 @@ def _part(split: LocatedSplit) -> dict[str, Split]:
     asked = set(qrels["qid"].to_pylist())
     kept = queries.filter(pa.array([qid in asked for qid in queries["qid"].to_pylist()], pa.bool_()))
     if kept.num_rows < 2:
-        raise LeadError(f"{split.qrels[0]}: {kept.num_rows} of the queries are judged; are the ids those of {split.queries[0]}?")
+        raise LeadError(
+            f"{split.qrels[0]}: {kept.num_rows} of the queries are judged; are the ids those of {split.queries[0]}?"
+        )
     train, test = carve(Split(kept, qrels), min(TEST_SHARE, TEST_MOST / kept.num_rows))
     return {"train": train, "test": test}
 
@@ -157,8 +161,9 @@ def _located(source: dict[str, object], located: Located, carved: dict[str, Spli
         grades |= set(qrels["rel"].unique().to_pylist())
         how = ", ".join(f"{value} from {where}" for value, where in layout["qrels"]["columns"].items())  # type: ignore[attr-defined]
         lines.append(
-            f"{'' if carved else f'{name} '}judgements: {split.qrels[0]}: {qrels.num_rows:,} for {len(per_query):,} queries, "
-            f"{qrels.num_rows / max(1, len(per_query)):.1f} each, grades {', '.join(map(str, sorted(grades)[:6]))} ({how})"
+            f"{'' if carved else f'{name} '}judgements: {split.qrels[0]}: {qrels.num_rows:,} for {len(per_query):,} "
+            f"queries, {qrels.num_rows / max(1, len(per_query)):.1f} each, grades "
+            f"{', '.join(map(str, sorted(grades)[:6]))} ({how})"
         )
     if carved:
         judged = {name: len(part.queries) for name, part in carved.items()}
@@ -175,8 +180,12 @@ def _texts(key: str, seen: Look, what: str) -> str:
     columns = ", ".join(f"{value} from {where}" for value, where in sorted(layout.columns.items()))
     header = {None: "", True: ", a header", False: ", no header"}[layout.header]
     more = f" and {len(seen.paths) - 1} more files" if len(seen.paths) > 1 else ""
-    count = f"{seen.count:,} {what}" if seen.exact else f"about {seen.count:,} {what} (from the first {len(seen.words):,})"
-    middle, long = (seen.words[min(len(seen.words) - 1, int(share * len(seen.words)))] if seen.words else 0 for share in (0.5, 0.95))
+    count = (
+        f"{seen.count:,} {what}" if seen.exact else f"about {seen.count:,} {what} (from the first {len(seen.words):,})"
+    )
+    middle, long = (
+        seen.words[min(len(seen.words) - 1, int(share * len(seen.words)))] if seen.words else 0 for share in (0.5, 0.95)
+    )
     return (
         f"{key}: {seen.paths[0]}{more}: {count} ({columns}{header}); {middle} words in the middle, 95 % have at most "
         f"{long} (about {seen.tokens(0.95)} tokens)"
@@ -208,7 +217,9 @@ def _yaml(name: str, found: Found, path: Path) -> str:
     if corpus.count > SHARD:
         lines.append(f"shards: {math.ceil(corpus.count / SHARD)} # parts that the corpus is encoded and searched in")
     if gpus:
-        lines.append(f"gpus: {gpus} # what a training asks for; it uses those that are granted (--resources gpu={gpus})")
+        lines.append(
+            f"gpus: {gpus} # what a training asks for; it uses those that are granted (--resources gpu={gpus})"
+        )
     lines += [
         "settings:",
         '  # models: {teacher: {reference: "hub:NAME"}, student: {reference: "hub:NAME"}} # others than the preset\'s',
@@ -225,7 +236,7 @@ def _yaml(name: str, found: Found, path: Path) -> str:
         lines.append("  bm25: {analyser: unicode} # most of the texts are not in Latin script")
     if batch < defaults.train.batch_size:
         lines.append(f"  # the batch is below the preset's {defaults.train.batch_size}: there are few training queries")
-    return "\n".join([f"# Made by `lead init`; every key: `lead schema Dataset`, `lead schema Settings`.", *lines, ""])
+    return "\n".join(["# Made by `lead init`; every key: `lead schema Dataset`, `lead schema Settings`.", *lines, ""])
 
 
 def _length(seen: Look, share: float, most: int) -> int:
@@ -244,7 +255,8 @@ def _source(found: Found, path: Path, name: str) -> list[str]:
     if found.carved:
         train = next(iter(found.queries.paths))
         source |= {
-            split: {"queries": str(train), "qrels": str(path.parent / name / f"qrels.{split}.tsv")} for split in found.carved
+            split: {"queries": str(train), "qrels": str(path.parent / name / f"qrels.{split}.tsv")}
+            for split in found.carved
         }
     lines = ["source: # paths count from this file"]
     for key, value in source.items():

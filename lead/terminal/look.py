@@ -16,7 +16,9 @@ from lead.data.records import PACKED, format_of
 SAMPLE = 2000  # rows of a large file that are looked at
 SMALL = 64 << 20  # bytes of files that are read whole
 TOKENS = 1.35  # of a WordPiece tokenizer a word of English; and the two special ones
-UNSPACED = re.compile("[\u2e80-\ud7ff\uf900-\uffef]")  # scripts whose words are not parted: a character counts as a word
+UNSPACED = re.compile(
+    "[\u2e80-\ud7ff\uf900-\uffef]"
+)  # scripts whose words are not parted: a character counts as a word
 NOT_LATIN = re.compile("[^\x00-\u024f\u2000-\u206f]")
 
 
@@ -77,7 +79,15 @@ def look(paths: Sequence[Path], kind: FileKind) -> Look:
     count = read if whole else _count(paths, read, size)
     if len(words) > 20 * SAMPLE:
         words = random.Random(0).sample(words, 20 * SAMPLE)
-    return Look(paths, count, whole or format_of(paths[0]) == "parquet", sorted(words), layout, titled, 1 - other / max(1, letters))
+    return Look(
+        paths,
+        count,
+        whole or format_of(paths[0]) == "parquet",
+        sorted(words),
+        layout,
+        titled,
+        1 - other / max(1, letters),
+    )
 
 
 def _count(paths: Sequence[Path], read: int, size: int) -> int:

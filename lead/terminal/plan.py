@@ -81,5 +81,7 @@ def _total(made: Plan, jobs: list[Job], costs: list[Cost | None], rates: Rates) 
     kept, while_it_runs = sum(made for made, _ in needs), max(needed for _, needed in needs)
     folder = next(p for p in [Path(made.results).absolute(), *Path(made.results).absolute().parents] if p.exists())
     free = shutil.disk_usage(folder).free
-    text = f"disk: about {size(kept)} to keep" + (f", {size(while_it_runs)} more while it trains" if while_it_runs else "")
+    text = f"disk: about {size(kept)} to keep" + (
+        f", {size(while_it_runs)} more while it trains" if while_it_runs else ""
+    )
     print(f"{text}; {size(free)} are free{'' if kept + while_it_runs < free else ': TOO LITTLE'}")

@@ -1,4 +1,4 @@
-"""`lead run`: Snakemake with the shipped workflow, a dry run that can be read, and short progress with the time left."""
+"""`lead run`: Snakemake with the shipped workflow, a dry run to read, and short progress with the time left."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from lead.terminal.format import duration
 from lead.terminal.workflow import Event, Workflow, planned, snakemake_words
 
 # Snakemake's options that print something else than the progress of jobs: its own output is shown
-OWN = """--help -h --version -v --lint --unlock --report --dag --rulegraph --filegraph --d3dag --summary -S --detailed-summary
--D --list-rules --list -l --list-target-rules --lt --list-changes --list-input-changes --list-params-changes --list-untracked
---delete-all-output --delete-temp-output --cleanup-metadata --cleanup-shadow --archive --bash-completion --touch -t
---debug-dag --export-cwl --preemptible-rules --generate-unit-tests --print-compilation --quiet -q --verbose""".split()
+OWN = """--help -h --version -v --lint --unlock --report --dag --rulegraph --filegraph --d3dag --summary -S --touch -t
+--detailed-summary -D --list-rules --list -l --list-target-rules --lt --list-changes --list-input-changes
+--list-params-changes --list-untracked --delete-all-output --delete-temp-output --cleanup-metadata --cleanup-shadow
+--archive --debug-dag --print-compilation --quiet -q --verbose""".split()
 DRY = ("-n", "--dry-run", "--dryrun")
 LOGS = Path(".snakemake/log")
 NOTE = 30.0  # seconds between lines of progress where there is no terminal
@@ -50,6 +50,7 @@ class Job:
 
     @property
     def trains(self) -> bool:
+        """Whether it trains a model."""
         return self.rule in ("train", "distil", "distil_joint")
 
     def why(self) -> str:
@@ -182,8 +183,9 @@ class Progress:
                 self.line(f"[{self.done:>{len(str(self.total))}}/{self.total}] {job.about} ({duration(took)})")
         elif kind == "job_error":
             self.failed = True
-            failed = self.running.pop(event.get("jobid", -1), None)
-            self.line(f"failed: {failed.about if failed else event.get('rule_name')}")
+            about = self.running[event["jobid"]].about if event["jobid"] in self.running else event["rule_name"]
+            self.running.pop(event["jobid"], None)
+            self.line(f"failed: {about}")
             for log in event.get("log") or []:
                 self.line(f"  {last_line(Path(log))}")
                 self.line(f"  all of it: {log}")

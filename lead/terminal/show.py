@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from lead.config.recipe import leaves
+from lead.config.shipped import shipped
 from lead.errors import LeadError
 from lead.plan.job import Job
 from lead.plan.plan import Plan
@@ -13,8 +14,6 @@ from lead.plan.rows import split_seed
 from lead.plan.stage_settings import execution_of, recipe_of, stage_settings
 
 DEFAULT = "default"
-# keys of `distil` are shown for runs that read them; of the others only those of what the run does
-RETRIEVAL = ("retrieval.", "evaluation.")
 
 
 def show(plan: Plan, target: str | None, stage: str | None, everything: bool, as_json: bool) -> str:
@@ -61,12 +60,14 @@ def _settings(job: Job, everything: bool) -> list[str]:
     for key, value in values.items():
         if not _read(job, key) or key.startswith("phases."):
             continue
-        where = origin.get(key, DEFAULT)
+        where = origin.get(key, DEFAULT).replace(f"{shipped('config')}/", "shipped ")
         if everything or where != DEFAULT:
             shown.append((key, json.dumps(value), where))
     widths = [max((len(line[n]) for line in shown), default=0) for n in (0, 1)]
     lines = [f"  {key:<{widths[0]}}  {value:<{min(44, widths[1])}}  {where}" for key, value, where in shown]
-    hint = "every key of Settings" if everything else "what differs from the defaults; --all: every key, --json: by stage"
+    hint = (
+        "every key of Settings" if everything else "what differs from the defaults; --all: every key, --json: by stage"
+    )
     return [f"settings ({hint}):", *lines]
 
 
@@ -74,11 +75,17 @@ def _read(job: Job, key: str) -> bool:
     """Whether a run of this method reads a key of `Settings`, as far as its first part tells."""
     first, _, second = key.partition(".")
     if first == "distil":
-        return second.partition(".")[0] in job.method.reads
+        inside, _, part = second.partition(".")
+        parts = job.method.reads.get(inside, set())
+        return parts is True or part in parts
     if first in ("train", "phases"):
         return job.method.trains
-    if first == "models":
+    if first in ("models", "lengths"):
         return job.method.has_model
+    if first == "denoise":
+        return job.row.denoise is not None
+    if key in ("retrieval.rerank_depth", "retrieval.cross_depth", "retrieval.rerank_from"):
+        return "rerank" in job.stages
     if first == "scoring":
         return job.kind is not None and second.partition(".")[0] in (job.kind.name, _kind_of_teacher(job))
     return True
@@ -98,7 +105,7 @@ def _flat(tree: dict[str, Any], at: str = "") -> dict[str, Any]:
 
 
 def origins(job: Job) -> dict[str, str]:
-    """Where each key that is no default comes from: the file, and the phase in it. As `lead.plan.settings` lays them."""
+    """Where each key that is no default comes from: file and phase, laid as `lead.plan.settings` lays them."""
     loaded, rows = job.jobs.loaded, job.jobs.rows
     found: dict[str, str] = {}
     for part in loaded.parts(job.dataset.name, split_seed(job.run)[0]):

@@ -27,7 +27,7 @@ def _dataset(plan: Plan, name: str) -> str:
     wanted = [Path(target).stem for target in targets(plan, name)]
     done = sorted(path.stem for path in folder.glob("*.json"))
     lines = [f"{name}: {len(done)} of {len({*wanted, *done})} runs are done"]
-    lines += [f"  done     {run:<20} {_measured(folder / f'{run}.json')}" for run in done]
+    lines += [f"  done     {run:<20} {_measured(plan, name, run)}" for run in done]
     for log in sorted(folder.glob("logs/*.log"), key=lambda path: path.stat().st_mtime):
         last, age = last_line(log), time.time() - log.stat().st_mtime
         stage, _, what = log.stem.partition(".")
@@ -45,11 +45,11 @@ def _dataset(plan: Plan, name: str) -> str:
     return "\n".join(lines)
 
 
-def _measured(result: Path) -> str:
-    """The first measure of a result with its interval."""
-    metrics = read_json(result)["metrics"]
-    measure, values = next(iter(metrics.items()))
-    return f"{measure} {values['mean']:.3f}"
+def _measured(plan: Plan, dataset: str, run: str) -> str:
+    """The dataset's first measure of a result."""
+    found = read_json(Path(plan.datasets[dataset].folder) / f"{run}.json")["metrics"]
+    first = next((m for m in plan.datasets[dataset].settings.evaluation.measures if m in found), min(found))
+    return f"{first} {found[first]['mean']:.3f}"
 
 
 def _unfinished(plan: Plan, dataset: str, stage: str, run: str, last: str, age: float, locked: bool) -> str:

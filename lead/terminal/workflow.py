@@ -90,7 +90,12 @@ class Workflow:
         command = [sys.executable, "-m", "lead.terminal.snakemake", *words]
         environment = os.environ | {"LEAD_EVENTS": str(write)}
         self.process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, pass_fds=[write]
+            command,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[write],
         )
         os.close(write)
         self._pipe = read
