@@ -14,9 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from lead.config.folders import Located, LocatedSplit, expand, locate
-from lead.config.load import load, validate
+from lead.config.load import validate
+from lead.config.parse import parse_yaml, read_yaml
 from lead.config.schema import Dataset, Settings
-from lead.config.shipped import DEFAULT_CONFIG
+from lead.config.shipped import DEFAULT_CONFIG, shipped
 from lead.config.sources import BeirSource, HfSource
 from lead.config.types import NAME
 from lead.data.collection import Split
@@ -72,7 +73,7 @@ def init(
             raise LeadError(f"{option} {given} does not exist; fix the path")
     found = _folder(expand(corpus)) if expand(corpus).is_dir() else _files(corpus, queries, qrels, test)
     text = _yaml(name, found, path)
-    validate(Dataset, _parsed(text, path), str(path))
+    validate(Dataset, parse_yaml(text, str(path)), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     for split, part in found.carved.items():
         with atomic_file(path.parent / name / f"qrels.{split}.tsv") as temporary:
@@ -84,12 +85,6 @@ def init(
     following = [f"wrote {path}; read it, then:", f"  lead plan {name}/lead_cb    # what it takes on this machine",
                  f"  lead run {name}/lead_cb {name}/student_more {name}/bm25"]  # fmt: skip
     return "\n".join([*found.lines, *following])
-
-
-def _parsed(text: str, path: Path) -> object:
-    from lead.config.parse import parse_yaml
-
-    return parse_yaml(text, str(path))
 
 
 # --- what is there ---------------------------------------------------------------------------------------------------
@@ -199,7 +194,8 @@ def _yaml(name: str, found: Found, path: Path) -> str:
     passage, query = (_length(seen, *rule) for seen, rule in ((corpus, PASSAGE), (queries, QUERY)))
     cut = sum(words * 1.35 + 2 > passage for words in corpus.words) / max(1, len(corpus.words))
     gpus = len(glob.glob("/dev/nvidia[0-9]*"))
-    preset = load(DEFAULT_CONFIG).presets[PRESET].tree
+    own = path.parent.parent / "presets" / f"{PRESET}.yaml"
+    preset, _ = read_yaml(own if own.exists() else shipped("config") / "presets" / own.name)
     defaults = validate(Settings, preset, PRESET)
     batch = defaults.train.batch_size * (4 if gpus else 1)
     while batch > 4 and batch * 8 > train:  # at least eight steps an epoch

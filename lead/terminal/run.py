@@ -177,15 +177,14 @@ class Progress:
             job = self.running[event["jobid"]] = Job.of(event)
             self.waiting = [w for w in self.waiting if (w.rule, w.wildcards) != (job.rule, job.wildcards)]
         elif kind == "job_finished":
-            if job := self.running.pop(event["job_id"], None):
+            if ended := self.running.pop(event["job_id"], None):
                 self.done += 1
-                took = time.monotonic() - job.begun
-                self.line(f"[{self.done:>{len(str(self.total))}}/{self.total}] {job.about} ({duration(took)})")
+                took = duration(time.monotonic() - ended.begun)
+                self.line(f"[{self.done:>{len(str(self.total))}}/{self.total}] {ended.about} ({took})")
         elif kind == "job_error":
             self.failed = True
-            about = self.running[event["jobid"]].about if event["jobid"] in self.running else event["rule_name"]
-            self.running.pop(event["jobid"], None)
-            self.line(f"failed: {about}")
+            gone = [self.running.pop(number).about for number in (event["jobid"],) if number in self.running]
+            self.line(f"failed: {gone[0] if gone else event['rule_name']}")
             for log in event.get("log") or []:
                 self.line(f"  {last_line(Path(log))}")
                 self.line(f"  all of it: {log}")
