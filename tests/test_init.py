@@ -20,6 +20,7 @@ from lead.data.layout import CORPUS
 from lead.data.prepare import prepare
 from lead.plan.checks import check
 from lead.plan.plan import Plan
+from lead.plan.targets import targets
 from lead.store.tables import read_table
 from lead.terminal import look
 from lead.terminal.init import init
@@ -56,7 +57,7 @@ def test_a_new_user_s_files_become_a_dataset_that_is_prepared_and_planned(here: 
     assert "40 queries (qid from column 1, text from column 2, no header)" in said
     assert "40 for 40 queries, 1.0 each, grades 1, 2" in said
     assert "8 of the judged queries are held out to evaluate on, 32 are trained on" in said
-    assert "lead plan mine/lead_cb" in said
+    assert "lead plan mine " in said and targets(Plan(load("config/config.yaml")), "mine")[-1].endswith("/lead_cb.json")
     plan = Plan(load("config/config.yaml"))
     check(plan["mine", "lead_cb"])
     settings = plan["mine", "lead_cb"].settings

@@ -73,5 +73,5 @@ class Plan:
         lines = ["datasets:"]
         lines += [f"  {name:<16} {dataset.data.about}" for name, dataset in self.datasets.items()]
         lines += ["runs:"] + [f"  {name:<16} {row.about}" for name, row in self.rows.items()]
-        lines += ["", f"make one with: snakemake --cores 2 -- {self.results}/DATASET/RUN.json"]
+        lines += ["", f"make one with: lead run DATASET/RUN, or snakemake --cores 2 -- {self.results}/DATASET/RUN.json"]
         return "\n".join(lines)

@@ -29,6 +29,7 @@ from lead.store.atomic import atomic_file
 from lead.terminal.look import Look, look
 
 PRESET = "tuned"
+RUNS = ("bm25", "student", "student_more", "rd_cb", "lead_cb")
 PHASES = ("miner", "teacher", "teacher_ce", "student", "distil")
 EPOCHS = 3  # a small train set is seen at most so often in each training
 TEST_SHARE, TEST_MOST = 0.2, 1000  # judged queries that are held out where no test split is given
@@ -82,9 +83,11 @@ def init(
             temporary.write_text("qid\tpid\trel\n" + "".join(lines), encoding="utf-8")
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    following = [f"wrote {path}; read it, then:", f"  lead plan {name}/lead_cb    # what it takes on this machine",
-                 f"  lead run {name}/lead_cb {name}/student_more {name}/bm25"]  # fmt: skip
-    return "\n".join([*found.lines, *following])
+    following = f"""wrote {path}; read it, then:
+  lead plan {name}                   # what its runs take on this machine
+  lead run {name}                    # or one of them: lead run {name}/lead_cb
+  lead table results/{name}/*.json   # compare them"""
+    return "\n".join([*found.lines, following])
 
 
 # --- what is there ---------------------------------------------------------------------------------------------------
@@ -210,6 +213,7 @@ def _yaml(name: str, found: Found, path: Path) -> str:
         *_source(found, path, name),
         f"preset: {PRESET} # small models: `lead show {name}/lead_cb` prints what they are, and every other setting",
     ]
+    lines.append(f"runs: [{', '.join(RUNS)}] # what `lead run {name}` makes; null: every row of experiments.yaml")
     if corpus.count > SHARD:
         lines.append(f"shards: {math.ceil(corpus.count / SHARD)} # parts that the corpus is encoded and searched in")
     if gpus:

@@ -168,7 +168,7 @@ class Progress:
         self.rates = Rates(self.plan)
         self.costs: dict[int, Cost] = {}  # of waiting jobs
         self.total = len(self.waiting)
-        self.line(f"{self.total} jobs; what they print: {self.path}")
+        self.line(f"{self.total} job{'s' * (self.total > 1)}; what they print: {self.path}")
 
     def take(self, event: Event) -> None:
         """Take note of an event, and show it."""
@@ -248,7 +248,7 @@ class Progress:
         if self.wide:
             sys.stdout.write("\r\x1b[K")
         if code == 0:
-            print(f"done: {self.done} jobs")
+            print(f"done: {self.done} job{'s' * (self.done != 1)}")
         elif self.failed:
             print(f"stopped: {self.done} of {self.total} jobs are done; run it again to go on ({self.path})")
         else:

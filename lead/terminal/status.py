@@ -40,7 +40,8 @@ def _dataset(plan: Plan, name: str) -> str:
         lines.append(_unfinished(plan, name, stage, what, last, age, locked))
     missing = [run for run in wanted if run not in done]
     if missing:
-        lines.append(f"  missing  {', '.join(missing)}")
+        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        lines.append(f"  missing  {', '.join(missing[:8])}{more}")
         lines.append(f"           make them: lead run {name}, or one: lead run {name}/{missing[0]}")
     return "\n".join(lines)
 
@@ -54,7 +55,8 @@ def _measured(plan: Plan, dataset: str, run: str) -> str:
 
 def _unfinished(plan: Plan, dataset: str, stage: str, run: str, last: str, age: float, locked: bool) -> str:
     """A line on a stage whose log has no end: it runs, or it was killed."""
-    runs = age < ALIVE or (locked and age < 30 * ALIVE)
+    by_hand = not Path(".snakemake/locks").exists()  # a stage without Snakemake
+    runs = age < ALIVE if by_hand else locked and age < 30 * ALIVE
     text = f"{stage} {run}".strip()
     folder = Path(plan.datasets[dataset].folder)
     if stage in ("train", "distil") and run in plan.rows:
