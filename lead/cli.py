@@ -19,6 +19,7 @@ from typing import Any
 
 from lead import __version__
 from lead.commands import STAGES, Stage, settings_class
+from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
 from lead.export import command as export
 
@@ -118,30 +119,6 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
     logging.getLogger("lead").info("%s done in %.1f s", args.command, time.monotonic() - started)
 
 
-def _show(args: argparse.Namespace) -> None:
-    from lead.config import load
-    from lead.plan.plan import Plan
-    from lead.plan.stage_settings import execution_of, recipe_of, stage_settings
-
-    plan = Plan(load.load(args.config))
-    if args.target is None:
-        print(plan.overview())
-        return
-    dataset, _, run = args.target.partition("/")
-    if not run:
-        raise LeadError(f"'{args.target}' is not DATASET/RUN; `lead show` alone lists both")
-    job = plan[dataset, run]
-    every = {"prepare", "bm25", *job.stages, *(["mine"] if "retrieve" in job.stages else [])}
-    if args.stage and args.stage not in every:
-        raise LeadError(f"run '{run}' has no stage {args.stage}; it has {', '.join(job.stages)}")
-    if args.stage:
-        print(json.dumps(stage_settings(job, args.stage), indent=2))
-        return
-    found = ((stage, stage_settings(job, stage)) for stage in job.stages)
-    parts = {stage: {"recipe": recipe_of(stage, s), "execution": execution_of(stage, s)} for stage, s in found}
-    print(json.dumps(parts, indent=2))
-
-
 def _schema(args: argparse.Namespace) -> None:
     from lead.config import experiments, schema
 
@@ -201,11 +178,13 @@ def _setup_logging(log: Path | None) -> None:
 def parser() -> argparse.ArgumentParser:
     """The whole command line, built from `STAGES`."""
     from lead.config.describe import describe
+    from lead.terminal.commands import add
+    from lead.terminal.parser import Parser
 
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="lead",
         description="Distil a strong retriever into a small dual encoder by aligning layer-wise score distributions.",
-        epilog="The workflow runs these stages for you: snakemake --cores 2 -- results/demo/lead_cb.json",
+        epilog="For people: init, plan, run, status, show, table, verify. The others are stages: `lead run` runs them.",
     )
     top.add_argument("--version", action="version", version=f"lead {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -243,11 +222,7 @@ def parser() -> argparse.ArgumentParser:
         if stage.ranks:
             sub.add_argument("--ranks", type=int, metavar="N", help="processes that share a batch (default: one a GPU)")
         sub.set_defaults(call=lambda args, stage=stage: _run_stage(stage, args))
-    show = commands.add_parser("show", help="List datasets and runs, or print the settings of a run's stages.")
-    show.add_argument("target", nargs="?", metavar="DATASET/RUN")
-    show.add_argument("--stage", choices=STAGES, help="only this stage's settings, ready for --settings")
-    show.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
-    show.set_defaults(call=_show)
+    add(commands, top)
     schema = commands.add_parser("schema", help="Print the JSON Schema of a configuration file.")
     schema.add_argument("model", choices=["Config", "Dataset", "Experiments", "Settings"])
     schema.set_defaults(call=_schema)
@@ -266,14 +241,14 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("dataset", metavar="DATASET")
     paper.add_argument("--out", type=_path, metavar="PATH", help="folder (default: tables in --results)")
     paper.add_argument("--results", type=_path, metavar="PATH", help="the dataset's results, if not where config says")
-    paper.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
+    paper.add_argument("--config", type=_path, default=DEFAULT_CONFIG, metavar="PATH")
     paper.add_argument("--overrides", metavar="JSON", help="keys that win over the config's, as Snakemake's --config")
     paper.add_argument("--log", type=_path, metavar="PATH", help="write the log there too")
     paper.set_defaults(call=_tables)
     export.add(commands, _path)
     check = commands.add_parser("verify", help="Tell which results, models and tables are stale, altered or missing.")
     check.add_argument("dataset", metavar="DATASET", help="its name, or its folder of results")
-    check.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
+    check.add_argument("--config", type=_path, default=DEFAULT_CONFIG, metavar="PATH")
     check.set_defaults(call=_verify)
     return top
 
@@ -291,11 +266,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. A user's mistake prints one line and returns 1."""
     try:
         _refuse_old_names(sys.argv[1:] if argv is None else argv)
-        args = parser().parse_args(argv)
+        from lead.terminal.commands import snakemake_command
+
+        args = snakemake_command(sys.argv[1:] if argv is None else argv) or parser().parse_args(argv)
         args.argv = argv
         _setup_logging(getattr(args, "log", None))
-        args.call(args)
-        return 0
+        return args.call(args) or 0
     except LeadError as e:
         if report := os.environ.get("LEAD_ERRORS"):  # one of several ranks: whoever launched them prints the first
             Path(report, os.environ.get("RANK", "0")).write_text(str(e), encoding="utf-8")

@@ -116,7 +116,7 @@ STAGES: dict[str, Stage] = {
         "EncodeSettings",
         inputs={
             "model": "dual encoder's model folder",
-            "texts": "Parquet: pid, text or qid, text",
+            "texts": "pid, text or qid, text: Parquet, or TSV, CSV or JSONL of your own",
             "tokens?": "store of the texts' token ids, made by tokenize with the same shard",
         },
         outputs={"out": "vectors (Parquet: id, vector)"},

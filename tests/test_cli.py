@@ -21,7 +21,7 @@ from lead.store.tables import write_table
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "tests" / "dag" / "config" / "config.yaml")
-COMMANDS = [*cli.STAGES, "show", "schema", "table"]
+COMMANDS = [*cli.STAGES, "show", "schema", "table", "init", "run", "plan", "status", "completion"]
 HEAVY = ("torch", "transformers", "faiss", "pandas", "scipy", "ir_measures", "pyarrow")
 
 
@@ -275,7 +275,7 @@ def test_show_prints_a_stage_s_settings_ready_for_the_stage(lead: Lead, refused:
 
 
 def test_show_of_a_run_prints_all_its_stages(lead: Lead) -> None:
-    said = lead("show", "tiny/teacher_cb", "--config", CONFIG)
+    said = lead("show", "tiny/teacher_cb", "--json", "--config", CONFIG)
     found = json.loads(said.out)
     assert list(found) == ["train", "rerank", "evaluate"]
     recipe, execution = found["train"]["recipe"], found["train"]["execution"]

@@ -22,6 +22,7 @@ FLOORS = (
     {"commands", "plan"},
     {"report"},
     {"export"},
+    {"terminal"},
     {"__main__", "cli"},
 )
 SOURCES = sorted((ROOT / "lead").rglob("*.py"))

@@ -33,6 +33,7 @@ DISTRIBUTIONS = {
     "faiss": "faiss-cpu",
     "pydantic_core": "pydantic",  # released together
     "sklearn": "scikit-learn",
+    "snakemake_interface_logger_plugins": "snakemake",  # its own interface
     "yaml": "pyyaml",
 }
 

@@ -17,7 +17,7 @@ def describe(cls_name: str) -> str:
 
     lines = list(_lines(getattr(stages, cls_name), ""))
     width = min(34, max(len(name) for name, _ in lines)) if lines else 0
-    return "settings (keys of --settings, with their defaults):\n" + "\n".join(
+    return "settings (keys of --settings, with their defaults; --execution takes those that say so):\n" + "\n".join(
         f"  {n:<{width}}  {about}" for n, about in lines
     )
 
@@ -28,7 +28,7 @@ def _lines(cls: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from _lines(annotation, f"{prefix}{name}.")
             continue
-        about = field.description or ""
+        about = field.description or _of_a_run(name)
         if field.default is not PydanticUndefined:
             about = f"{about} [{_default(field.default)}]".strip()
         choices = [name for data in field.metadata if isinstance(data, OneOf) for name in data.names]
@@ -36,7 +36,20 @@ def _lines(cls: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]
             choices = list(map(str, typing.get_args(annotation)))
         if choices:
             about = f"{' | '.join(choices)}. {about}"
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("execution"):
+            about += " (--execution too)"
         yield f"{prefix}{name}", about
+
+
+def _of_a_run(name: str) -> str:
+    """What a key of a run's settings or row is; a stage's key of the same name is that one."""
+    from lead.config import experiments, lists, schema
+
+    for cls in (schema.Settings, lists.Retrieval, lists.Evaluation, schema.Train, experiments.Row):
+        if (field := cls.model_fields.get(name)) is not None and field.description:
+            return field.description
+    return ""
 
 
 def _default(value: Any) -> str:

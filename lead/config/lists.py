@@ -100,4 +100,4 @@ class Evaluation(Strict):
         1, description="grade from which a passage is relevant for binary measures and training"
     )
     resamples: PositiveInt = Field(1000, description="bootstrap resamples of the confidence intervals")
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="of these intervals")

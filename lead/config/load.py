@@ -16,6 +16,7 @@ from lead.config.experiments import Config, Experiments, path_in_rules
 from lead.config.folders import locate, split_files
 from lead.config.parse import line_of, read_yaml
 from lead.config.schema import Dataset, Settings, Train
+from lead.config.shipped import DEFAULT_CONFIG, shipped
 from lead.config.sources import KINDS_OF_SOURCE, EvaluationSource, OnDisk, Source, SplitFiles
 from lead.config.types import NAME
 from lead.errors import LeadError, Named, nearest
@@ -97,15 +98,23 @@ class Part:
 
 @dataclass(frozen=True)
 class Loaded:
-    """All configuration files, each checked on its own."""
+    """All configuration files, each checked on its own.
+
+    path: config.yaml. folders: where the others are; a file of an earlier one wins over its namesake in a later one.
+    """
 
     path: Path
+    folders: list[Path]
     config: Config
     presets: dict[str, Part]
     datasets: dict[str, tuple[Dataset, Path]]
     experiments: Experiments
     experiments_path: Path
     overrides: Tree
+
+    def file(self, name: str) -> Path:
+        """A file of the configuration by its name in the first folder that has it."""
+        return _first(self.folders, name)
 
     def parts(self, dataset: str, run: str | None) -> list[Part]:
         """The keys that override the defaults: preset < dataset < config < experiment row."""
@@ -128,42 +137,61 @@ class Loaded:
 def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
     """Read config.yaml and every file it names. overrides: keys that replace those of config.yaml (snakemake --config).
 
+    Where the folder that we are in has no config/config.yaml, the files that come with the package are read, and those
+    of config/ laid over them: a dataset or preset wins over its namesake, a row of experiments.yaml likewise.
     Raises LeadError for the first mistake found.
     """
     path = Path(path)
-    tree, text = read_yaml(path)
+    folders = [path.parent]
+    if path == DEFAULT_CONFIG and not path.exists():
+        folders.append(shipped("config"))
+    tree, text = read_yaml(_first(folders, path.name))
     if overrides:
         given = validate(Config, overrides, "--config")
         _check_settings(given.settings, "--config", "", ("settings",))
     tree = {} if tree is None else tree
     config = validate(Config, merge(tree, overrides or {}) if isinstance(tree, dict) else tree, str(path), text)
     _check_settings(config.settings, str(path), text, ("settings",))
-    base = path.parent
-    presets = {p.stem: _preset(p) for p in _files(base / config.presets, "presets", path)}
-    found = {p.stem: (_dataset(p, presets), p) for p in _files(base / config.datasets, "datasets", path)}
-    datasets = Named("dataset", base / config.datasets, found)
+    presets = {p.stem: _preset(p) for p in _files(folders, config.presets, "presets", path)}
+    found = {p.stem: (_dataset(p, presets), p) for p in _files(folders, config.datasets, "datasets", path)}
+    datasets = Named("dataset", path.parent / config.datasets, found)
     for data, data_path in found.values():
         if isinstance(data.source, EvaluationSource):
             _check_parent(data.source.of, data_path, found)
-    rows_path = base / config.experiments
-    rows, rows_text = read_yaml(rows_path)
-    experiments = validate(Experiments, rows, str(rows_path), rows_text)
-    for name, row in experiments.runs.items():
-        _check_settings(row.settings, str(rows_path), rows_text, ("runs", name, "settings"))
-        for dataset in row.datasets or []:
-            if dataset not in datasets:
-                raise LeadError(f"{rows_path}: run '{name}': no dataset '{dataset}'; {nearest(dataset, datasets)}")
-    return Loaded(path, config, presets, datasets, experiments, rows_path, overrides or {})
+    rows_path = _first(folders, config.experiments)
+    experiments = _experiments(rows_path, datasets)
+    if len(folders) > 1 and not rows_path.is_relative_to(folders[1]):
+        rows = _experiments(folders[1] / config.experiments, datasets).runs | experiments.runs
+        experiments = experiments.model_copy(update={"runs": rows})
+    return Loaded(path, folders, config, presets, datasets, experiments, rows_path, overrides or {})
 
 
-def _files(folder: Path, key: str, config: Path) -> list[Path]:
-    if not os.path.isdir(folder):
-        raise LeadError(f"{config}: key '{key}': {folder} is not a folder; create it or fix the key")
-    files = sorted(folder.glob("*.yaml"))
-    for path in files:
+def _first(folders: list[Path], name: str) -> Path:
+    """The file of this name in the first folder that has it; in the first folder where none has."""
+    return next((folder / name for folder in folders if os.path.exists(folder / name)), folders[0] / name)
+
+
+def _files(folders: list[Path], name: str, key: str, config: Path) -> list[Path]:
+    """The files of the folders of this name, sorted; a file of an earlier one stands for its namesakes."""
+    there = [folder / name for folder in folders if os.path.isdir(folder / name)]
+    if not there:
+        raise LeadError(f"{config}: key '{key}': {folders[0] / name} is not a folder; create it or fix the key")
+    files = {path.stem: path for folder in reversed(there) for path in folder.glob("*.yaml")}
+    for path in files.values():
         if not re.fullmatch(NAME, path.stem):
             raise LeadError(f"{path}: a file of {key} is named with letters, digits, '_', '.' and '-' only; rename it")
-    return files
+    return [files[stem] for stem in sorted(files)]
+
+
+def _experiments(path: Path, datasets: dict[str, Any]) -> Experiments:
+    tree, text = read_yaml(path)
+    experiments = validate(Experiments, tree, str(path), text)
+    for name, row in experiments.runs.items():
+        _check_settings(row.settings, str(path), text, ("runs", name, "settings"))
+        for dataset in row.datasets or []:
+            if dataset not in datasets:
+                raise LeadError(f"{path}: run '{name}': no dataset '{dataset}'; {nearest(dataset, datasets)}")
+    return experiments
 
 
 def _preset(path: Path) -> Part:

@@ -211,10 +211,10 @@ class Layers(Strict):
 class LossWeights(Strict):
     """Factors on the four parts of eq. 12 (all 1 in the paper), and on FD's loss."""
 
-    lyr: NonNegative = 1.0
-    rep: NonNegative = 1.0
-    tch: NonNegative = 1.0
-    stu: NonNegative = 1.0
+    lyr: NonNegative = Field(1.0, description="on the layer loss (eq. 8)")
+    rep: NonNegative = Field(1.0, description="on the response loss (eq. 9)")
+    tch: NonNegative = Field(1.0, description="on the teacher's contrastive loss (eq. 10)")
+    stu: NonNegative = Field(1.0, description="on the student's contrastive loss (eq. 11)")
     map: NonNegative = Field(1.0, description="on the map loss of FD")
 
 

@@ -24,7 +24,7 @@ OwnIds = Annotated[bool, Field(description="leave out the passage with the query
 class PrepareSettings(Strict):
     """Read by `lead prepare`."""
 
-    source: AnySource
+    source: AnySource = Field(description="kind and keys of a source, as in a dataset file: `lead schema Dataset`")
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     relevance: PositiveInt = 1
     checks: Checks = Checks()

@@ -32,7 +32,7 @@ class Plan:
         check_rows(self.rows)
         self.datasets = planned_datasets(loaded)
         self.jobs = Jobs(loaded, self.rows, self.datasets)
-        self.paper_path = loaded.path.parent / "paper.yaml"
+        self.paper_path = loaded.file("paper.yaml")
 
     def __getitem__(self, key: tuple[str, str]) -> Job:
         """The job of a dataset and a run. Raises LeadError for an unknown name."""
@@ -73,5 +73,5 @@ class Plan:
         lines = ["datasets:"]
         lines += [f"  {name:<16} {dataset.data.about}" for name, dataset in self.datasets.items()]
         lines += ["runs:"] + [f"  {name:<16} {row.about}" for name, row in self.rows.items()]
-        lines += ["", f"make one with: snakemake --cores 2 -- {self.results}/DATASET/RUN.json"]
+        lines += ["", f"make one with: lead run DATASET/RUN, or snakemake --cores 2 -- {self.results}/DATASET/RUN.json"]
         return "\n".join(lines)

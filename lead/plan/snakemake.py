@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from lead.config.load import load
 from lead.config.parse import parse_yaml
+from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
 from lead.plan.checks import check
 from lead.plan.job import Job
@@ -23,7 +24,6 @@ from lead.plan.stage_settings import execution_of, recipe_of, settings_of
 from lead.plan.targets import check_target
 
 R = TypeVar("R")
-DEFAULT_CONFIG = Path("config/config.yaml")
 
 
 def load_plan(workflow: Any) -> Plan:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lead.config.stages import EncodeSettings
+from lead.data.own import texts_table
 from lead.data.tokens import Tokens
 from lead.device import device
 from lead.errors import LeadError
@@ -41,11 +42,19 @@ def encode(
 ) -> None:
     """Write the vectors of all texts, or of one shard. tokens: the store of their token ids, if any.
 
+    `texts`: a table that lead wrote, or a user's own TSV, CSV, JSONL or Parquet, which is converted first.
     Memory: the vectors (4 d bytes a text, twice that during checks and compression), and `CHUNK` texts with their
     tokens. Raises LeadError for a store of other tokens, and for ColBERT and cross encoders, whose scores are not inner
     products of single vectors. Rerank with these instead.
     """
-    file = open_table(texts)
+    with texts_table(texts, out) as table:
+        _encode(settings, gpu, model, table, texts, tokens, out)
+
+
+def _encode(
+    settings: EncodeSettings, gpu: int, model: Path, table: Path, texts: Path, tokens: Path | None, out: Path
+) -> None:
+    file = open_table(table)
     side: Side = "passage" if "pid" in file.schema_arrow.names else "query"
     if not file.schema_arrow.equals(SCHEMAS["corpus" if side == "passage" else "queries"]):
         raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")

@@ -103,7 +103,9 @@ def read_checksum(path: Path) -> str | None:
 def check_pages(path: Path) -> None:
     """Compare every byte of a Parquet file with its checksums. Raises LeadError if they differ or are missing."""
     if read_checksum(path) is None:
-        raise LeadError(f"{path} has no checksum: damaged, or not written by lead; delete it and rerun its stage")
+        raise LeadError(
+            f"{path} has no checksum: damaged, or not written by lead; if a stage makes it, rerun that stage"
+        )
     with path.open("rb") as f:
         start, sums, _ = _tail(f)
         if _sum_of(f, start - SIZE) != sums[-64:-32]:

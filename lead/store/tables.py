@@ -88,7 +88,8 @@ def _reading(path: Path) -> Iterator[None]:
         if getattr(e, "errno", None) in (errno.EMFILE, errno.ENFILE):
             raise LeadError(f"{path} cannot be opened: too many files are open; allow more (ulimit -n)") from e
         reason = str(e).splitlines()[0]
-        raise LeadError(f"{path} is damaged or not Parquet ({reason}); delete it and rerun its stage") from e
+        remedy = "make it again, or give the file that a stage of lead wrote"
+        raise LeadError(f"{path} is damaged or not Parquet ({reason}); {remedy}") from e
 
 
 def read_table(path: str | Path, schema: str | None = None, columns: list[str] | None = None) -> pa.Table:
@@ -196,7 +197,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise LeadError(f"{path} does not exist; run the stage that makes it") from None
     except (OSError, ValueError, RecursionError) as e:
-        raise LeadError(f"{path} cannot be read as JSON ({e}); delete it and rerun its stage") from e
+        raise LeadError(
+            f"{path} cannot be read as JSON ({e}); give a result that lead wrote, or rerun the stage that makes it"
+        ) from e
     if not isinstance(value, dict) or value.pop("sha256", None) != _sum(value):
-        raise LeadError(f"{path} is not what lead wrote (checksum); delete it and rerun its stage")
+        raise LeadError(
+            f"{path} is not what lead wrote (checksum); give a result of lead, or rerun the stage that makes it"
+        )
     return value

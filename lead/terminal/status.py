@@ -1,0 +1,75 @@
+"""`lead status`: what of a dataset is done, running, failed and missing, from its folder of results."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from lead.plan.plan import Plan
+from lead.plan.targets import targets
+from lead.store.tables import read_json
+from lead.terminal.format import duration
+from lead.terminal.run import last_line, steps_done
+
+ALIVE = 120.0  # seconds since the last sign of a stage that is taken to be running
+
+
+def status(plan: Plan, datasets: list[str]) -> str:
+    """Lines on these datasets, or on every one with results. Raises LeadError for an unknown dataset."""
+    chosen = datasets or [name for name, planned in plan.datasets.items() if Path(planned.folder).is_dir()]
+    if not chosen:
+        return f"nothing in {plan.results} yet; make something: lead run DATASET/RUN (`lead show` lists both)"
+    return "\n\n".join(_dataset(plan, name) for name in chosen)
+
+
+def _dataset(plan: Plan, name: str) -> str:
+    folder, locked = Path(plan.datasets[name].folder), any(Path(".snakemake/locks").glob("*"))
+    wanted = [Path(target).stem for target in targets(plan, name)]
+    done = sorted(path.stem for path in folder.glob("*.json"))
+    lines = [f"{name}: {len(done)} of {len({*wanted, *done})} runs are done"]
+    lines += [f"  done     {run:<20} {_measured(plan, name, run)}" for run in done]
+    for log in sorted(folder.glob("logs/*.log"), key=lambda path: path.stat().st_mtime):
+        last, age = last_line(log), time.time() - log.stat().st_mtime
+        stage, _, what = log.stem.partition(".")
+        if " done in " in last and "error" not in last:
+            continue
+        if "lead: error: " in last:
+            lines.append(f"  failed   {log.stem}: {last.partition('lead: error: ')[2]}")
+            lines.append(f"           {log}")
+            continue
+        lines.append(_unfinished(plan, name, stage, what, last, age, locked))
+    missing = [run for run in wanted if run not in done]
+    if missing:
+        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        lines.append(f"  missing  {', '.join(missing[:8])}{more}")
+        lines.append(f"           make them: lead run {name}, or one: lead run {name}/{missing[0]}")
+    return "\n".join(lines)
+
+
+def _measured(plan: Plan, dataset: str, run: str) -> str:
+    """The dataset's first measure of a result."""
+    found = read_json(Path(plan.datasets[dataset].folder) / f"{run}.json")["metrics"]
+    first = next((m for m in plan.datasets[dataset].settings.evaluation.measures if m in found), min(found))
+    return f"{first} {found[first]['mean']:.3f}"
+
+
+def _unfinished(plan: Plan, dataset: str, stage: str, run: str, last: str, age: float, locked: bool) -> str:
+    """A line on a stage whose log has no end: it runs, or it was killed."""
+    by_hand = not Path(".snakemake/locks").exists()  # a stage without Snakemake
+    runs = age < ALIVE if by_hand else locked and age < 30 * ALIVE
+    text = f"{stage} {run}".strip()
+    folder = Path(plan.datasets[dataset].folder)
+    if stage in ("train", "distil") and run in plan.rows:
+        files = sorted((folder / "state" / run).glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+        if files:
+            age = min(age, time.time() - files[-1].stat().st_mtime)
+        step, seconds = steps_done(folder, run)
+        steps = plan[dataset, run].settings.train.steps
+        left = f", about {duration(seconds * (steps - step))} left" if seconds and runs else ""
+        text += f": step {step} of {steps}{left}"
+    else:
+        text += f": {last}"
+    sign = f" (last sign {duration(age)} ago)"
+    if runs:
+        return f"  running  {text}{sign}"
+    return f"  stopped  {text}{sign}; run it again, and it goes on"

@@ -1,0 +1,157 @@
+"""`lead init`: from files as people have them to a dataset file that the workflow takes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from dag.project import refusal
+
+from lead import cli
+from lead.config.folders import locate
+from lead.config.load import load
+from lead.config.sources import FilesSource
+from lead.config.stages import PrepareSettings
+from lead.data.layout import CORPUS
+from lead.data.prepare import prepare
+from lead.plan.checks import check
+from lead.plan.plan import Plan
+from lead.plan.targets import targets
+from lead.store.tables import read_table
+from lead.terminal import look
+from lead.terminal.init import init
+
+WORDS = "array matrix shape axis reshape transpose stride broadcast".split()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Path:
+    """A folder that we are in: a CSV corpus of 90 passages, 40 queries and their judgements. No configuration."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    passages = [f'{i},"{" ".join(WORDS[: 2 + i % 7])}, number {i}"\n' for i in range(90)]
+    (folder / "corpus.csv").write_text("docno,contents\n" + "".join(passages), encoding="utf-8")
+    with gzip.open(folder / "queries.tsv.gz", "wt", encoding="utf-8") as file:
+        file.writelines(f"q{i}\twhat is number {i}\n" for i in range(40))
+    (folder / "qrels.tsv").write_text("".join(f"q{i}\t0\t{i}\t{1 + i % 2}\n" for i in range(40)), encoding="utf-8")
+    return tmp_path
+
+
+def call(**changed: str | None | bool) -> str:
+    given = {
+        "corpus": "my data/corpus.csv",
+        "queries": "my data/queries.tsv.gz",
+        "qrels": "my data/qrels.tsv",
+    } | changed
+    return init("mine", test=(None, None), **{"force": False, **given})  # type: ignore[arg-type]
+
+
+def test_a_new_user_s_files_become_a_dataset_that_is_prepared_and_planned(here: Path) -> None:
+    said = call()
+    assert "90 passages (pid from docno, text from contents, a header)" in said
+    assert "40 queries (qid from column 1, text from column 2, no header)" in said
+    assert "40 for 40 queries, 1.0 each, grades 1, 2" in said
+    assert "8 of the judged queries are held out to evaluate on, 32 are trained on" in said
+    assert "lead plan mine " in said and targets(Plan(load("config/config.yaml")), "mine")[-1].endswith("/lead_cb.json")
+    plan = Plan(load("config/config.yaml"))
+    check(plan["mine", "lead_cb"])
+    settings = plan["mine", "lead_cb"].settings
+    assert settings.train.batch_size == 4 and settings.train.steps == 24  # three epochs of 32 queries
+    assert settings.lengths.passage == settings.lengths.query == 16  # 10 words are some 15.5 tokens
+    assert settings.evaluation.measures[0] == "nDCG@10"  # grades
+    prepare(settings=PrepareSettings(source=plan.datasets["mine"].source), out=here / "out")
+    counts = {split: read_table(here / f"out/queries.{split}.parquet").num_rows for split in ("train", "dev", "test")}
+    assert counts == {"train": 30, "dev": 2, "test": 8}
+
+
+def test_equal_texts_are_on_one_side_only(here: Path) -> None:
+    with gzip.open("my data/queries.tsv.gz", "wt", encoding="utf-8") as file:
+        file.writelines(f"q{i}\tthe text {i // 2}\n" for i in range(40))
+    call()
+    source = load("config/config.yaml").datasets["mine"][0].source
+    assert isinstance(source, FilesSource)
+    sides = [Path("config/datasets") / split.qrels for split in (source.train, source.test)]
+    texts = [{int(line.split("\t")[0][1:]) // 2 for line in side.read_text().splitlines()[1:]} for side in sides]
+    assert texts[0] and texts[1] and not texts[0] & texts[1]
+
+
+def test_what_is_there_is_kept_unless_forced(here: Path) -> None:
+    call()
+    file = here / "config/datasets/mine.yaml"
+    file.write_text("mine: own\n", encoding="utf-8")
+    assert "config/datasets/mine.yaml is there already" in refusal(call)
+    assert file.read_text(encoding="utf-8") == "mine: own\n"
+    call(force=True)
+    assert "mine: own" not in file.read_text(encoding="utf-8")
+
+
+def test_without_judged_queries_it_says_what_it_found_and_what_lacks(here: Path) -> None:
+    said = refusal(lambda: call(queries=None, qrels=None))
+    assert "90 passages" in said and "training needs judged queries: give --queries and --qrels" in said
+    assert "give --qrels (" in refusal(lambda: call(qrels=None))
+    assert "--corpus nowhere.csv does not exist" in refusal(lambda: call(corpus="nowhere.csv"))
+    assert not (here / "config").exists()
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("test",)])
+def test_a_folder_in_beir_s_layout(here: Path, splits: tuple[str, ...]) -> None:
+    folder = here / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    passages = [json.dumps({"_id": f"d{i}", "title": f"t{i}", "text": "a text"}) for i in range(30)]
+    (folder / "corpus.jsonl").write_text("\n".join(passages), encoding="utf-8")
+    queries = [json.dumps({"_id": f"q{i}", "text": f"query {i}"}) for i in range(30)]
+    (folder / "queries.jsonl").write_text("\n".join(queries), encoding="utf-8")
+    for n, split in enumerate(splits):
+        rows = [f"q{i}\td{i}\t1\n" for i in range(30) if i % len(splits) == n]
+        (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
+    said = init("mine", "beir", None, None, (None, None), False)
+    source = Plan(load("config/config.yaml")).datasets["mine"].source
+    assert source.kind == ("beir" if len(splits) == 2 else "files")
+    assert ("no test split" in said) == (len(splits) == 1)
+    located = locate(source)  # type: ignore[arg-type]
+    assert set(located.splits) == {"train", "test"} and len(located.files()) == 4
+
+
+def test_a_large_file_is_sampled_and_its_rows_are_estimated(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = here / "large.tsv"
+    path.write_text("".join(f"p{i:05}\tsome words of passage {i:05}\n" for i in range(20_000)), encoding="utf-8")
+    whole = look.look([path], CORPUS)
+    assert (whole.count, whole.exact) == (20_000, True)
+    monkeypatch.setattr(look, "SMALL", 1000)
+    part = look.look([path], CORPUS)
+    assert not part.exact and abs(part.count - 20_000) < 2_000 and len(part.words) == look.SAMPLE
+
+
+def test_words_of_scripts_without_spaces_are_counted() -> None:
+    assert len(look.UNSPACED.findall("深度检索 and 検索")) == 6
+
+
+def test_the_command_prints_what_was_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy("my data/corpus.csv", "c.csv")
+    words = ["init", "mine", "--corpus", "c.csv", "--queries", "my data/queries.tsv.gz", "--qrels", "my data/qrels.tsv"]
+    assert cli.main(words) == 0
+    assert "wrote config/datasets/mine.yaml" in capsys.readouterr().out
+    assert cli.main(["show", "mine/lead_cb"]) == 0
+    assert "config/datasets/mine.yaml: phases.distil" in capsys.readouterr().out
+
+
+def test_lead_encode_takes_a_user_s_own_texts(here: Path, tiny_model: Path) -> None:
+    from conftest import make_retriever
+
+    make_retriever(tiny_model, "de", pooling="mean").save(here / "model")
+    files = {
+        "queries.tsv": "qid\ttext\na\tarray shape\n",
+        "passages.tsv": "a\tarray shape\n",
+        "x.csv": "id,query\na,axis\n",
+    }
+    for name, text in files.items():
+        Path(name).write_text(text, encoding="utf-8")
+        assert cli.main(["encode", "--model", "model", "--texts", name, "--out", f"{name}.parquet"]) == 0
+        assert pq.read_table(f"{name}.parquet").num_rows == 1
+        assert Path(name).read_text(encoding="utf-8") == text
+    assert not [path.name for path in here.iterdir() if path.name.endswith(".tmp")]
