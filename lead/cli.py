@@ -20,6 +20,7 @@ from typing import Any
 from lead import __version__
 from lead.commands import STAGES, Stage, settings_class
 from lead.errors import LeadError
+from lead.search.commands import add_commands
 
 
 def _settings(stage: str, settings: str, execution: str) -> Any:
@@ -273,6 +274,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("dataset", metavar="DATASET", help="its name, or its folder of results")
     check.add_argument("--config", type=_path, default=Path("config/config.yaml"), metavar="PATH")
     check.set_defaults(call=_verify)
+    add_commands(commands)
     return top
 
 
