@@ -15,6 +15,7 @@ READ = 20_000  # characters of a passage that are looked at
 MATCHES = 300  # words of the query found there, at most
 BEFORE = 40  # characters shown before the first of them
 WORD = regex.compile(r"[\p{Han}\p{Hiragana}]\p{M}*|[\w\p{M}]+")
+RULE = re.compile(r"(?<!\S)[-=~^*_#+.]{3,}(?!\S)")  # lines that are drawn under headings and around tables
 JOINERS = "\u200c\u200d"  # of Persian words, Indic letters and emoji
 
 
@@ -47,7 +48,7 @@ class Marker:
 
     def snippet(self, query: str, text: str, size: int = 240) -> Snippet:
         """About `size` characters of a passage, those with most of the query's different words."""
-        line = one_line(text[:READ])
+        line = one_line(RULE.sub(" ", text[:READ]))
         wanted = self._numbers(query)
         found = [(m.start(), m.end(), n) for m in WORD.finditer(line) if (n := self._numbers(m[0]) & wanted)][:MATCHES]
         start, end = _window([s for s, _, _ in found], [n for _, _, n in found], len(line), size)

@@ -3,6 +3,7 @@
 
 const at = (id) => document.getElementById(id);
 let about = { systems: [] };
+let current = "";
 let latest = 0; // an answer to an earlier query is not shown after that to a later one
 
 function make(tag, attributes, ...children) {
@@ -26,6 +27,10 @@ function say(text, error = false) {
 
 function snippet(parts) {
   return make("p", { dir: "auto" }, ...parts.map(([text, hit]) => (hit ? make("mark", {}, text) : text)));
+}
+
+function count(n, what) {
+  return `${n} ${what}${n === 1 ? "" : "s"}`;
 }
 
 function result(hit, other) {
@@ -57,6 +62,10 @@ function show(answer) {
     ...answer.lists.map((list, n) => {
       const heading = make("h2", { id: `system${n}` }, about.systems[n].name);
       const section = make("section", { "aria-labelledby": `system${n}` }, heading);
+      if (n + 1 < answer.lists.length) {
+        const next = about.systems[n + 1].name;
+        heading.append(make("a", { href: `#system${n + 1}`, class: "jump" }, `${next} is below`));
+      }
       const facts = `${about.systems[n].about} · ${list.milliseconds} ms${judgement(answer, list)}`;
       section.append(make("p", { class: "quiet" }, facts));
       if (!list.results.length) section.append(make("p", {}, "Nothing found."));
@@ -65,15 +74,15 @@ function show(answer) {
       return section;
     }),
   );
-  const found = answer.lists.map((list, n) => `${about.systems[n].name}: ${list.results.length}`).join(", ");
-  const judged = answer.judged
-    ? ` A query of the collection, with ${answer.relevant} relevant passage${answer.relevant === 1 ? "" : "s"}.`
-    : "";
+  const found = answer.lists.map((list, n) => `${list.results.length} of ${about.systems[n].name}`).join(", ");
+  const judged = answer.judged ? ` A query of the collection: ${count(answer.relevant, "relevant passage")}.` : "";
   say(`Passages: ${found}.${judged}`);
 }
 
 async function ask(query) {
   const own = ++latest;
+  current = query;
+  at("start").hidden = query !== "";
   at("query").value = query;
   document.title = query ? `${query} · lead` : "Search · lead";
   if (!query) {
@@ -106,7 +115,9 @@ at("form").addEventListener("submit", (event) => {
   event.preventDefault();
   go(at("query").value.trim());
 });
-addEventListener("popstate", () => ask(asked()));
+addEventListener("popstate", () => {
+  if (asked() !== current) ask(asked()); // a link within the page keeps the query
+});
 addEventListener("keydown", (event) => {
   if (event.key === "/" && !["INPUT", "TEXTAREA"].includes(document.activeElement.tagName)) {
     event.preventDefault();
