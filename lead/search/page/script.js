@@ -36,7 +36,7 @@ function count(n, what) {
 function result(hit, other) {
   const facts = make("div", { class: "facts" }, make("span", {}, `rank ${hit.rank}`));
   facts.append(make("span", {}, `score ${hit.score.toFixed(3)}`));
-  if (other) facts.append(make("span", {}, `${other.name}: ${other.rank ? `rank ${other.rank}` : "not in its list"}`));
+  facts.append(make("span", {}, `${other.name}: ${other.rank ? `rank ${other.rank}` : `not in its first ${other.shown}`}`));
   if (hit.relevant !== null) {
     facts.append(make("span", { class: "badge" }, hit.relevant ? "✓ relevant" : "judged not relevant"));
   }
@@ -60,16 +60,14 @@ function show(answer) {
   const ranks = answer.lists.map((list) => new Map(list.results.map((hit) => [hit.id, hit.rank])));
   at("lists").replaceChildren(
     ...answer.lists.map((list, n) => {
+      const { name } = about.systems[1 - n];
       const heading = make("h2", { id: `system${n}` }, about.systems[n].name);
       const section = make("section", { "aria-labelledby": `system${n}` }, heading);
-      if (n + 1 < answer.lists.length) {
-        const next = about.systems[n + 1].name;
-        heading.append(make("a", { href: `#system${n + 1}`, class: "jump" }, `${next} is below`));
-      }
+      if (!n) heading.append(make("a", { href: "#system1", class: "jump" }, `${name} is below`));
       const facts = `${about.systems[n].about} · ${list.milliseconds} ms${judgement(answer, list)}`;
       section.append(make("p", { class: "quiet" }, facts));
       if (!list.results.length) section.append(make("p", {}, "Nothing found."));
-      const other = (hit) => answer.lists.length > 1 && { name: about.systems[1 - n].name, rank: ranks[1 - n].get(hit.id) };
+      const other = (hit) => ({ name, rank: ranks[1 - n].get(hit.id), shown: ranks[1 - n].size });
       section.append(make("ol", {}, ...list.results.map((hit) => result(hit, other(hit)))));
       return section;
     }),
@@ -113,6 +111,7 @@ const asked = () => new URLSearchParams(location.search).get("q") || "";
 
 at("form").addEventListener("submit", (event) => {
   event.preventDefault();
+  if (matchMedia("(pointer: coarse)").matches) at("query").blur(); // a phone's keyboard covers the answer
   go(at("query").value.trim());
 });
 addEventListener("popstate", () => {
