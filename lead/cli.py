@@ -22,6 +22,7 @@ from lead.commands import STAGES, Stage, settings_class
 from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
 from lead.export import command as export
+from lead.search.commands import add_commands
 
 
 def _settings(stage: str, settings: str, execution: str) -> Any:
@@ -250,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("dataset", metavar="DATASET", help="its name, or its folder of results")
     check.add_argument("--config", type=_path, default=DEFAULT_CONFIG, metavar="PATH")
     check.set_defaults(call=_verify)
+    add_commands(commands)
     return top
 
 

@@ -219,3 +219,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collec
             succeed(folder, *ONE_THREAD, "--", *TARGETS)
             folder.rename(shared)
     return Path(shutil.copytree(shared, tmp_path_factory.mktemp("made") / "a project"))
+
+
+@pytest.fixture(scope="session")
+def searchable(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_collection: Path) -> Any:
+    """A project whose runs lead_cb, teacher_cb and bm25 on `tiny` can be searched (tests/searchable.py)."""
+    from searchable import make_searchable
+
+    return make_searchable(tmp_path_factory.mktemp("searchable"), tiny_model, tiny_collection)

@@ -99,7 +99,7 @@ class MicroBatchEncoder:
 
         Memory: one micro-batch.
         """
-        with tqdm(total=len(ids), desc=part, disable=None, unit="text") as bar:
+        with tqdm(total=len(ids), desc=part, disable=None, unit="text", delay=1) as bar:
             for group in micro_batches([len(i) for i in ids], self.micro_tokens):
                 yield group, self(model, [ids[i] for i in group], layers, part)
                 bar.update(len(group))

@@ -87,7 +87,7 @@ class Bm25Index:
             for batch in queries.to_batches(BATCH):
                 lists = []
                 for text in batch["text"].to_pylist():
-                    lists.append(self._top(text, depth))
+                    lists.append(self.top(text, depth))
                     progress.update()
                 answered += sum(len(found) > 0 for found, _ in lists)
                 rows = np.repeat(np.arange(len(lists)), [len(found) for found, _ in lists])
@@ -101,7 +101,7 @@ class Bm25Index:
                 self.analyser,
             )
 
-    def _top(self, text: str, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def top(self, text: str, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Positions and scores of the best passages for a query, best first."""
         numbers, _ = self.words.read([text])
         counts = Counter(numbers.tolist())  # a repeated word counts each time

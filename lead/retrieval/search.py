@@ -45,9 +45,9 @@ def search(
     engine = engine or exact_engine(passages)
     k = min(k, len(passages))
     # |fl(q.p) - q.p| <= d u |q| |p| in any order of summation, u = 2**-24; the rest is room for rounding the true score
-    longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0))
+    longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0)) if engine.exact else 0.0
     slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * longest * np.linalg.norm(queries, axis=1)
-    with tqdm(total=len(queries), desc="search", unit="query", disable=None) as progress:
+    with tqdm(total=len(queries), desc="search", unit="query", disable=None, delay=1) as progress:
         for start in range(0, len(queries), BATCH):
             batch = slice(start, start + BATCH)
             found, scores = _search_batch(queries[batch], passages, k, order, slack[batch], engine)

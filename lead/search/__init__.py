@@ -1,0 +1,1 @@
+"""Searching with what was trained: a typed query, answered at once, by a run, BM25 or a teacher."""
