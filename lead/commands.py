@@ -83,6 +83,27 @@ STAGES: dict[str, Stage] = {
         gpu=True,
         ranks=True,
     ),
+    "align": Stage(
+        "Align a student's vectors with a dual encoder teacher's, on texts without labels (LEAF).",
+        "lead.train.align:align",
+        "AlignSettings",
+        inputs={
+            "corpus": CORPUS,
+            "queries": QUERIES + ": those of train, read as texts",
+            "dev-queries": TRAINING_INPUTS["dev-queries"],
+            "dev-qrels": TRAINING_INPUTS["dev-qrels"],
+            "texts+?": "more texts: .txt, a text a line, or files as of a corpus",
+            "start?": "model folder of the student (instead of settings.model)",
+            "teacher": "the dual encoder teacher's model folder",
+        },
+        outputs={
+            "out": "student's model folder",
+            "state": "folder for checkpoints while training",
+            "metrics": "JSON lines of training",
+        },
+        gpu=True,
+        ranks=True,
+    ),
     "distil": Stage(
         "Distil a teacher into a student: LEAD (eqs. 4 to 12), RD, FD or Margin-MSE (frozen teacher).",
         "lead.train.stages:distil",

@@ -19,12 +19,12 @@ class Row(Strict):
     method: MethodName = Field(description="; ".join(f"{name}: {method.about}" for name, method in METHODS.items()))
     kind: KindName = Field("de", description="contrastive: dual encoder, ColBERT or cross encoder")
     init: Literal["teacher", "student"] | None = Field(
-        None, description="contrastive: the encoder of `models` to start from"
+        None, description="contrastive, align: the encoder of `models` to start from"
     )
     start: Name | None = Field(
         None, description="the run whose model is trained further, or is the student of distillation"
     )
-    teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
+    teacher: Name | None = Field(None, description="distillation, align: the run whose model teaches")
     passages: Name | None = Field(
         None,
         description="contrastive: the run whose passage vectors are used and do not change; only queries are learnt",
@@ -34,25 +34,29 @@ class Row(Strict):
     denoise: Name | None = Field(
         None, description="run of a cross encoder or ColBERT that takes likely answers out of the negatives"
     )
-    phase: Literal["miner", "teacher", "student", "distil"] = Field(
-        "distil", description="which overrides of `train` apply"
+    phase: Literal["miner", "teacher", "student", "align", "distil"] = Field(
+        "distil", description="which overrides of `train` apply; of method align: align"
     )
     datasets: list[Name] | None = Field(None, description="only these datasets; null: all")
     settings: dict[str, Any] = Field({}, description="any keys of Settings")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _phase(cls, row: Any) -> Any:
+        return {"phase": "align", **row} if isinstance(row, dict) and row.get("method") == "align" else row
+
     @model_validator(mode="after")
     def _needs(self) -> Row:
         method = METHODS[self.method]
-        warms_up = method.stage == "train"  # from one of `init` and `start`
-        for key in ("teacher", "of") if warms_up else ("init", "start", "teacher", "of"):
+        for key in ("teacher", "of") if method.warms_up else ("init", "start", "teacher", "of"):
             given = getattr(self, key) is not None
             if given != (key in method.needs):
                 raise ValueError(f"method {self.method} {'does not read' if given else 'needs'} `{key}`")
         if self.init is None and "kind" in self.model_fields_set:
             raise ValueError("`kind` is read with `init` only; leave it out")
-        if warms_up and (self.init is None) == (self.start is None):
+        if method.warms_up and (self.init is None) == (self.start is None):
             raise ValueError(f"method {self.method} needs one of `init` and `start`")
-        if self.passages is not None and (self.start is None or not warms_up):
+        if self.passages is not None and (self.start is None or method.stage != "train"):
             raise ValueError("`passages` is read by method contrastive with `start` only; leave it out")
         if self.passages is not None and self.denoise is not None:
             raise ValueError("with `passages` every step finds its own negatives; leave `denoise` out")

@@ -14,9 +14,9 @@ from lead.config.kinds import KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
 from lead.config.recipe import EXECUTION
-from lead.config.schema import Distil, Lengths, ModelRef, Scoring, Train
-from lead.config.sources import AnySource, Checks, Expect
-from lead.config.types import PositiveInt, Seed, Strict
+from lead.config.schema import Align, Distil, Lengths, ModelRef, Scoring, Train
+from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
+from lead.config.types import Positive, PositiveInt, Seed, Strict
 
 OwnIds = Annotated[bool, Field(description="leave out the passage with the query's own id")]
 
@@ -25,6 +25,7 @@ class PrepareSettings(Strict):
     """Read by `lead prepare`."""
 
     source: AnySource
+    queries: PseudoQueries | None = None
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     relevance: PositiveInt = 1
     checks: Checks = Checks()
@@ -76,6 +77,22 @@ class DistilSettings(Strict):
     method: DistilMethodName = "lead"
     train: Train = Train()
     distil: Distil = Distil()
+    generation: Generation = 0
+    relevance: PositiveInt = 1
+
+
+class AlignSettings(Strict):
+    """Read by `lead align`."""
+
+    seed: Seed = 1
+    model: ModelRef | None = Field(
+        None, description="pretrained encoder to start from; null: the model given by --start"
+    )
+    scoring: Scoring = Scoring()
+    lengths: Lengths = Lengths()
+    train: Train = Train()
+    loss: Literal["squared", "cosine"] = Align.model_fields["loss"].default
+    epochs: Positive | None = Field(None, description="passes over the texts; null: train.steps steps")
     generation: Generation = 0
     relevance: PositiveInt = 1
 

@@ -38,6 +38,9 @@ def check(job: Job) -> None:
                 f"{_where(ancestor)}: distil.joint is switched off in the row's settings, not elsewhere; move it"
             )
         _check_index(ancestor)
+        for file in ancestor.texts if ancestor.method.stage == "align" else ():
+            if not os.path.isfile(file):
+                raise LeadError(f"{_where(ancestor)}: key 'settings.align.texts': {file} does not exist; fix the path")
     _check_lists(job)
     from lead.evaluation.measures import check_measures
 
@@ -81,7 +84,7 @@ def check_models(job: Job) -> None:
             pretrained_layers(model)
             size = None if model.linear is None else model.linear.size
             width = None if size is None else encoder_width(model.reference)
-            check_linear(size, width, job.kind, f"'{model.reference}'")
+            check_linear(size, width, job.kind)
         if job.method.sees == "layers":
             n, m = (pretrained_layers(job.other(name).encoder) for name in (row.teacher, row.start))
             check_layers(job.settings.distil.layers, n, m)
@@ -110,8 +113,15 @@ def _check_maps(job: Job) -> None:
 
 
 def _check_widths(job: Job) -> None:
-    """Refuse to learn queries for passages' vectors of another width (ADORE). Raises LeadError."""
+    """Refuse to learn vectors of another width: queries for passages (ADORE), or a teacher's. Raises LeadError."""
     row = job.row
+    if job.method.stage == "align":
+        own, taught = (vector_width(of.encoder) for of in (job, job.other(row.teacher)))
+        if own is not None and taught is not None and own != taught:
+            raise LeadError(
+                f"its vectors have {own} outputs, those of `teacher: {row.teacher}` have {taught}: set its "
+                f"linear layer to size {taught}"
+            )
     if row.passages is None:
         return
     q, p = (vector_width(job.other(name).encoder) for name in (row.start, row.passages))

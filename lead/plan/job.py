@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +12,12 @@ from lead.config.experiments import Row
 from lead.config.kinds import Kind
 from lead.config.load import Loaded
 from lead.config.methods import Method
-from lead.config.schema import ModelRef, Settings
+from lead.config.schema import Linear, ModelRef, Settings
 from lead.errors import Named
 from lead.plan.datasets import PlannedDataset
 from lead.plan.rows import Rows, split_seed
 from lead.plan.settings import run_settings
+from lead.pretrained import vector_width
 
 
 class Jobs(dict[tuple[str, str], "Job"]):
@@ -92,7 +94,17 @@ class Job:
     def encoder(self) -> ModelRef:
         """The pretrained encoder that its model grew from."""
         origin = self.origin
-        return origin.settings.models["teacher" if origin.row.init == "teacher" else "student"]
+        model = origin.settings.models["teacher" if origin.row.init == "teacher" else "student"]
+        if origin.method.stage == "align" and model.linear is None:  # alignment adds one where vectors differ in size
+            own, taught = vector_width(model), vector_width(origin.other(origin.row.teacher).encoder)
+            if own is not None and taught is not None and own != taught:
+                return model.model_copy(update={"linear": Linear(size=taught)})
+        return model
+
+    @property
+    def texts(self) -> list[str]:
+        """Files of further texts that it is aligned on."""
+        return [os.path.expanduser(path) for path in self.settings.align.texts]
 
     # --- vectors and lists -------------------------------------------------------------------------------------------
     @property

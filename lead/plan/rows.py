@@ -113,7 +113,7 @@ class Rows(Named[Row]):
     def ancestors(self, run: str) -> list[str]:
         """A run and every run that it is made from, itself first."""
         row = self[run]
-        negatives = row.negatives if self.method(run).trains else None
+        negatives = row.negatives if self.method(run).judged else None
         found = [run]
         for name in (row.start, row.teacher, row.passages, row.of, negatives, row.denoise):
             if name in self:

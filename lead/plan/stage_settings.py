@@ -54,7 +54,8 @@ def _within(part: Tree, settings: Tree) -> Tree:
 # --- stages of a dataset ---------------------------------------------------------------------------------------------
 def _prepare(dataset: PlannedDataset, s: Settings) -> Tree:
     source = dataset.source
-    share = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
+    share: Tree = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
+    share |= {} if dataset.data.queries is None else {"queries": dataset.data.queries.model_dump(mode="json")}
     relevance = s.evaluation.relevance
     return _json(source=source, **share, relevance=relevance, checks=s.checks, expect=dataset.data.expect)
 
@@ -88,6 +89,19 @@ def _train(job: Job) -> Tree:
 def _distil(job: Job) -> Tree:
     distil = job.settings.distil.model_dump(mode="json", include=dict(job.method.reads))
     return _training(job) | {"method": job.row.method, "distil": distil}
+
+
+def _align(job: Job) -> Tree:
+    """`train` without what alignment does not read; `steps` only where the phase or the row gives them."""
+    s, row = job.settings, job.row
+    unread = {"negatives", "negatives_depth", "teacher_lr"}
+    steps = "steps" in s.phases.align or "steps" in row.settings.get("train", {})
+    train = s.train.model_dump(mode="json", exclude=unread if steps else {*unread, "steps"})
+    epochs = None if steps else s.align.epochs
+    shared = _training(job) | {"train": train, "loss": s.align.loss, "epochs": epochs}
+    if row.init is None:
+        return shared
+    return shared | _json(model=s.models[row.init], scoring=getattr(s.scoring, row.kind), lengths=s.lengths)
 
 
 def _training(job: Job) -> Tree:
@@ -154,6 +168,7 @@ OF_RUN: Named[Callable[[Job], Tree]] = Named(
     "lead.plan.stage_settings",
     {
         "train": _train,
+        "align": _align,
         "distil": _distil,
         "encode": _encode,
         "index": _index,
@@ -185,7 +200,7 @@ def _made_by(job: Job) -> Tree:
                 of = dataset if stage in LISTING and name in lists else collection
                 made[f"{name}.{stage}"] = _recipe(jobs, stage, of, name)
             row = behind.row
-            if behind.method.trains and row.negatives != "bm25":
+            if behind.method.judged and row.negatives != "bm25":
                 searched = [*_vector_stages(behind.other(row.negatives)), "mine"]
                 made |= {f"{row.negatives}.{s}": _recipe(jobs, s, collection, row.negatives) for s in searched}
             if row.passages is not None:

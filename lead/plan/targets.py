@@ -26,6 +26,7 @@ def check_target(plan: Plan, target: str, gpus: int | None = None) -> None:
     _ = plan.datasets[below[0]]
     if path.suffix == ".json" and len(below) == 2:
         job = plan[below[0], path.stem]
+        job.dataset.check_test()
         check(job)
         if gpus is not None:
             check_grant(job, gpus)
@@ -39,6 +40,7 @@ def targets(plan: Plan, dataset: str) -> list[str]:
     """
     planned, rows = plan.datasets[dataset], plan.rows
     data = planned.data
+    planned.check_test()
     for name in data.runs or []:
         if name not in rows:
             raise LeadError(f"{planned.file}: key 'runs': no run '{name}'; {nearest(name, rows)}")

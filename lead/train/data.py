@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +54,13 @@ class Batch:
         q, p = len(self.queries) // world, len(self.passages) // world
         rows, columns = slice(rank * q, (rank + 1) * q), slice(rank * p, (rank + 1) * p)
         return Batch(self.queries[rows], self.passages[columns], self.relevant[rows], self.positives[rows], rank * p)
+
+
+class Batches(Protocol):
+    """A stream of batches: which texts a step sees is a function of its number."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this step (0-based). Several threads may ask at once."""
 
 
 class Queries:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -27,7 +25,7 @@ from lead.train.dev import DevPool
 from lead.train.exchange import Exchange, join_ranks
 from lead.train.fd import FdStep
 from lead.train.loop import Loop
-from lead.train.state import open_state, state_key, state_name
+from lead.train.state import open_state, remove_states, state_key, state_name
 from lead.train.step import DistilStep, Step
 
 log = logging.getLogger("lead")
@@ -83,7 +81,7 @@ def train(
     if loop.main:
         model.save(out)
         loop.metrics.publish(metrics)
-        _clear(state)
+        remove_states(state)
     loop.exchange.wait()
 
 
@@ -130,7 +128,7 @@ def distil(
         if teacher_out is not None:
             teacher_model.save(teacher_out)
         loop.metrics.publish(metrics)
-        _clear(state)
+        remove_states(state)
     loop.exchange.wait()
 
 
@@ -138,14 +136,6 @@ def make_step(settings: DistilSettings, student: BiEncoder, teacher: LayeredMode
     """The step of the settings' method. Raises LeadError when the two models do not fit it."""
     step = FdStep if METHODS[settings.method].sees == "maps" else DistilStep
     return step(student, teacher, settings.train, settings.distil, settings.seed, settings.method)
-
-
-def _clear(state: Path) -> None:
-    """Remove the training states in a folder, and the folder if nothing else is in it."""
-    for old in state.glob("[0-9a-f]" * 16):
-        shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        state.rmdir()
 
 
 def check_candidates(train: Train, which: str, key: str = "") -> None:
