@@ -9,10 +9,11 @@ cloze task (Lee et al. 2019) removes them from most passages, but an index holds
 from __future__ import annotations
 
 import heapq
+import itertools
 import logging
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from lead.store.tables import SCHEMAS
 log = logging.getLogger("lead")
 
 SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n\s*\n")  # where one ends
+WORD = re.compile(r"\w+")
 LEAST = 4  # words of a sentence or crop
 LONGEST = 20  # words of a crop
 MOST = 20  # passages that a query may be relevant to: one that occurs in more says nothing
@@ -41,7 +43,7 @@ def pseudo_queries(queries: Any, passages: Texts, titles: Texts | None, relevanc
     way = getattr(queries, "from")
     if way == "titles" and titles is None:
         raise LeadError("queries.from: titles: passages of this source have no titles; use sentences or crops")
-    drawn = _draw(queries.number, queries.seed, way, _with_titles(passages(), titles()) if titles else passages())
+    drawn = _draw(queries.number, queries.seed, way, passages(), titles() if way == "titles" and titles else None)
     texts = {form: (pid, text) for form, pid, text in drawn}
     holders = _holders(texts, passages())
     kept = {form: (pid, text) for form, (pid, text) in texts.items() if len(holders[form]) <= MOST}
@@ -64,20 +66,22 @@ def pseudo_queries(queries: Any, passages: Texts, titles: Texts | None, relevanc
     return split, facts
 
 
-def _with_titles(passages: Iterable[tuple[str, str]], titles: Iterable[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
-    for (pid, text), (_, title) in zip(passages, titles, strict=True):
-        yield pid, (text, title)
-
-
-def _draw(number: int, seed: int, way: str, passages: Iterable[tuple[str, Any]]) -> list[tuple[str, str, str]]:
+def _draw(
+    number: int,
+    seed: int,
+    way: str,
+    passages: Iterable[tuple[str, str]],
+    titles: Iterable[tuple[str, str]] | None,
+) -> list[tuple[str, str, str]]:
     """(form, pid, text) of the queries of the passages with the smallest hashes; of equal queries the first."""
     kept: dict[str, tuple[int, str, str]] = {}  # form -> hash, pid, text
     heap: list[tuple[int, str]] = []  # (-hash, form): the largest hash first
-    for pid, passage in passages:
+    named = itertools.repeat(("", "")) if titles is None else titles
+    for (pid, text), (_, title) in zip(passages, named, strict=False):
         value = hash64(f"{seed}:{pid}")
         if len(kept) >= number and value >= -heap[0][0]:
             continue
-        found = _query(way, passage, random.Random(value))
+        found = _title(text, title) if way == "titles" else _part(way, text, random.Random(value))
         form = query_form(found)
         if not form or (form in kept and kept[form][0] <= value):
             continue
@@ -90,12 +94,14 @@ def _draw(number: int, seed: int, way: str, passages: Iterable[tuple[str, Any]])
     return [(form, pid, text) for form, (_, pid, text) in sorted(kept.items(), key=lambda item: item[1])]
 
 
-def _query(way: str, passage: Any, rng: random.Random) -> str:
-    """A query of a passage, which is not the whole of it; empty where it gives none."""
-    if way == "titles":
-        text, title = passage
-        return "" if query_form(title) == query_form(text) else title.strip()
-    words = passage.split()
+def _title(text: str, title: str) -> str:
+    """The title of a passage, unless it is the whole of it."""
+    return "" if query_form(title) == query_form(text) else title.strip()
+
+
+def _part(way: str, text: str, rng: random.Random) -> str:
+    """A sentence or a crop of a passage, not the whole of it; empty where there is none."""
+    words = text.split()
     if way == "crops":
         longest = min(LONGEST, len(words) // 2)
         if longest < LEAST:
@@ -103,25 +109,25 @@ def _query(way: str, passage: Any, rng: random.Random) -> str:
         size = rng.randint(LEAST, longest)
         start = rng.randrange(len(words) - size + 1)
         return " ".join(words[start : start + size])
-    sentences = [s for s in SENTENCE.split(passage.strip()) if len(s.split()) >= LEAST]
+    sentences = [s for s in SENTENCE.split(text.strip()) if len(s.split()) >= LEAST]
     rest = [s for s in sentences if len(s.split()) < len(words)]
     return " ".join(rng.choice(rest).split()) if rest else ""
 
 
 def _holders(queries: Iterable[str], passages: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The passages that hold each of these queries, in the form of `query_form`; MOST + 1 where there are more."""
+    """The passages that hold the words of each of these queries in its order; MOST + 1 where there are more."""
     found: dict[str, list[str]] = {form: [] for form in queries}
-    firsts: dict[tuple[str, ...], list[str]] = {}
+    firsts: dict[tuple[str, ...], list[tuple[str, str]]] = {}
     for form in found:
-        firsts.setdefault(tuple(form.split()[:FIRST]), []).append(form)
+        words = WORD.findall(form)
+        firsts.setdefault(tuple(words[:FIRST]), []).append((form, f" {' '.join(words)} "))
     sizes = sorted({len(first) for first in firsts})
     for pid, text in passages:
-        form = query_form(text)
-        words = form.split()
+        words = WORD.findall(query_form(text))
         seen = {words_ for size in sizes for words_ in zip(*(words[i:] for i in range(size)), strict=False)}
-        padded = f" {form} "
+        padded = f" {' '.join(words)} "
         for first in seen & firsts.keys():
-            for query in firsts[first]:
-                if len(found[query]) <= MOST and f" {query} " in padded:
-                    found[query].append(pid)
+            for form, query in firsts[first]:
+                if len(found[form]) <= MOST and query in padded:
+                    found[form].append(pid)
     return found
