@@ -228,3 +228,34 @@ def test_what_cannot_be_aligned_is_refused_before_any_work(tmp_path: Path) -> No
     assert smaller["tiny", "aligned"].encoder.linear.size == 16
     says = refusal(lambda: check(smaller["tiny", "again"]))
     assert "its vectors have 32 outputs, those of `teacher: teacher_de` have 16" in says
+
+
+def test_queries_of_the_student_search_the_passages_of_its_teacher(tmp_path: Path) -> None:
+    rows = (ROW, "both: {method: asymmetric, start: aligned, passages: teacher_de}")
+    folder = empty_project(tmp_path)
+    (tmp_path / "model" / "config.json").write_text('{"num_hidden_layers": 4, "hidden_size": 32}')
+    made = plan(folder, *rows, "more: {method: contrastive, start: aligned}",
+                "later: {method: asymmetric, start: more, passages: teacher_de}")  # fmt: skip
+    job = made["tiny", "both"]
+    check(job)
+    assert job.stages == ["encode", "retrieve", "evaluate"]
+    assert job.model == made["tiny", "aligned"].model == "all results/tiny/models/aligned"
+    assert job.vectors() == ["all results/tiny/embeddings/teacher_de/passages.parquet"]
+    behind = stage_settings(job, "evaluate")["made_by"]["settings"]
+    assert {"both.encode", "both.retrieve", "aligned.align", "teacher_de.train", "teacher_de.encode"} <= behind.keys()
+    assert made["tiny", "later"].model == "all results/tiny/models/more"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            "a: {method: asymmetric, start: student, passages: teacher_de}",
+            "'student' was not aligned with 'teacher_de'",
+        ),
+        ("a: {method: asymmetric, start: aligned, passages: miner}", "'aligned' was not aligned with 'miner'"),
+        ("a: {method: asymmetric, start: aligned}", "method asymmetric needs `passages`"),
+    ],
+)
+def test_models_of_other_spaces_are_refused(tmp_path: Path, row: str, says: str) -> None:
+    assert says in refusal(lambda: plan(empty_project(tmp_path), ROW, row))

@@ -22,12 +22,13 @@ class Row(Strict):
         None, description="contrastive, align: the encoder of `models` to start from"
     )
     start: Name | None = Field(
-        None, description="the run whose model is trained further, or is the student of distillation"
+        None, description="the run whose model is trained further, is the student of distillation, or encodes queries"
     )
     teacher: Name | None = Field(None, description="distillation, align: the run whose model teaches")
     passages: Name | None = Field(
         None,
-        description="contrastive: the run whose passage vectors are used and do not change; only queries are learnt",
+        description="contrastive: the run whose passage vectors are used and do not change; only queries are learnt. "
+        "asymmetric: the run whose passage vectors are searched",
     )
     of: Name | None = Field(None, description="teacher_of: the joint run")
     negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
@@ -56,8 +57,10 @@ class Row(Strict):
             raise ValueError("`kind` is read with `init` only; leave it out")
         if method.warms_up and (self.init is None) == (self.start is None):
             raise ValueError(f"method {self.method} needs one of `init` and `start`")
-        if self.passages is not None and (self.start is None or method.stage != "train"):
-            raise ValueError("`passages` is read by method contrastive with `start` only; leave it out")
+        if self.passages is not None and (self.start is None or self.method not in ("contrastive", "asymmetric")):
+            raise ValueError("`passages` is read by method contrastive with `start`, and by asymmetric; leave it out")
+        if self.passages is None and "passages" in method.needs:
+            raise ValueError(f"method {self.method} needs `passages`")
         if self.passages is not None and self.denoise is not None:
             raise ValueError("with `passages` every step finds its own negatives; leave `denoise` out")
         return self

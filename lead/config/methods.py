@@ -51,6 +51,8 @@ class Method:
     @property
     def needs(self) -> tuple[str, ...]:
         """The keys of a row that it must be given. One that `warms_up` needs one of `init` and `start` too."""
+        if self.name == "asymmetric":
+            return ("start", "passages")
         return {"distil": ("start", "teacher"), "align": ("teacher",), None: ("of",)}.get(self.stage, ())
 
     @property
@@ -102,6 +104,7 @@ METHODS: Named[Method] = Named(
                 "lead.methods.align:align",
             ),
             Method("teacher_of", "the teacher that a joint run leaves", None),
+            Method("asymmetric", "queries by an aligned student (`start`), passages by its teacher", None),
             Method(
                 "rd",
                 "response-based distillation (section 4.2)",

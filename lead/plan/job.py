@@ -71,7 +71,9 @@ class Job:
     # --- models ------------------------------------------------------------------------------------------------------
     @property
     def model(self) -> str:
-        """Model folder: its own, or, for `teacher_of`, the one that the joint run leaves."""
+        """Model folder: its own; for `teacher_of` the one that the joint run leaves, for `asymmetric` its student's."""
+        if self.row.method == "asymmetric":
+            return self.start[0]
         name = self.run if self.row.of is None else f"{self.row.of}_teacher"
         return f"{self.dataset.collection.folder}/models/{name}"
 

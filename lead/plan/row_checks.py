@@ -78,9 +78,24 @@ def _check_queries_only(rows: Rows, name: str, row: Row) -> None:
         if key == "start" and not METHODS[row.method].distils:
             remedy = f"give `passages: {of}` too"
         raise LeadError(f"{where}: key '{key}': '{other}' encodes queries only; {remedy}")
+    if row.method == "asymmetric" and row.passages not in _spaces(rows, str(row.start)):
+        raise LeadError(
+            f"{where}: key 'passages': '{row.start}' was not aligned with '{row.passages}', so they share no space; "
+            "name the `teacher` of its method align"
+        )
     if row.passages is not None:
         for key in ("start", "passages"):
             _check_searches(rows, where, key, getattr(row, key), "`passages` needs dual encoders")
+
+
+def _spaces(rows: Rows, run: str | None) -> set[str | None]:
+    """The teachers that a model, or one that it grew from, was aligned with."""
+    found: set[str | None] = set()
+    while run is not None:
+        row = rows[run]
+        found |= {row.teacher} if METHODS[row.method].stage == "align" else set()
+        run = row.start
+    return found
 
 
 def _check_searches(rows: Rows, where: str, key: str, name: str | None, why: str) -> None:
