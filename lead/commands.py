@@ -108,7 +108,12 @@ STAGES: dict[str, Stage] = {
         "Distil a teacher into a student: LEAD (eqs. 4 to 12), RD, FD or Margin-MSE (frozen teacher).",
         "lead.train.stages:distil",
         "DistilSettings",
-        inputs=TRAINING_INPUTS | {"start": "student's model folder", "teacher": "teacher's model folder"},
+        inputs=TRAINING_INPUTS
+        | {
+            "start": "student's model folder",
+            "teacher?": "teacher's model folder",
+            "scores+?": "instead of --teacher: files of scores (Parquet or TSV: qid, pid, score)",
+        },
         outputs={
             "out": "student's model folder",
             "teacher-out?": "model folder of the jointly trained teacher",
@@ -171,6 +176,20 @@ STAGES: dict[str, Stage] = {
             "negatives": RANKED,
         },
         outputs={"out": RANKED},
+        gpu=True,
+    ),
+    "score": Stage(
+        "Score the passages that train queries are trained with, for `lead distil --scores`.",
+        "lead.retrieval.score:score",
+        "ScoreSettings",
+        inputs={
+            "model": "model folder of any kind",
+            "corpus": CORPUS,
+            "queries+": QUERIES + " of train",
+            "qrels+": QRELS + " of these queries",
+            "negatives": RANKED + ": hard negatives",
+        },
+        outputs={"out": "scores (Parquet: qid, pid, score)"},
         gpu=True,
     ),
     "retrieve": Stage(

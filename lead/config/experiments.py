@@ -25,6 +25,12 @@ class Row(Strict):
         None, description="the run whose model is trained further, is the student of distillation, or encodes queries"
     )
     teacher: Name | None = Field(None, description="distillation, align: the run whose model teaches")
+    scores: dict[Name, float] | None = Field(
+        None,
+        min_length=1,
+        description="distillation, instead of `teacher`: whose scores teach, and their weights: runs with a model "
+        "(`lead score` asks each once), or names of files in the dataset's `scores`",
+    )
     passages: Name | None = Field(
         None,
         description="contrastive: the run whose passage vectors are used and do not change; only queries are learnt. "
@@ -51,6 +57,8 @@ class Row(Strict):
         method = METHODS[self.method]
         for key in ("teacher", "of") if method.warms_up else ("init", "start", "teacher", "of"):
             given = getattr(self, key) is not None
+            if key == "teacher" and self.scores is not None and method.distils and not given:
+                continue  # in the place of a teacher
             if given != (key in method.needs):
                 raise ValueError(f"method {self.method} {'does not read' if given else 'needs'} `{key}`")
         if self.init is None and "kind" in self.model_fields_set:
@@ -59,6 +67,12 @@ class Row(Strict):
             raise ValueError(f"method {self.method} needs one of `init` and `start`")
         if self.passages is not None and (self.start is None or self.method not in ("contrastive", "asymmetric")):
             raise ValueError("`passages` is read by method contrastive with `start`, and by asymmetric; leave it out")
+        if self.scores is not None and (self.teacher is not None or not method.distils):
+            raise ValueError("`scores` is read by distillation without `teacher` only; leave one out")
+        if self.scores is not None and method.sees != "scores":
+            raise ValueError(
+                f"method {self.method} needs a teacher's {method.sees}, which scores do not hold; use rd or margin_mse"
+            )
         if self.passages is None and "passages" in method.needs:
             raise ValueError(f"method {self.method} needs `passages`")
         if self.passages is not None and self.denoise is not None:

@@ -287,6 +287,10 @@ class Dataset(Strict):
         description="ranked lists that come with the test queries, for the run `external` and `retrieval.rerank_from`: "
         "MS MARCO's top1000 or run, a TREC run, Parquet or JSONL (qid, pid, score), .gz too; or ir_datasets:ID",
     )
+    scores: dict[Name, str] = Field(
+        {},
+        description="files of scores from elsewhere, by name (Parquet or TSV: qid, pid, score), for a row's `scores`",
+    )
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"
     )

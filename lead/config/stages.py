@@ -25,7 +25,7 @@ class PrepareSettings(Strict):
     """Read by `lead prepare`."""
 
     source: AnySource
-    queries: PseudoQueries | None = None
+    queries: PseudoQueries | None = Field(None, description="draw train queries from the corpus; null: the source's")
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     relevance: PositiveInt = 1
     checks: Checks = Checks()
@@ -75,6 +75,7 @@ class DistilSettings(Strict):
 
     seed: Seed = 1
     method: DistilMethodName = "lead"
+    score_weights: list[float] | None = Field(None, description="factors on --scores, one for each file; null: 1")
     train: Train = Train()
     distil: Distil = Distil()
     generation: Generation = 0
@@ -91,7 +92,7 @@ class AlignSettings(Strict):
     scoring: Scoring = Scoring()
     lengths: Lengths = Lengths()
     train: Train = Train()
-    loss: Literal["squared", "cosine"] = Align.model_fields["loss"].default
+    loss: Literal["squared", "cosine"] = Field("squared", description=Align.model_fields["loss"].description)
     epochs: Positive | None = Field(None, description="passes over the texts; null: train.steps steps")
     generation: Generation = 0
     relevance: PositiveInt = 1
@@ -146,6 +147,15 @@ class DenoiseSettings(Strict):
     keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="a negative stays if its probability of beating the best positive is lower"
     )
+    relevance: PositiveInt = 1
+    batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class ScoreSettings(Strict):
+    """Read by `lead score`."""
+
+    depth: PositiveInt = Field(100, description="negatives of a list that are scored, beside the relevant passages")
     relevance: PositiveInt = 1
     batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
     precision: Literal["bf16", "fp32"] = "bf16"

@@ -27,6 +27,10 @@ def check(job: Job) -> None:
     for name in rows.ancestors(job.run):
         ancestor = job.other(name)
         s, row = ancestor.settings, ancestor.row
+        check_scores(ancestor)
+        for file in (f for name, f in ancestor.dataset.scores.items() if name in (row.scores or ())):
+            if not os.path.isfile(file):
+                raise LeadError(f"{ancestor.dataset.file}: key 'scores': {file} does not exist; fix the path")
         check_models(ancestor)
         try:
             if row.init is not None and not os.path.exists(ancestor.model):
@@ -57,6 +61,17 @@ def check_meant(job: Job) -> None:
         if only is not None and job.dataset.name not in only:
             raise LeadError(
                 f"{job.jobs.rows.where}: run '{name}' is for {', '.join(only)} only, not for '{job.dataset.name}'"
+            )
+
+
+def check_scores(job: Job) -> None:
+    """Refuse scores that are neither those of a run with a model nor in a file of the dataset. Raises LeadError."""
+    rows, dataset = job.jobs.rows, job.dataset
+    for name in job.row.scores or ():
+        if name not in dataset.data.scores and (name not in rows or not rows.method(name).has_model):
+            raise LeadError(
+                f"{_where(job)}: key 'scores': no run '{name}' with a model, and no such file in the key 'scores' of "
+                f"{dataset.file}; add it there"
             )
 
 

@@ -100,6 +100,11 @@ class PlannedDataset:
         return lists if lists.startswith(IR_DATASETS) else seen_path(lists, self.file, "external_run")
 
     @property
+    def scores(self) -> dict[str, str]:
+        """Files of scores from elsewhere, by name."""
+        return {name: seen_path(path, self.file, "scores") for name, path in self.data.scores.items()}
+
+    @property
     def external_files(self) -> list[str]:
         """Files of the ranked lists that come with its test queries."""
         lists = self.external_run

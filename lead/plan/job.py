@@ -88,6 +88,12 @@ class Job:
         return self.other(self.row.teacher).model
 
     @property
+    def scores(self) -> list[str]:
+        """Files of scores that teach it in the place of a teacher."""
+        made, folder = self.dataset.scores, self.dataset.collection.folder
+        return [made.get(name, f"{folder}/scores/{name}.parquet") for name in self.row.scores or ()]
+
+    @property
     def origin(self) -> Job:
         """The warm-up run at the start of this model's chain."""
         return self.other(self.jobs.rows.origin(self.run))

@@ -88,7 +88,8 @@ def _train(job: Job) -> Tree:
 
 def _distil(job: Job) -> Tree:
     distil = job.settings.distil.model_dump(mode="json", include=dict(job.method.reads))
-    return _training(job) | {"method": job.row.method, "distil": distil}
+    weights = {} if job.row.scores is None else {"score_weights": list(job.row.scores.values())}
+    return _training(job) | {"method": job.row.method, "distil": distil, **weights}
 
 
 def _align(job: Job) -> Tree:
@@ -130,6 +131,11 @@ def _mine(job: Job) -> Tree:
 def _denoise(job: Job) -> Tree:
     s = job.settings
     return _json(**s.denoise.model_dump(), relevance=s.evaluation.relevance, **_encoding(job))
+
+
+def _score(job: Job) -> Tree:
+    s = job.settings
+    return {"depth": s.train.negatives_depth, "relevance": s.evaluation.relevance, **_encoding(job)}
 
 
 def _retrieve(job: Job) -> Tree:
@@ -174,6 +180,7 @@ OF_RUN: Named[Callable[[Job], Tree]] = Named(
         "index": _index,
         "mine": _mine,
         "denoise": _denoise,
+        "score": _score,
         "retrieve": _retrieve,
         "rerank": _rerank,
         "evaluate": _evaluate,
@@ -206,6 +213,7 @@ def _made_by(job: Job) -> Tree:
             if row.passages is not None:
                 stages = _vector_stages(behind.other(row.passages))
                 made |= {f"{row.passages}.{s}": _recipe(jobs, s, collection, row.passages) for s in stages}
+            made |= {f"{n}.score": _recipe(jobs, "score", collection, n) for n in row.scores or () if n in jobs.rows}
             if row.denoise is not None:
                 denoised = f"{row.negatives}.{row.denoise}.denoise"
                 made[denoised] = _recipe(jobs, "denoise", collection, row.negatives)

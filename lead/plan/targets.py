@@ -9,7 +9,7 @@ from typing import Any
 
 from lead.config.recipe import recipe
 from lead.errors import LeadError, nearest
-from lead.plan.checks import check, check_grant, check_meant, check_models
+from lead.plan.checks import check, check_grant, check_meant, check_models, check_scores
 from lead.plan.job import Job
 from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
@@ -71,6 +71,7 @@ def _makes_sense(job: Job) -> bool:
         check_meant(job)
         for name in job.jobs.rows.ancestors(job.run):
             check_models(job.other(name))
+            check_scores(job.other(name))
     except LeadError:
         return False
     return True
