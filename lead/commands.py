@@ -66,6 +66,12 @@ STAGES: dict[str, Stage] = {
         inputs={"corpus": CORPUS, "queries": QUERIES + ": those whose lists are kept"},
         outputs={"out": RANKED},
     ),
+    "pretrained": Stage(
+        "Take a ready dual encoder, ColBERT or cross encoder as it is: sentence-transformers, PyLate, transformers.",
+        "lead.models.ready:pretrained",
+        "PretrainedSettings",
+        outputs={"out": "model folder"},
+    ),
     "train": Stage(
         "Train a dual encoder, ColBERT or cross encoder with cross-entropy over its candidates (eqs. 10, 11).",
         "lead.train.stages:train",

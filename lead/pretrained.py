@@ -60,6 +60,34 @@ def resolve(reference: str) -> str:
     return str(folder)
 
 
+def download(reference: str) -> Path:
+    """The folder of a model with all its files but copies of its weights; a hub model is downloaded. LeadError."""
+    name = resolve(reference)
+    if not reference.startswith("hub:"):
+        return Path(name)
+    from huggingface_hub import constants, snapshot_download
+
+    parts = [
+        "*.json",
+        "*.txt",
+        "*.model",
+        "*.safetensors",
+        "*/pytorch_model.bin",
+        "artifact.metadata",
+        ".gitattributes",
+    ]
+    with loading(f"'{reference}'"):
+        folder = Path(snapshot_download(name, allow_patterns=parts, ignore_patterns=["onnx/*", "openvino/*"]))
+        if not any(folder.glob("model*.safetensors*")):
+            folder = Path(snapshot_download(name, allow_patterns=[*parts, "pytorch_model*.bin*"]))
+    if constants.HF_HUB_OFFLINE and not any((folder / f).exists() for f in (".gitattributes", "modules.json")):
+        raise LeadError(
+            f"models: '{reference}': only a part of it is on this machine, perhaps without the files that say how it "
+            f"is used, and the hub cannot be asked (HF_HUB_OFFLINE=1); where there is a network: hf download {name}"
+        )
+    return folder
+
+
 def local_weights(reference: str) -> Path | None:
     """The weights file of a model on this machine; None for the hub's, which are named, not read, in a fingerprint."""
     if reference.startswith("hub:"):

@@ -38,6 +38,11 @@ def same_tokens(a: Any, b: Any) -> bool:
     return rules[0] == rules[1] and bool(a.get_vocab() == b.get_vocab())
 
 
+def prompted(prompt: str, texts: list[str]) -> list[str]:
+    """The texts as they are read: each after the prompt."""
+    return [prompt + text for text in texts] if prompt else texts
+
+
 def cut(tokenizer: Any, texts: list[str], length: int) -> list[list[int]]:
     """Token ids of each text, cut to `length` tokens; the special tokens at both ends survive the cut.
 

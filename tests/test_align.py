@@ -225,7 +225,6 @@ def test_what_cannot_be_aligned_is_refused_before_any_work(tmp_path: Path) -> No
     smaller = plan(folder, "again: {method: align, start: student, teacher: teacher_de}",
                    models={"teacher": {"linear": {"size": 16}}})  # fmt: skip
     check(smaller["tiny", "aligned"])  # a linear layer is added
-    assert smaller["tiny", "aligned"].encoder.linear.size == 16
     says = refusal(lambda: check(smaller["tiny", "again"]))
     assert "its vectors have 32 outputs, those of `teacher: teacher_de` have 16" in says
 

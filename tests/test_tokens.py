@@ -113,6 +113,6 @@ def test_the_plan_gives_models_with_one_tokenizer_one_store(tmp_path: Path) -> N
         assert made["tiny", run].tokens(".2of3") == [path]
     name = Path(path).parent.name
     settings = settings_of(made.jobs, "tokenize", "tiny", name)
-    assert (name, *settings.values()) == made["tiny", "student"].tokenizer
+    assert (name, settings) == made["tiny", "student"].tokenizer
     assert settings["length"] == made["tiny", "student"].settings.lengths.passage
     assert "no tokenizer 'x' in" in refusal(lambda: settings_of(made.jobs, "tokenize", "tiny", "x"))

@@ -17,10 +17,8 @@ class Row(Strict):
 
     about: str = Field("", description="one line for people")
     method: MethodName = Field(description="; ".join(f"{name}: {method.about}" for name, method in METHODS.items()))
-    kind: KindName = Field("de", description="contrastive: dual encoder, ColBERT or cross encoder")
-    init: Literal["teacher", "student"] | None = Field(
-        None, description="contrastive, align: the encoder of `models` to start from"
-    )
+    kind: KindName = Field("de", description="with `init`: dual encoder, ColBERT or cross encoder")
+    init: Name | None = Field(None, description="the encoder of `models` to start from, such as teacher or student")
     start: Name | None = Field(
         None, description="the run whose model is trained further, is the student of distillation, or encodes queries"
     )

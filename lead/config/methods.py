@@ -42,7 +42,7 @@ class Method:
 
     name: str
     about: str
-    stage: Literal["bm25", "external", "train", "align", "distil"] | None
+    stage: Literal["bm25", "external", "pretrained", "train", "align", "distil"] | None
     sees: Literal["scores", "layers", "maps", "vectors"] = "scores"
     loss: str = ""
     reads: Mapping[str, Any] = field(default_factory=dict)
@@ -53,7 +53,8 @@ class Method:
         """The keys of a row that it must be given. One that `warms_up` needs one of `init` and `start` too."""
         if self.name == "asymmetric":
             return ("start", "passages")
-        return {"distil": ("start", "teacher"), "align": ("teacher",), None: ("of",)}.get(self.stage, ())
+        by_stage = {"pretrained": ("init",), "distil": ("start", "teacher"), "align": ("teacher",), None: ("of",)}
+        return by_stage.get(self.stage, ())
 
     @property
     def warms_up(self) -> bool:
@@ -80,6 +81,11 @@ class Method:
         """Whether its run has a model, its own or one that a joint run leaves; the others are lists of a dataset."""
         return self.stage not in ("bm25", "external")
 
+    @property
+    def has_seeds(self) -> bool:
+        """Whether another seed makes another model."""
+        return self.has_model and self.stage != "pretrained"
+
     def moves_teacher(self, distil: Any) -> bool:
         """Whether the teacher is trained too, given the settings `distil` (`lead.config.schema.Distil`)."""
         return bool(self.joint and distil.joint)
@@ -93,6 +99,7 @@ METHODS: Named[Method] = Named(
         for method in (
             Method("bm25", "BM25", "bm25"),
             Method("external", "ranked lists that come with the dataset", "external"),
+            Method("pretrained", "a ready retriever as it is, without training", "pretrained"),
             Method(
                 "contrastive", "contrastive loss only, no teacher", "train", loss="lead.methods.contrastive:contrastive"
             ),

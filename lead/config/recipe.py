@@ -10,6 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 EXECUTION: dict[str, Any] = {"execution": True}  # as `json_schema_extra` of a field
+# of a field that came later: at its default it is in no recipe, so that nothing made before it is made again
+ADDED: dict[str, Any] = {"added": True}
 
 
 def recipe(settings: BaseModel) -> dict[str, Any]:
@@ -51,12 +53,14 @@ def _part(settings: BaseModel, execution: bool) -> dict[str, Any]:
     dumped = settings.model_dump(mode="json")
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        if extra.get("added") and value == field.default:
+            continue
         if isinstance(value, BaseModel):
             inside = _part(value, execution)
             if inside or not execution:
                 kept[name] = inside
             continue
-        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         marked = bool(extra.get("execution")) and not _selects(settings, name)
         if marked == execution:
             kept[name] = dumped[name]

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, create_model, field_validator, model
 from lead.config.kinds import KINDS, Kind
 from lead.config.lists import Bm25, Denoise, Evaluation, Mining, Retrieval
 from lead.config.methods import STRATEGIES, StrategyName
-from lead.config.recipe import EXECUTION
+from lead.config.recipe import ADDED, EXECUTION
 from lead.config.sources import AnySource, Checks, EvaluationSource, Expect, FilesSource, PseudoQueries
 from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Seed, Strict
 
@@ -33,12 +33,34 @@ class Linear(Strict):
     )
 
 
+class Prompts(Strict):
+    """What a model reads before each text, such as "query: " and "passage: " (E5); counted in `lengths`."""
+
+    query: str = Field("", description="before each query")
+    passage: str = Field("", description="before each passage")
+
+
+def with_source(reference: str) -> str:
+    """The reference of a model, its source said: a name alone, such as `BAAI/bge-base-en-v1.5`, is of the hub."""
+    return reference if reference.startswith(("hub:", "path:", "package:")) else f"hub:{reference}"
+
+
+Reference = Annotated[
+    str,
+    Field(
+        pattern=r"^((hub|path|package):.+|[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$",
+        description="hub:<owner/name> or <owner/name>, path:<folder>, or package:<import name>/<folder inside it>",
+    ),
+    AfterValidator(with_source),
+]
+
+
 class ModelRef(Strict):
     """A pretrained encoder."""
 
-    reference: str = Field(
-        pattern=r"^(hub|path|package):.+",
-        description="hub:<name>, path:<folder>, or package:<import name>/<folder inside it>",
+    reference: Reference
+    prompts: Prompts | None = Field(
+        None, description="what it reads before each query and passage; null: nothing", json_schema_extra=ADDED
     )
     layers: list[PositiveInt] | None = Field(
         None, min_length=1, description="keep only these transformer layers (1..N), in this order"
@@ -51,6 +73,13 @@ class ModelRef(Strict):
         if layers is not None and len(set(layers)) < len(layers):
             raise ValueError(f"{layers} names a layer twice; its weights would be shared: name each once")
         return layers
+
+
+class Markers(Strict):
+    """Tokens that mark texts; empty: none. They are in the vocabulary of the tokenizer."""
+
+    query: str = Field("[unused0]", description="of queries")
+    passage: str = Field("[unused1]", description="of passages")
 
 
 class Scoring(Strict):
@@ -71,9 +100,26 @@ class Scoring(Strict):
         "length, and scores have zero mean and unit variance over the candidates of each query",
     )
     layer_scale: Positive = Field(1.0, description="factor on the scores of layer features")
-    markers: bool = Field(False, description="CB: [unused0] / [unused1] after [CLS] marks query / passage")
+    markers: bool | Markers = Field(
+        False, description="CB: [unused0] / [unused1] after [CLS] marks query / passage; or the tokens to do it with"
+    )
     expand: bool = Field(False, description="CB: pad queries with [MASK] tokens that take part in MaxSim")
     special_tokens: bool = Field(True, description="CB: [CLS] and [SEP] take part in MaxSim")
+    attend: bool = Field(
+        True,
+        description="CB: tokens attend to the [MASK] tokens of `expand`; false in published ColBERTs",
+        json_schema_extra=ADDED,
+    )
+    skip: list[str] = Field(
+        [],
+        description="CB: tokens of passages that take no part in MaxSim, such as punctuation",
+        json_schema_extra=ADDED,
+    )
+    head: Literal["linear", "tanh", "relu", "gelu"] = Field(
+        "linear",
+        description="CE: w alone (eq. 3), or w and a bias after a dense layer with this activation (trained heads)",
+        json_schema_extra=ADDED,
+    )
 
 
 def check_scoring(kind: Kind, scoring: Scoring) -> Scoring:
@@ -243,7 +289,9 @@ class Settings(Strict):
     """All settings of a run, merged in this order: defaults < preset < dataset < config.yaml < experiment row."""
 
     seed: Seed = Field(1, description="seed of data order, sampling, dropout and layer selection")
-    models: dict[Literal["teacher", "student"], ModelRef] = Field(description="pretrained encoders to start from")
+    models: dict[Name, ModelRef] = Field(
+        description="pretrained encoders to start from: `teacher`, `student`, and more by names of yours"
+    )
     lengths: Lengths = Lengths()
     scoring: ScoringByKind = ScoringByKind()
     train: Train = Train()

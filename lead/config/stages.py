@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lead.config.kinds import KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
-from lead.config.recipe import EXECUTION
-from lead.config.schema import Align, Distil, Lengths, ModelRef, Scoring, Train
+from lead.config.recipe import ADDED, EXECUTION
+from lead.config.schema import Align, Distil, Lengths, ModelRef, Reference, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
 from lead.config.types import Positive, PositiveInt, Seed, Strict
 
@@ -25,7 +25,9 @@ class PrepareSettings(Strict):
     """Read by `lead prepare`."""
 
     source: AnySource
-    queries: PseudoQueries | None = Field(None, description="draw train queries from the corpus; null: the source's")
+    queries: PseudoQueries | None = Field(
+        None, description="draw train queries from the corpus; null: the source's", json_schema_extra=ADDED
+    )
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     relevance: PositiveInt = 1
     checks: Checks = Checks()
@@ -70,12 +72,30 @@ class TrainSettings(Strict):
     relevance: PositiveInt = 1
 
 
+class PretrainedSettings(Strict):
+    """Read by `lead pretrained`."""
+
+    model: ModelRef
+    kind: KindName = "de"
+    scoring: Scoring = Field(Scoring(), description="scales and layer features; the rest where the model says nothing")
+    lengths: Lengths = Field(Lengths(), description="where the model says nothing of its own")
+    given: list[str] = Field([], description="keys of scoring and lengths that win over what the model says of itself")
+
+    @model_validator(mode="after")
+    def _as_it_is(self) -> PretrainedSettings:
+        if self.model.linear is not None:
+            raise ValueError("method pretrained trains nothing, so `linear` would be an untrained layer; leave it out")
+        return self
+
+
 class DistilSettings(Strict):
     """Read by `lead distil`."""
 
     seed: Seed = 1
     method: DistilMethodName = "lead"
-    score_weights: list[float] | None = Field(None, description="factors on --scores, one for each file; null: 1")
+    score_weights: list[float] | None = Field(
+        None, description="factors on --scores, one for each file; null: 1", json_schema_extra=ADDED
+    )
     train: Train = Train()
     distil: Distil = Distil()
     generation: Generation = 0
@@ -107,10 +127,9 @@ Shard = Annotated[
 class TokenizeSettings(Strict):
     """Read by `lead tokenize`."""
 
-    reference: str = Field(
-        pattern=r"^(hub|path|package):.+", description="pretrained encoder that the tokenizer belongs to"
-    )
+    reference: Reference = Field(description="pretrained encoder that the tokenizer belongs to")
     length: Annotated[int, Field(ge=3)] = Field(144, description="tokens that a passage is cut to")
+    prompt: str = Field("", description="what the encoder reads before each passage", json_schema_extra=ADDED)
     shard: Shard = None
 
 

@@ -1,7 +1,7 @@
 """Passages as token ids on disk: tokenized once, for every model with the same tokenizer and length.
 
 A store is a folder with `tokens.safetensors` (ids [tokens], of 16 bits if the vocabulary allows, and ends [n]), which
-is mapped into memory, `tokens.json` (tokenizer, length) and checksums.
+is mapped into memory, `tokens.json` (tokenizer, length, prompt) and checksums.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lead.pretrained import resolve
 from lead.store.atomic import atomic_folder
 from lead.store.checksums import check_folder
 from lead.store.tables import open_table, read_json, read_rows, shard_rows, without_nulls, write_json
-from lead.tokenizer import cut, load_tokenizer, tokenizer_sum
+from lead.tokenizer import cut, load_tokenizer, prompted, tokenizer_sum
 
 CHUNK = 1 << 14  # texts read at a time
 TOKENS, DESCRIPTION = "tokens.safetensors", "tokens.json"
@@ -40,11 +40,13 @@ def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:
     parts, lengths = [np.empty(0, dtype)], [np.empty(0, np.int64)]
     with tqdm(total=stop - start, desc="tokenize", unit="passage", disable=None) as bar:
         for chunk in read_rows(file, start, stop, CHUNK):
-            ids = cut(tokenizer, without_nulls(chunk, texts)["text"].to_pylist(), settings.length)
+            read = prompted(settings.prompt, without_nulls(chunk, texts)["text"].to_pylist())
+            ids = cut(tokenizer, read, settings.length)
             lengths.append(np.array([len(i) for i in ids], np.int64))
             parts.append(np.fromiter((token for i in ids for token in i), dtype, int(lengths[-1].sum())))
             bar.update(len(chunk))
     description = {"tokenizer": tokenizer_sum(tokenizer), "length": settings.length, "reference": settings.reference}
+    description |= {"prompt": settings.prompt} if settings.prompt else {}
     with atomic_folder(out) as folder:
         arrays = {"ids": np.concatenate(parts), "ends": np.cumsum(np.concatenate(lengths))}
         save_file(arrays, folder / TOKENS)
@@ -54,14 +56,18 @@ def tokenize(*, settings: TokenizeSettings, texts: Path, out: Path) -> None:
 class Tokens:
     """Token ids of n passages, read from the mapped file on demand."""
 
-    def __init__(self, folder: Path, tokenizer: Any, length: int, n: int) -> None:
-        """Open a store. Raises LeadError if it is damaged, or of another tokenizer, length or number of passages."""
+    def __init__(self, folder: Path, tokenizer: Any, length: int, n: int, prompt: str = "") -> None:
+        """Open a store of n texts that were read after `prompt`.
+
+        Raises LeadError if it is damaged, or of another tokenizer, length, prompt or number of passages.
+        """
         description = read_json(check_folder(folder) / DESCRIPTION)
         self._file = safe_open(folder / TOKENS, "numpy")
         self._ids, self._ends = self._file.get_slice("ids"), self._file.get_tensor("ends")
         for what, ours, theirs in (
             ("tokenizer", tokenizer_sum(tokenizer), description["tokenizer"]),
             ("length", length, description["length"]),
+            ("prompt", prompt, description.get("prompt", "")),
             ("number of passages", n, len(self._ends)),
         ):
             if ours != theirs:

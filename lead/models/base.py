@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 from lead.config.checks import check_linear
 from lead.config.kinds import KINDS, Kind
 from lead.config.load import validate
-from lead.config.schema import Lengths, Linear, ModelRef, Scoring, check_scoring
+from lead.config.recipe import recipe
+from lead.config.schema import Lengths, Linear, ModelRef, Prompts, Scoring, check_scoring
 from lead.errors import LeadError
 from lead.lists import Floats, Ints
 from lead.models.encoder import (
@@ -34,7 +35,7 @@ from lead.models.microbatch import MicroBatchEncoder
 from lead.pretrained import loading, resolve
 from lead.store.atomic import atomic_folder
 from lead.store.checksums import check_folder
-from lead.tokenizer import load_tokenizer
+from lead.tokenizer import load_tokenizer, tokenizer_sum
 
 DESCRIPTION, HEAD = "lead.json", "head.safetensors"
 Columns = Callable[[Tensor], Tensor]
@@ -60,12 +61,18 @@ class LayeredModel(nn.Module):
     kind: ClassVar[str]  # its name in KINDS
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: Any, scoring: Scoring, lengths: Lengths, linear: Linear | None = None
+        self,
+        encoder: nn.Module,
+        tokenizer: Any,
+        scoring: Scoring,
+        lengths: Lengths,
+        linear: Linear | None = None,
+        prompts: Prompts | None = None,
     ) -> None:
         """`encoder`: a transformers encoder; `tokenizer`: its fast tokenizer. LeadError if they do not fit."""
         super().__init__()
         self.encoder, self.tokenizer = encoder, tokenizer
-        self.scoring, self.lengths = scoring, lengths
+        self.scoring, self.lengths, self.prompts = scoring, lengths, prompts or Prompts()
         self.width = self.size = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
         try:
             check_scoring(self.about, scoring)
@@ -100,8 +107,12 @@ class LayeredModel(nn.Module):
 
     @property
     def tokenization(self) -> tuple[object, ...]:
-        """Equal for two models exactly if `tokenize_batch` gives the same for all texts. Overridden."""
-        raise NotImplementedError
+        """Equal for two models exactly if `tokenize_batch` gives the same for all texts. Extended.
+
+        Here: the tokenizer, where texts are cut, and what is read before them.
+        """
+        cuts = self.tokenizer.truncation_side, self.lengths.query, self.lengths.passage
+        return tokenizer_sum(self.tokenizer), *cuts, self.prompts.query, self.prompts.passage
 
     def tokenize_batch(self, queries: list[str], passages: list[str]) -> dict[str, list[Any]]:
         """Tokenize Q queries and Q (1 + n) passages, each query's own in a row; return the inputs by name. Overridden.
@@ -188,9 +199,10 @@ class LayeredModel(nn.Module):
                 save_file(head, temporary / HEAD)
             description = {
                 "kind": self.kind,
-                "scoring": self.scoring.model_dump(),
+                "scoring": recipe(self.scoring),
                 "lengths": self.lengths.model_dump(),
                 **({} if self.linear is None else {"linear": {"size": self.size, "identity": True}}),
+                **({} if self.prompts == Prompts() else {"prompts": self.prompts.model_dump()}),
             }
             (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2, sort_keys=True) + "\n")
 
@@ -207,13 +219,14 @@ class LayeredModel(nn.Module):
             scoring = validate(Scoring, description["scoring"], where, prefix=("scoring",))
             lengths = validate(Lengths, description["lengths"], where, prefix=("lengths",))
             linear = validate(Linear, description["linear"], where) if "linear" in description else None
+            prompts = validate(Prompts, description.get("prompts", {}), where)
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise LeadError(f"{where} is missing or not understood ({e}); rerun the stage that makes it") from e
         made_by: type[LayeredModel] = kind.load()
         if not issubclass(made_by, cls):
             raise LeadError(f"{folder} is {kind.a}, which cannot be used here")
         encoder, tokenizer = load_encoder(str(folder), str(folder)), load_tokenizer(str(folder), str(folder))
-        model = made_by(encoder, tokenizer, scoring, lengths, linear)
+        model = made_by(encoder, tokenizer, scoring, lengths, linear, prompts)
         expected = {k for k in model.state_dict() if not k.startswith("encoder.")}
         with loading(f"'{folder / HEAD}'"):
             head = load_file(folder / HEAD) if (folder / HEAD).exists() else {}
@@ -225,12 +238,19 @@ class LayeredModel(nn.Module):
     @classmethod
     def pretrained(cls, model: ModelRef, kind: str, scoring: Scoring, lengths: Lengths) -> Self:
         """A model that has not been trained to retrieve: a pretrained encoder by reference. Raises LeadError."""
-        made_by: type[LayeredModel] = KINDS[kind].load()
-        if not issubclass(made_by, cls):
-            raise LeadError(f"models: kind {kind} is {KINDS[kind].a}, which cannot be used here")
         name = resolve(model.reference)
-        encoder = load_encoder(name, model.reference)
-        tokenizer = load_tokenizer(name, model.reference)
+        encoder, tokenizer = load_encoder(name, model.reference), load_tokenizer(name, model.reference)
+        made = cls.around(encoder, tokenizer, model, kind, scoring, lengths)
+        if not isinstance(made, cls):
+            raise LeadError(f"models: kind {kind} is {KINDS[kind].a}, which cannot be used here")
+        return made
+
+    @staticmethod
+    def around(
+        encoder: nn.Module, tokenizer: Any, model: ModelRef, kind: str, scoring: Scoring, lengths: Lengths
+    ) -> LayeredModel:
+        """A model of this kind around an encoder loaded just now from `model`. LeadError if they do not fit."""
+        made_by: type[LayeredModel] = KINDS[kind].load()
         check_vocabulary(encoder, tokenizer)
         check_encoder(encoder, tokenizer.pad_token_id or 0, model.reference)
         if model.layers is not None:
@@ -239,7 +259,7 @@ class LayeredModel(nn.Module):
         for key, limit in made_by.longest(lengths, tokenizer).items():
             if longest is not None and limit > longest:
                 raise LeadError(f"lengths.{key}: {limit} is more than the {longest} positions of '{model.reference}'")
-        made = made_by(encoder, tokenizer, scoring, lengths, model.linear)
+        made = made_by(encoder, tokenizer, scoring, lengths, model.linear, model.prompts)
         if made.reads_first_token() and first_token_is_blind(encoder):
             raise LeadError(
                 f"scoring.{kind}: the first token's output of '{model.reference}' does not depend on the text after it "

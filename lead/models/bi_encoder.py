@@ -12,7 +12,7 @@ from lead.models.base import Columns, LayeredModel
 from lead.models.features import Candidates, Features, Scores
 from lead.models.maps import MapView, TokenView
 from lead.models.scores import standardise
-from lead.tokenizer import cut, tokenizer_sum
+from lead.tokenizer import cut, prompted
 
 Side = Literal["query", "passage"]
 
@@ -28,16 +28,11 @@ class BiEncoder(LayeredModel):
     def tokenize(self, side: Side, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, cut to this side's length; both special tokens survive the cut."""
         with self.tokenizing:
-            return cut(self.tokenizer, texts, getattr(self.lengths, side))
+            return cut(self.tokenizer, prompted(getattr(self.prompts, side), texts), getattr(self.lengths, side))
 
     def tokenize_batch(self, queries: list[str], passages: list[str]) -> dict[str, list[Any]]:
         """Token ids of the `queries` and of the `passages`."""
         return {"queries": self.tokenize("query", queries), "passages": self.tokenize("passage", passages)}
-
-    @property
-    def tokenization(self) -> tuple[object, ...]:
-        """The tokenizer, and where texts are cut."""
-        return tokenizer_sum(self.tokenizer), self.tokenizer.truncation_side, self.lengths.query, self.lengths.passage
 
     # --- features to scores ------------------------------------------------------------------------------------------
     def score(

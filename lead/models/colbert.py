@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from lead.config.schema import Markers
 from lead.errors import LeadError
 from lead.lists import Floats
 from lead.models.base import Ranks, Scorer
@@ -13,23 +14,30 @@ from lead.models.bi_encoder import BiEncoder, Side
 from lead.models.features import Candidates, Features, Scores
 from lead.models.microbatch import MicroBatchEncoder
 from lead.models.scores import max_sim
-from lead.tokenizer import cut
+from lead.tokenizer import cut, prompted
 
 
 class ColBERT(BiEncoder):
     """f_CB(q, p) = sum_x max_y E_Q(q)_x^T E_P(p)_y (eq. 2); at layer i the vectors are those of layer i."""
 
     kind = "cb"
+    skipped: Tensor  # ids of tokens of passages that take no part
 
     def build(self) -> None:
         """Look up the tokens that mark queries and passages."""
         self.markers: dict[Side, int] = {}
-        if self.scoring.markers:
-            vocabulary = self.tokenizer.get_vocab()
-            for side, token in (("query", "[unused0]"), ("passage", "[unused1]")):
-                if token not in vocabulary:
+        vocabulary = self.tokenizer.get_vocab()
+        if chosen := Markers() if self.scoring.markers is True else self.scoring.markers:
+            sides: tuple[tuple[Side, str], ...] = ("query", chosen.query), ("passage", chosen.passage)
+            for side, token in sides:
+                if token and token not in vocabulary:
                     raise LeadError(f"scoring.cb.markers: the tokenizer has no {token}; set markers: false")
-                self.markers[side] = vocabulary[token]  # type: ignore[index]
+                if token:
+                    self.markers[side] = vocabulary[token]
+        if self.scoring.skip and ("passage" not in self.markers or len(set(self.markers.values())) < len(self.markers)):
+            raise LeadError("scoring.cb.skip: passages are told by their marker; give markers, or leave skip out")
+        skipped = [vocabulary[token] for token in self.scoring.skip if token in vocabulary]
+        self.register_buffer("skipped", torch.tensor(skipped, dtype=torch.long), persistent=False)
         if self.scoring.expand and self.tokenizer.mask_token_id is None:
             raise LeadError("scoring.cb.expand: the tokenizer has no [MASK]; set expand: false")
 
@@ -37,7 +45,8 @@ class ColBERT(BiEncoder):
     def tokenize(self, side: Side, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, cut to this side's length, with this side's marker and, of queries, [MASK] tokens."""
         with self.tokenizing:
-            ids = cut(self.tokenizer, texts, getattr(self.lengths, side) - (side in self.markers))
+            read = prompted(getattr(self.prompts, side), texts)
+            ids = cut(self.tokenizer, read, getattr(self.lengths, side) - (side in self.markers))
         if side in self.markers:
             ids = [[i[0], self.markers[side], *i[1:]] for i in ids]
         if side == "query" and self.scoring.expand:
@@ -46,19 +55,29 @@ class ColBERT(BiEncoder):
 
     @property
     def tokenization(self) -> tuple[object, ...]:
-        """The tokenizer, where texts are cut, and which tokens are added."""
-        markers, expand = self.scoring.markers, self.scoring.expand
-        return *super().tokenization, *((markers, expand) if markers or expand else ())
+        """And which tokens are added."""
+        added = tuple(self.markers.items()), self.scoring.expand
+        return *super().tokenization, *(added if any(added) else ())
 
     # --- tokens to scores --------------------------------------------------------------------------------------------
     def encode(self, ids: list[list[int]], layers: tuple[int, ...]) -> Features:
         """Token vectors x [L, n, T, d] and mask [n, T] of one padded micro-batch of texts at these layers, in fp32."""
         padded, mask = self.padded(ids, self.tokenizer.pad_token_id or 0)
-        states = self.states(padded, mask.long(), layers)
+        read = mask if self.scoring.attend else mask & ~self._expansion(padded, mask)
+        states = self.states(padded, read.long(), layers)
+        if len(self.skipped):
+            passage = (padded[:, 1] == self.markers["passage"])[:, None] if padded.shape[1] > 1 else False
+            mask = mask & ~(torch.isin(padded, self.skipped) & passage)
         if not self.scoring.special_tokens:
             special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=self.device)
             mask = mask & ~torch.isin(padded, special)
         return Features(torch.stack(states), layers, mask)
+
+    def _expansion(self, padded: Tensor, mask: Tensor) -> Tensor:
+        """True at the [MASK] tokens that a query was expanded with [n, T]: those after the last token of its text."""
+        places = torch.arange(padded.shape[1], device=padded.device)
+        last = (places * (mask & (padded != self.tokenizer.mask_token_id))).amax(1)
+        return mask & (places > last[:, None])
 
     def exchange(self, features: tuple[Features, ...], ranks: Ranks) -> tuple[Features, ...]:
         """The token vectors of all ranks' queries. Passages' token vectors, some 75 times more, stay on their rank."""

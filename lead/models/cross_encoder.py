@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu, relu
 
 from lead.config.schema import Lengths
 from lead.lists import Floats, Ints
@@ -14,18 +16,29 @@ from lead.models.features import Candidates, Features, Pair, Scores
 from lead.models.maps import AttentionView, MapView
 from lead.models.microbatch import MicroBatchEncoder
 from lead.models.scores import standardise
-from lead.tokenizer import blank, tokenizer_sum
+from lead.tokenizer import blank, prompted
+
+# of a trained head, by `scoring.head`
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": relu, "gelu": gelu}
 
 
 class CrossEncoder(LayeredModel):
-    """f_CE(q, p) = w^T E_CE([q; p]) (eq. 3); at layer i the same w projects the first token's output of layer i."""
+    """f_CE(q, p) = w^T E_CE([q; p]) (eq. 3); at layer i the same w projects the first token's output of layer i.
+
+    With a trained head, w^T a(D x + c) + b stands for w^T x, at every layer: D, c, w and b are shared as w is.
+    """
 
     kind = "ce"
 
     def build(self) -> None:
-        """Add w, at random: seed torch first."""
-        self.w = nn.Linear(self.width, 1, bias=False)
+        """Add w, at random: seed torch first. With a trained head, add D, c and b too."""
+        self.activation = ACTIVATIONS.get(self.scoring.head)
+        if self.activation is not None:
+            self.dense = nn.Linear(self.width, self.width)
+        self.w = nn.Linear(self.width, 1, bias=self.activation is not None)
         self.n_types = int(getattr(self.encoder.config, "type_vocab_size", 0) or 0)
+        if self.activation is not None and "token_type_ids" not in self.tokenizer.model_input_names:
+            self.n_types = 1  # whoever trained the head did not tell the two segments apart
 
     @classmethod
     def longest(cls, lengths: Lengths, tokenizer: Any) -> dict[str, int]:
@@ -40,6 +53,7 @@ class CrossEncoder(LayeredModel):
         Both are cut as a dual encoder cuts them (`lengths`, which counts its own special tokens): the teacher reads
         what the student reads, and the total is at most lengths.query + lengths.passage - 1 for two-separator models.
         """
+        queries, passages = prompted(self.prompts.query, queries), prompted(self.prompts.passage, passages)
         with self.tokenizing:
             backend = self.tokenizer.backend_tokenizer
             backend.no_truncation()
@@ -68,8 +82,8 @@ class CrossEncoder(LayeredModel):
 
     @property
     def tokenization(self) -> tuple[object, ...]:
-        """The tokenizer, and where texts are cut."""
-        return "pairs", tokenizer_sum(self.tokenizer), self.lengths.query, self.lengths.passage
+        """And that queries and passages are read together."""
+        return "pairs", *super().tokenization
 
     def reads_first_token(self) -> bool:
         """Always."""
@@ -86,7 +100,8 @@ class CrossEncoder(LayeredModel):
         ids, mask, types = self.padded_pairs(pairs)
         first = torch.stack([h[:, 0] for h in self.states(ids, mask.long(), layers, types)])
         with torch.autocast(ids.device.type, enabled=False):  # scores are fp32
-            return Features(self.w(first).squeeze(-1), layers)
+            projected = first if self.activation is None else self.activation(self.dense(first))
+            return Features(self.w(projected).squeeze(-1), layers)
 
     def score(self, pairs: Features, candidates: Candidates) -> Scores:
         """Scores of the candidates, whose pairs were encoded in the order of `candidates.index`, row by row."""

@@ -14,14 +14,22 @@ from lead.pretrained import loading
 
 
 def load_encoder(name: str, reference: str) -> nn.Module:
-    """The transformer in `name`, in fp32, without a pooler. LeadError if a weight is not found in the checkpoint.
+    """The transformer in `name`, in fp32, without a pooler. LeadError if a weight is not found in the checkpoint."""
+    model = load_transformer(name, reference)
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # type: ignore[assignment]  # never used: scores come from hidden states
+    return model
+
+
+def load_transformer(name: str, reference: str, auto: str = "AutoModel") -> nn.Module:
+    """The model in `name`, in fp32, by a class of transformers. LeadError if a weight is not found in the checkpoint.
 
     No code that comes with a model is run. Weights are safetensors where there are any; of `pytorch_model.bin`,
     all that older models have, tensors are read and nothing else.
     """
     # or transformers would ask a service to convert a model without safetensors
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    from transformers import AutoModel
+    import transformers
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -29,20 +37,19 @@ def load_encoder(name: str, reference: str) -> nn.Module:
     transformers_logging.set_verbosity_error()
     try:
         with loading(f"'{reference}'"):
-            model, info = AutoModel.from_pretrained(
+            model, info = getattr(transformers, auto).from_pretrained(
                 name, output_loading_info=True, weights_only=True, dtype=torch.float32, trust_remote_code=False
             )
     finally:
         transformers_logging.set_verbosity(level)
-    missing = [k for k in info["missing_keys"] if not k.startswith("pooler.")]
+    missing = [k for k in info["missing_keys"] if auto != "AutoModel" or not k.startswith("pooler.")]
     if missing or info["mismatched_keys"]:
         what = [str(k) for k in [*missing, *info["mismatched_keys"]]][:3]
         raise LeadError(
             f"models: '{reference}' lacks weights of its architecture ({', '.join(what)}, ..); wrong checkpoint?"
         )
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # never used: scores come from hidden states
-    return model
+    loaded: nn.Module = model
+    return loaded
 
 
 def depth(encoder: nn.Module) -> int:

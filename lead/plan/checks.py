@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lead.config.checks import check_linear, check_maps
 from lead.config.methods import METHODS, RENAMED
+from lead.config.schema import Prompts
 from lead.errors import LeadError
 from lead.methods.layers import check_layers
 from lead.plan.job import Job
@@ -34,7 +35,7 @@ def check(job: Job) -> None:
         check_models(ancestor)
         try:
             if row.init is not None and not os.path.exists(ancestor.model):
-                check_hub(s.models[row.init].reference)
+                check_hub(ancestor.encoder.reference)
         except LeadError as e:
             raise LeadError(f"{_where(ancestor)}: {e}") from None
         if ancestor.method.joint and s.distil.joint != (split_seed(name)[0] in rows.joint()):
@@ -95,13 +96,13 @@ def check_models(job: Job) -> None:
     row = job.row
     try:
         if row.init is not None and job.kind is not None:
-            model = job.settings.models[row.init]
+            model = job.encoder
             pretrained_layers(model)
             size = None if model.linear is None else model.linear.size
             width = None if size is None else encoder_width(model.reference)
             check_linear(size, width, job.kind)
         if job.method.sees == "layers":
-            n, m = (pretrained_layers(job.other(name).encoder) for name in (row.teacher, row.start))
+            n, m = (_layers(job.other(name)) for name in (row.teacher, row.start))
             check_layers(job.settings.distil.layers, n, m)
         if job.method.sees == "maps":
             _check_maps(job)
@@ -110,8 +111,31 @@ def check_models(job: Job) -> None:
         raise LeadError(f"{_where(job)}: {e}") from None
 
 
+def _layers(job: Job) -> int | None:
+    """Number of layers of its model; None where only the model itself can tell."""
+    n = None if job.is_ready else pretrained_layers(job.encoder)
+    return n if n is None else n + _gains_linear(job)
+
+
+def _gains_linear(job: Job) -> bool:
+    """Whether alignment gave its model a linear layer, as far as is known, so that it is as wide as its teacher."""
+    origin = job.origin
+    if origin.method.stage != "align" or origin.encoder.linear is not None:
+        return False
+    own, taught = vector_width(origin.encoder), _width(origin.other(origin.row.teacher))
+    return own is not None and taught is not None and own != taught
+
+
 def _where(job: Job) -> str:
     return f"{job.jobs.rows.where}: run '{job.run}' on '{job.dataset.name}'"
+
+
+def _width(job: Job) -> int | None:
+    """Width of its model's vectors; None where only the model itself can tell."""
+    origin = job.origin
+    if origin.method.stage == "align" and origin.encoder.linear is None:
+        return _width(origin.other(origin.row.teacher))
+    return None if job.is_ready else vector_width(job.encoder)
 
 
 def _check_maps(job: Job) -> None:
@@ -120,7 +144,9 @@ def _check_maps(job: Job) -> None:
     # words alone: the rules that cut texts are known for sure when transformers has loaded them (lead.models.maps)
     t, s = (vocabulary_sum(of.encoder.reference) for of in (teacher, student))
     lengths = teacher.origin.settings.lengths == student.origin.settings.lengths
-    same = lengths and (t is None or s is None or t == s)
+    prompts = len({of.encoder.prompts or Prompts() for of in (teacher, student)}) == 1
+    ready = teacher.is_ready or student.is_ready  # a ready model says itself how it reads texts
+    same = (ready or (lengths and prompts)) and (t is None or s is None or t == s)
     n, m = (pretrained_layers(of.encoder.model_copy(update={"linear": None})) for of in (teacher, student))
     kind = teacher.kind
     assert kind is not None
@@ -131,7 +157,7 @@ def _check_widths(job: Job) -> None:
     """Refuse to learn vectors of another width: queries for passages (ADORE), or a teacher's. Raises LeadError."""
     row = job.row
     if job.method.stage == "align":
-        own, taught = (vector_width(of.encoder) for of in (job, job.other(row.teacher)))
+        own, taught = (_width(of) for of in (job, job.other(row.teacher)))
         if own is not None and taught is not None and own != taught:
             raise LeadError(
                 f"its vectors have {own} outputs, those of `teacher: {row.teacher}` have {taught}: set its "
@@ -139,7 +165,7 @@ def _check_widths(job: Job) -> None:
             )
     if row.passages is None:
         return
-    q, p = (vector_width(job.other(name).encoder) for name in (row.start, row.passages))
+    q, p = (_width(job.other(name)) for name in (row.start, row.passages))
     if q is not None and p is not None and q != p:
         raise LeadError(
             f"'{row.start}' has {q} outputs, the vectors of `passages: {row.passages}` have {p}; name a run of equal "
@@ -178,6 +204,6 @@ def _check_index(job: Job) -> None:
     from lead.retrieval.engine import check_index
 
     try:
-        check_index(r.index, r.index_parameters, vector_width(job.encoder))
+        check_index(r.index, r.index_parameters, _width(job))
     except LeadError as e:
         raise LeadError(f"{job.dataset.file}: run '{job.run}': {e}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -12,12 +13,11 @@ from lead.config.experiments import Row
 from lead.config.kinds import Kind
 from lead.config.load import Loaded
 from lead.config.methods import Method
-from lead.config.schema import Linear, ModelRef, Settings
+from lead.config.schema import ModelRef, Settings
 from lead.errors import Named
 from lead.plan.datasets import PlannedDataset
 from lead.plan.rows import Rows, split_seed
 from lead.plan.settings import run_settings
-from lead.pretrained import vector_width
 
 
 class Jobs(dict[tuple[str, str], "Job"]):
@@ -63,10 +63,10 @@ class Job:
         """The stages that make this run itself, in order."""
         if self.kind is None:
             return [str(self.method.stage), "evaluate"]
-        train = [str(self.method.stage)] if self.method.trains else []
+        made = [] if self.method.stage is None else [str(self.method.stage)]
         if self.kind.ranks_by == "rerank":
-            return [*train, "rerank", "evaluate"]
-        return [*train, "encode", *(["index"] if self.indexes() else []), "retrieve", "evaluate"]
+            return [*made, "rerank", "evaluate"]
+        return [*made, "encode", *(["index"] if self.indexes() else []), "retrieve", "evaluate"]
 
     # --- models ------------------------------------------------------------------------------------------------------
     @property
@@ -95,19 +95,14 @@ class Job:
 
     @property
     def origin(self) -> Job:
-        """The warm-up run at the start of this model's chain."""
+        """The run at the start of this model's chain: a warm-up, or a ready model."""
         return self.other(self.jobs.rows.origin(self.run))
 
     @property
     def encoder(self) -> ModelRef:
         """The pretrained encoder that its model grew from."""
         origin = self.origin
-        model = origin.settings.models["teacher" if origin.row.init == "teacher" else "student"]
-        if origin.method.stage == "align" and model.linear is None:  # alignment adds one where vectors differ in size
-            own, taught = vector_width(model), vector_width(origin.other(origin.row.teacher).encoder)
-            if own is not None and taught is not None and own != taught:
-                return model.model_copy(update={"linear": Linear(size=taught)})
-        return model
+        return Named("model of `models`", origin.dataset.file, origin.settings.models)[str(origin.row.init)]
 
     @property
     def texts(self) -> list[str]:
@@ -139,17 +134,29 @@ class Job:
         return [re.sub(r"/passages([^/]*)\.parquet$", r"/index\1", file) for file in self.vectors(shard)]
 
     @property
-    def tokenizer(self) -> tuple[str, str, int]:
-        """Name of the store of its passages' token ids; the encoder whose tokenizer it is, and the length of a passage.
+    def tokenizer(self) -> tuple[str, dict[str, Any]]:
+        """Name of the store of its passages' token ids, and the settings that make it: encoder, length and prompt.
 
-        The name is like hub_Luyu_co-condenser-marco-144.
+        The name is like hub_Luyu_co-condenser-marco-144; a prompt's sum follows.
         """
         reference, length = self.encoder.reference, self.origin.settings.lengths.passage
-        return re.sub(r"[^A-Za-z0-9.-]+", "_", reference) + f"-{length}", reference, length
+        name, settings = re.sub(r"[^A-Za-z0-9.-]+", "_", reference) + f"-{length}", dict[str, Any]()
+        if self.encoder.prompts is not None and (prompt := self.encoder.prompts.passage):
+            name, settings = f"{name}-{hashlib.sha256(prompt.encode()).hexdigest()[:8]}", {"prompt": prompt}
+        return name, {"reference": reference, "length": length, **settings}
 
     def tokens(self, shard: str) -> list[str]:
-        """Folder of a shard's token ids for its model; none for a corpus in one part, which is tokenized anew."""
-        return [f"{self.dataset.folder}/tokens/{self.tokenizer[0]}/passages{shard}"] if shard else []
+        """Folder of a shard's token ids for its model; none for a corpus in one part, which is tokenized anew.
+
+        None for a ready model, whose length and prompt are not known before it is loaded.
+        """
+        stored = shard and not self.is_ready
+        return [f"{self.dataset.folder}/tokens/{self.tokenizer[0]}/passages{shard}"] if stored else []
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its model grew from a ready one, which says itself how it reads texts and projects vectors."""
+        return self.origin.method.stage == "pretrained"
 
     @property
     def reranked(self) -> str:

@@ -35,7 +35,7 @@ def _check_row(rows: Rows, name: str, row: Row, seen: tuple[str, ...] = ()) -> N
     _check_queries_only(rows, name, row)
     _check_settings(where, row)
     trained_by = name.removesuffix("_teacher")
-    if method.trains and trained_by != name and trained_by in rows.joint():
+    if method.stage is not None and trained_by != name and trained_by in rows.joint():
         raise LeadError(f"{where}: '{trained_by}' leaves its teacher under this name; rename the run")
     for listed in (m.name for m in METHODS.values() if not m.has_model):
         if (row.method == listed) != (name == listed):

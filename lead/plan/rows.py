@@ -44,9 +44,9 @@ class Rows(Named[Row]):
         self.where, self.seeds = where, seeds
 
     def __contains__(self, name: object) -> bool:
-        """Whether the row exists, with or without a seed. BM25 and an external run have no seeds."""
+        """Whether the row exists, with or without a seed. BM25, an external run and a ready model have no seeds."""
         base, seed = split_seed(str(name))
-        return super().__contains__(base) and (seed == 1 or self.method(base).has_model)
+        return super().__contains__(base) and (seed == 1 or self.method(base).has_seeds)
 
     def __missing__(self, name: str) -> Row:
         """The row of a seed: the rows it names are those of the same seed. Raises LeadError."""
@@ -60,7 +60,7 @@ class Rows(Named[Row]):
 
     def reference(self, run: str | None, seed: int) -> str | None:
         """The run that a run of this seed is made from, where its row names `run`."""
-        if run is None or seed == 1 or run not in self or not self.method(run).has_model:
+        if run is None or seed == 1 or run not in self or not self.method(run).has_seeds:
             return run
         return f"{run}-s{seed}" if self.seeds == "chain" or self[run].phase == "distil" else run
 
@@ -97,14 +97,14 @@ class Rows(Named[Row]):
         return KINDS[self[self.origin(run)].kind]
 
     def origin(self, run: str) -> str:
-        """The run that trained the pretrained encoder from which this run's model grew."""
+        """The run that trained, or took as it is, the pretrained encoder from which this run's model grew."""
         row = self[run]
         if row.of is not None:
             return self.origin(str(self[row.of].teacher))
         return run if row.init is not None else self.origin(str(row.start))
 
     def root(self, run: str) -> str:
-        """Which of `models` the run's model grew from: `teacher` or `student`."""
+        """Which of `models` the run's model grew from."""
         return str(self[self.origin(run)].init)
 
     def generation(self, run: str) -> int:

@@ -39,7 +39,8 @@ def run_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> Settings
             train = merge(train, part.tree.get("phases", {}).get(phase, {}))
     tree = seeded(tree, run)
     own = row.settings.get("train", {}).get("lr")
-    alone = rows.method(run).stage == "train" and row.phase == "distil" and rows.root(run) == "teacher"
+    teacher = rows.root(run) == "teacher" or rows[rows.origin(run)].phase == "teacher" if row.start else False
+    alone = rows.method(run).stage == "train" and row.phase == "distil" and teacher
     if alone and own is None:  # the control of a jointly trained teacher: its rate, the contrastive loss only
         train["lr"] = train.get("teacher_lr") or train.get("lr", Train().lr)
     return _checked(loaded, dataset, tree | {"train": train})

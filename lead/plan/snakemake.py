@@ -116,6 +116,7 @@ MEMORY = {
     "bm25": Memory(2000, {"corpus": 4, "queries": 150}),  # the index; 100 negatives a query
     # the corpus's ids; lists hold texts, or packed ids
     "external": Memory(2000, {"corpus": 1, "queries": 4, "lists": 0.5}),
+    "pretrained": Memory(8000),
     # ADORE's passages: a file while it is read, and a rank's part of all
     # texts are mapped from a file; ids are looked up in memory
     "train": Memory(5000, {"corpus": 0.4, "queries": 5, "negatives": 14}, {"passages": 6}, ranks=True),

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import BaseModel
+
 from lead.commands import settings_class
 from lead.config.lists import Mining
-from lead.config.load import Tree, validate
+from lead.config.load import Tree, merge, validate
 from lead.config.recipe import execution, recipe
 from lead.config.schema import Settings
 from lead.config.sources import EvaluationSource
@@ -71,9 +73,8 @@ def _external(dataset: PlannedDataset, s: Settings) -> Tree:
 
 
 def _tokenizer(jobs: Jobs, dataset: str, name: str) -> Tree:
-    """The tokenizer and the length of passages of the store of token ids with this name."""
-    stores = [jobs[dataset, run].tokenizer for run in jobs.rows.ranked_by("search")]
-    known = {store: {"reference": reference, "length": length} for store, reference, length in stores}
+    """The settings that make the store of token ids with this name."""
+    known = dict(jobs[dataset, run].tokenizer for run in jobs.rows.ranked_by("search"))
     return Named("tokenizer", f"the runs on {dataset}", known)[name]
 
 
@@ -83,7 +84,14 @@ def _train(job: Job) -> Tree:
     if row.init is None:  # the model folder says what kind of model it is
         return shared
     scoring = getattr(s.scoring, row.kind)
-    return shared | _json(model=s.models[row.init], kind=row.kind, scoring=scoring, lengths=s.lengths)
+    return shared | _json(model=job.encoder, kind=row.kind, scoring=scoring, lengths=s.lengths)
+
+
+def _pretrained(job: Job) -> Tree:
+    s, kind, own = job.settings, job.row.kind, job.row.settings
+    given = sorted({*own.get("scoring", {}).get(kind, {}), *own.get("lengths", {})})
+    shared = _json(model=job.encoder, kind=kind, scoring=getattr(s.scoring, kind), lengths=s.lengths)
+    return shared | {"given": given}
 
 
 def _distil(job: Job) -> Tree:
@@ -173,6 +181,7 @@ OF_RUN: Named[Callable[[Job], Tree]] = Named(
     "stage",
     "lead.plan.stage_settings",
     {
+        "pretrained": _pretrained,
         "train": _train,
         "align": _align,
         "distil": _distil,
@@ -234,4 +243,4 @@ def _vector_stages(job: Job) -> list[str]:
 
 
 def _json(**parts: Any) -> Tree:
-    return {k: v.model_dump(mode="json") if hasattr(v, "model_dump") else v for k, v in parts.items()}
+    return {k: merge(recipe(v), execution(v)) if isinstance(v, BaseModel) else v for k, v in parts.items()}

@@ -53,7 +53,8 @@ def encode(
     encoder = cast(BiEncoder, LayeredModel.load(model).must_rank_by("search", str(model), otherwise)).to(device(gpu))
     start, stop = shard_rows(file.metadata.num_rows, settings.shard)
     vectors = np.zeros((stop - start, encoder.size), np.float32)
-    store = tokens and Tokens(tokens, encoder.tokenizer, getattr(encoder.lengths, side), len(vectors))
+    how_cut = getattr(encoder.lengths, side), len(vectors), getattr(encoder.prompts, side)
+    store = tokens and Tokens(tokens, encoder.tokenizer, *how_cut)
     ids: list[str] = []
     for chunk in read_rows(file, start, stop, CHUNK, file.schema_arrow.names[:1] if store else None):
         without_nulls(chunk, texts)

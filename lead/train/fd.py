@@ -33,7 +33,8 @@ class FdStep(DistilStep):
     ) -> None:
         """Raises LeadError when the two models cannot be aligned."""
         super().__init__(student, teacher, train, distil, seed, method)
-        same = same_tokens(student.tokenizer, teacher.tokenizer) and student.lengths == teacher.lengths
+        read = [(model.lengths, model.prompts) for model in (student, teacher)]
+        same = same_tokens(student.tokenizer, teacher.tokenizer) and read[0] == read[1]
         n, m = depth(teacher.encoder), depth(student.encoder)
         check_maps(same, n, m, *((model.about, model.scoring) for model in (teacher, student)))
         self.aligned = map_layers(distil.map_layers, n, m)

@@ -1,3 +1,26 @@
+# Ready retrievers, as they are.
+rule pretrained:
+    output:
+        directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
+    log:
+        f"{RESULTS}/{{dataset}}/logs/pretrained.{{run}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/pretrained.{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.rows.of_stage("pretrained")),
+    threads: 1
+    resources:
+        mem_mb=memory("pretrained"),
+        runtime=lambda w, attempt: 60 * attempt,
+        gpu=0,
+    params:
+        settings=settings("pretrained"),
+    message:
+        "{wildcards.dataset}: taking {wildcards.run} as it is"
+    shell:
+        "lead pretrained --out {output:q} --settings {params.settings:q} --threads {threads} --log {log:q}"
+
+
 # Training with the contrastive loss: the miner, the warm-up of teachers and student, the control student_more, and ADORE.
 rule train:
     input:
