@@ -89,11 +89,37 @@ STAGES: dict[str, Stage] = {
         gpu=True,
         ranks=True,
     ),
+    "align": Stage(
+        "Align a student's vectors with a dual encoder teacher's, on texts without labels (LEAF).",
+        "lead.train.align:align",
+        "AlignSettings",
+        inputs={
+            "corpus": CORPUS,
+            "queries": QUERIES + ": those of train, read as texts",
+            "dev-queries": TRAINING_INPUTS["dev-queries"],
+            "dev-qrels": TRAINING_INPUTS["dev-qrels"],
+            "texts+?": "more texts: .txt, a text a line, or files as of a corpus",
+            "start?": "model folder of the student (instead of settings.model)",
+            "teacher": "the dual encoder teacher's model folder",
+        },
+        outputs={
+            "out": "student's model folder",
+            "state": "folder for checkpoints while training",
+            "metrics": "JSON lines of training",
+        },
+        gpu=True,
+        ranks=True,
+    ),
     "distil": Stage(
         "Distil a teacher into a student: LEAD (eqs. 4 to 12), RD, FD or Margin-MSE (frozen teacher).",
         "lead.train.stages:distil",
         "DistilSettings",
-        inputs=TRAINING_INPUTS | {"start": "student's model folder", "teacher": "teacher's model folder"},
+        inputs=TRAINING_INPUTS
+        | {
+            "start": "student's model folder",
+            "teacher?": "teacher's model folder",
+            "scores+?": "instead of --teacher: files of scores (Parquet or TSV: qid, pid, score)",
+        },
         outputs={
             "out": "student's model folder",
             "teacher-out?": "model folder of the jointly trained teacher",
@@ -156,6 +182,20 @@ STAGES: dict[str, Stage] = {
             "negatives": RANKED,
         },
         outputs={"out": RANKED},
+        gpu=True,
+    ),
+    "score": Stage(
+        "Score the passages that train queries are trained with, for `lead distil --scores`.",
+        "lead.retrieval.score:score",
+        "ScoreSettings",
+        inputs={
+            "model": "model folder of any kind",
+            "corpus": CORPUS,
+            "queries+": QUERIES + " of train",
+            "qrels+": QRELS + " of these queries",
+            "negatives": RANKED + ": hard negatives",
+        },
+        outputs={"out": "scores (Parquet: qid, pid, score)"},
         gpu=True,
     ),
     "retrieve": Stage(

@@ -1,4 +1,4 @@
-"""A linear layer after the encoder, section 4.7: layer n + 1, with as many outputs or fewer."""
+"""A linear layer after the encoder, section 4.7: layer n + 1, with as many outputs, fewer or more."""
 
 from __future__ import annotations
 
@@ -50,10 +50,19 @@ def test_a_smaller_linear_layer_makes_smaller_vectors(tiny_model: Path, tmp_path
     model.save(tmp_path / "m")
     again = LayeredModel.load(tmp_path / "m").eval()
     assert again.size == 8 and torch.equal(again.encode(model.tokenize("passage", PASSAGES), (2, 5)).x, f.x)
-    with pytest.raises(LeadError, match=r"linear.size 33 is more than the 32 outputs of the encoder"):
-        linear_model(tiny_model, "de", size=33)
     with pytest.raises(LeadError, match=r"linear.size of a cross encoder must be its width, 32"):
         linear_model(tiny_model, "ce", size=8)
+
+
+@torch.no_grad()
+def test_a_larger_linear_layer_pads_the_other_layers(tiny_model: Path, tmp_path: Path) -> None:
+    model = linear_model(tiny_model, "de", size=40)
+    f = model.encode(model.tokenize("passage", PASSAGES), (2, 5))
+    plain = linear_model(tiny_model, "de").encode(model.tokenize("passage", PASSAGES), (2, 5))
+    assert model.vectors(f).shape == (4, 40) and torch.equal(f.x[0, :, :32], plain.x[0]) and not f.x[0, :, 32:].any()
+    model.save(tmp_path / "m")
+    again = LayeredModel.load(tmp_path / "m").eval()
+    assert again.size == 40 and torch.equal(again.encode(model.tokenize("passage", PASSAGES), (2, 5)).x, f.x)
 
 
 def test_lead_aligns_the_linear_layer_like_any_other(tiny_model: Path, tmp_path: Path, data: TrainingData) -> None:

@@ -160,7 +160,6 @@ def test_a_key_that_its_method_does_not_read_is_refused(folder: Path, row: str, 
     [
         ({"scoring": {"ce": {"normalise": "unit"}}}, "'settings.scoring.ce'.*one number"),
         ({"models": {"teacher": {"linear": {"size": 16}}}}, "run 'teacher_ce' on 'tiny'.*must be its width, 32"),
-        ({"models": {"student": {"linear": {"size": 64}}}}, "run 'student' on 'tiny'.*64 is more than the 32 outputs"),
         ({"scoring": {"cb": {"markers": True}}}, "run 'fd_cb' on 'tiny': method fd: scoring.cb.markers"),
         ({"models": {"student": {"linear": {"size": 16}}}}, "run 'adore' .*'student' has 16 outputs.*teacher_de` have"),
     ],

@@ -10,12 +10,10 @@ from lead.config.schema import Scoring
 from lead.errors import LeadError
 
 
-def check_linear(size: int | None, width: int | None, kind: Kind, of: str) -> None:
-    """Refuse a linear layer of `size` outputs after an encoder of `width` outputs. of: its name. LeadError."""
+def check_linear(size: int | None, width: int | None, kind: Kind) -> None:
+    """Refuse a linear layer of `size` outputs after an encoder of `width` outputs. Raises LeadError."""
     if size is None or width is None:
         return
-    if size > width:
-        raise LeadError(f"models: linear.size {size} is more than the {width} outputs of {of}; lower it")
     if kind.keeps_width and size != width:
         raise LeadError(f"models: linear.size of {kind.a} must be its width, {width}: w is shared by all layers")
 

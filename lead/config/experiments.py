@@ -20,39 +20,60 @@ class Row(Strict):
     kind: KindName = Field("de", description="with `init`: dual encoder, ColBERT or cross encoder")
     init: Name | None = Field(None, description="the encoder of `models` to start from, such as teacher or student")
     start: Name | None = Field(
-        None, description="the run whose model is trained further, or is the student of distillation"
+        None, description="the run whose model is trained further, is the student of distillation, or encodes queries"
     )
-    teacher: Name | None = Field(None, description="distillation: the run whose model teaches")
+    teacher: Name | None = Field(None, description="distillation, align: the run whose model teaches")
+    scores: dict[Name, float] | None = Field(
+        None,
+        min_length=1,
+        description="distillation, instead of `teacher`: whose scores teach, and their weights: runs with a model "
+        "(`lead score` asks each once), or names of files in the dataset's `scores`",
+    )
     passages: Name | None = Field(
         None,
-        description="contrastive: the run whose passage vectors stay fixed; only the query encoder is trained",
+        description="contrastive: the run whose passage vectors are used and do not change; only queries are learnt. "
+        "asymmetric: the run whose passage vectors are searched",
     )
     of: Name | None = Field(None, description="teacher_of: the joint run")
     negatives: Name = Field("miner", description="run whose list gives hard negatives, or `bm25`")
     denoise: Name | None = Field(
         None, description="run of a cross encoder or ColBERT that removes likely positives from the negatives"
     )
-    phase: Literal["miner", "teacher", "student", "distil"] = Field(
-        "distil", description="which overrides of `train` apply"
+    phase: Literal["miner", "teacher", "student", "align", "distil"] = Field(
+        "distil", description="which overrides of `train` apply; of method align: align"
     )
     datasets: list[Name] | None = Field(None, description="only these datasets; null: all")
     settings: dict[str, Any] = Field({}, description="any keys of Settings")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _phase(cls, row: Any) -> Any:
+        return {"phase": "align", **row} if isinstance(row, dict) and row.get("method") == "align" else row
+
     @model_validator(mode="after")
     def _needs(self) -> Row:
         method = METHODS[self.method]
-        warms_up = method.stage == "train"  # starts from `init` or `start`
-        for key in ("teacher", "of") if warms_up else ("init", "start", "teacher", "of"):
+        for key in ("teacher", "of") if method.warms_up else ("init", "start", "teacher", "of"):
             given = getattr(self, key) is not None
+            if key == "teacher" and self.scores is not None and method.distils and not given:
+                continue  # in the place of a teacher
             if given != (key in method.needs):
                 wrong = f"does not read `{key}`; leave it out" if given else f"needs `{key}`; name a run"
                 raise ValueError(f"method {self.method} {wrong}")
         if self.init is None and "kind" in self.model_fields_set:
             raise ValueError("`kind` is read with `init` only; leave it out")
-        if warms_up and (self.init is None) == (self.start is None):
+        if method.warms_up and (self.init is None) == (self.start is None):
             raise ValueError(f"method {self.method} needs one of `init` and `start`")
-        if self.passages is not None and (self.start is None or not warms_up):
-            raise ValueError("`passages` is read by method contrastive with `start` only; leave it out")
+        if self.passages is not None and (self.start is None or self.method not in ("contrastive", "asymmetric")):
+            raise ValueError("`passages` is read by method contrastive with `start`, and by asymmetric; leave it out")
+        if self.scores is not None and (self.teacher is not None or not method.distils):
+            raise ValueError("`scores` is read by distillation without `teacher` only; leave one out")
+        if self.scores is not None and method.sees != "scores":
+            raise ValueError(
+                f"method {self.method} needs a teacher's {method.sees}, which scores do not hold; use rd or margin_mse"
+            )
+        if self.passages is None and "passages" in method.needs:
+            raise ValueError(f"method {self.method} needs `passages`")
         if self.passages is not None and self.denoise is not None:
             raise ValueError("with `passages` every step finds its own negatives; leave `denoise` out")
         return self

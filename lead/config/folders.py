@@ -34,7 +34,7 @@ class Located:
     """Files of a collection."""
 
     corpus: Sequence[Path]
-    splits: Mapping[str, LocatedSplit]  # train, test and perhaps dev
+    splits: Mapping[str, LocatedSplit]  # train and test, if not drawn or missing, and perhaps dev
 
     def files(self) -> list[str]:
         """All of them, each once."""
@@ -68,7 +68,10 @@ def expand(path: str) -> Path:
 # --- BEIR ------------------------------------------------------------------------------------------------------------
 def _beir(source: BeirSource) -> Located:
     folder = _folder(source.folder)
-    corpus, queries = (_one(folder, name, ".jsonl") for name in ("corpus", "queries"))
+    corpus = _one(folder, "corpus", ".jsonl")
+    if source.train is None and not (folder / "qrels").is_dir():  # a corpus alone
+        return Located([corpus], {})
+    queries = _one(folder, "queries", ".jsonl")
     qrels = {p.name.partition(".tsv")[0]: [p] for p in sorted((folder / "qrels").glob("*.tsv*")) if _is_data(p)}
     splits = _choose(source, qrels, folder / "qrels")
     return Located([corpus], {name: LocatedSplit([queries], files) for name, files in splits.items()})
@@ -191,8 +194,9 @@ def _is_data(path: Path) -> bool:
 def _choose(source: BeirSource | HfSource, qrels: Splits, where: Path) -> dict[str, Sequence[Path]]:
     """The judgements of train, test and, if there are any, dev. Raises LeadError for a missing split."""
     taken = {source.train, source.test}
+    alone = source.train is None and isinstance(source, BeirSource) and source.test not in qrels
     dev = source.dev or next((name for name in DEV if name in qrels and name not in taken), None)
-    wanted = {"train": source.train, "dev": dev, "test": source.test}
+    wanted = {"train": source.train, "dev": dev, "test": None if alone else source.test}
     for key, name in wanted.items():
         if name is not None and name not in qrels:
             there = ", ".join(sorted(qrels)) or "none"

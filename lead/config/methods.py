@@ -32,30 +32,43 @@ LEAD: Mapping[str, Any] = {
 class Method:
     """A method.
 
-    stage: the command that makes its model or its list; None if another run's job makes the model.
-    sees: the input of its loss: the final `scores` of both models; also the scores of aligned `layers`; or `maps` over
-    tokens, which need the same tokenizer for both models.
-    loss: "module:function" of the loss. If the method sees scores or layers, the loss takes a
+    stage: the command that makes its model or its list; None where another run's job makes the model.
+    sees: what its loss is a function of: the final `scores` of both models, scores of aligned `layers` too, `maps`
+    over tokens, for which both models must have the same tokenizer, or the `vectors` of single texts.
+    loss: "module:function" of the loss; of a method that sees scores or layers, it takes a
     `lead.methods.losses.Scored` and returns a `lead.methods.losses.Loss`. reads: the keys of `distil` that it reads.
     joint: whether the teacher is trained too, unless `distil.joint` is false.
     """
 
     name: str
     about: str
-    stage: Literal["bm25", "external", "pretrained", "train", "distil"] | None
-    sees: Literal["scores", "layers", "maps"] = "scores"
+    stage: Literal["bm25", "external", "pretrained", "train", "align", "distil"] | None
+    sees: Literal["scores", "layers", "maps", "vectors"] = "scores"
     loss: str = ""
     reads: Mapping[str, Any] = field(default_factory=dict)
     joint: bool = False
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The keys of a row that it must be given. Training without a teacher needs one of `init` and `start`."""
-        return {"pretrained": ("init",), "distil": ("start", "teacher"), None: ("of",)}.get(self.stage, ())
+        """The keys of a row that it must be given. One that `warms_up` needs one of `init` and `start` too."""
+        if self.name == "asymmetric":
+            return ("start", "passages")
+        by_stage = {"pretrained": ("init",), "distil": ("start", "teacher"), "align": ("teacher",), None: ("of",)}
+        return by_stage.get(self.stage, ())
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether it may start from a pretrained encoder (`init`), not only from a run's model (`start`)."""
+        return self.stage in ("train", "align")
 
     @property
     def trains(self) -> bool:
         """Whether its job trains a model."""
+        return self.stage in ("train", "align", "distil")
+
+    @property
+    def judged(self) -> bool:
+        """Whether it trains on judged queries and their hard negatives."""
         return self.stage in ("train", "distil")
 
     @property
@@ -90,7 +103,15 @@ METHODS: Named[Method] = Named(
             Method(
                 "contrastive", "contrastive loss only, no teacher", "train", loss="lead.methods.contrastive:contrastive"
             ),
+            Method(
+                "align",
+                "the student learns the teacher's vectors of unlabelled texts (LEAF, Vujanic and Rueckstiess 2025)",
+                "align",
+                "vectors",
+                "lead.methods.align:align",
+            ),
             Method("teacher_of", "the teacher that a joint run leaves", None),
+            Method("asymmetric", "queries by an aligned student (`start`), passages by its teacher", None),
             Method(
                 "rd",
                 "response-based distillation (section 4.2)",

@@ -15,7 +15,7 @@ from lead.config.kinds import KINDS, Kind
 from lead.config.lists import Bm25, Denoise, Evaluation, Mining, Retrieval
 from lead.config.methods import STRATEGIES, StrategyName
 from lead.config.recipe import ADDED, EXECUTION
-from lead.config.sources import AnySource, Checks, Expect
+from lead.config.sources import AnySource, Checks, EvaluationSource, Expect, FilesSource, PseudoQueries
 from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Seed, Strict
 
 
@@ -24,7 +24,9 @@ class Linear(Strict):
     """A linear layer after the encoder ("+linear", section 4.7): layer N + 1, selected like any other."""
 
     size: PositiveInt | None = Field(
-        None, description="number of outputs; null: as many as inputs; fewer outputs make a smaller index"
+        None,
+        description="number of outputs; null: as many as inputs; fewer: a smaller index; more: as many as a "
+        "teacher's vectors have (method align)",
     )
     identity: bool = Field(
         True, description="initial weights: the identity (its first rows, if smaller); false: random"
@@ -248,12 +250,35 @@ class Distil(Strict):
     weights: LossWeights = LossWeights()
 
 
+ALIGN = {"lr": 3e-4, "batch_size": 32}  # what `train` is in the phase `align`, unless phases.align says otherwise
+
+
+class Align(Strict):
+    """Alignment without labels (method align): the student learns the teacher's vectors of passages and queries."""
+
+    loss: Literal["squared", "cosine"] = Field(
+        "squared",
+        description="squared: squared distance of the vectors whose products are scores (of unit length with "
+        "`normalise: unit`); cosine: 1 - their cosine",
+    )
+    epochs: Positive = Field(3.0, description="passes over the texts, unless phases.align gives `steps`")
+    texts: list[str] = Field(
+        [],
+        description="files of more texts beside the passages and train queries: .txt, a text a line, or any that a "
+        "corpus may be (with ids); relative to the folder that the workflow runs in",
+    )
+
+
 class PhaseTrain(Strict):
     """Overrides of `train` in one phase. Keys are those of `train`."""
 
     miner: dict[str, Any] = Field({}, description="the 12DE that mines negatives")
     teacher: dict[str, Any] = Field({}, description="warm-up of the teachers on mined negatives")
     student: dict[str, Any] = Field({}, description="warm-up of the student on mined negatives")
+    align: dict[str, Any] = Field(
+        {},
+        description="alignment without labels. lr (3e-4), batch_size (32 texts) and steps of `train` are not read",
+    )
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
     cross: dict[str, Any] = Field(
         {}, description="overrides the others in runs that train a cross encoder or learn from one"
@@ -273,6 +298,7 @@ class Settings(Strict):
     scoring: ScoringByKind = ScoringByKind()
     train: Train = Train()
     phases: PhaseTrain = PhaseTrain()
+    align: Align = Align()
     distil: Distil = Distil()
     bm25: Bm25 = Bm25()
     denoise: Denoise = Denoise()
@@ -296,6 +322,9 @@ class Dataset(Strict):
 
     about: str = Field("", description="one line for people")
     source: AnySource
+    queries: PseudoQueries | None = Field(
+        None, description="where train queries come from the corpus itself; null: they are those of the source"
+    )
     preset: Name = Field("paper", description="a file of config/presets/")
     expect: Expect = Expect()
     shards: Annotated[int, Field(ge=1, le=9999)] = Field(
@@ -308,8 +337,26 @@ class Dataset(Strict):
         description="ranked lists that come with the test queries, for the run `external` and `retrieval.rerank_from`: "
         "MS MARCO's top1000 or run, a TREC run, Parquet or JSONL (qid, pid, score), .gz too; or ir_datasets:ID",
     )
+    scores: dict[Name, str] = Field(
+        {},
+        description="files of scores from elsewhere, by name (Parquet or TSV: qid, pid, score), for a row's `scores`",
+    )
     runs: list[str] | None = Field(
         None, min_length=1, description="the runs of its default target; null: every run that makes sense"
     )
     repeats: dict[str, PositiveInt] = Field({}, description="number of seeds of a run in its tables; 1 for all others")
     settings: dict[str, Any] = Field({}, description="any keys of Settings")
+
+    @model_validator(mode="after")
+    def _train_queries(self) -> Dataset:
+        """Train queries are the source's or drawn from its corpus. Only in the second case is `test` optional."""
+        source, drawn = self.source, self.queries is not None
+        if drawn and isinstance(source, EvaluationSource):
+            raise ValueError("key 'queries' is of a dataset with a corpus of its own; leave it out")
+        if drawn and isinstance(source, FilesSource) and source.train is not None:
+            raise ValueError("give either 'source.train' or 'queries', which draws train queries from the corpus")
+        for key in () if drawn else ("train", "test"):
+            if getattr(source, key, key) is None:
+                remedy = "add it, or draw train queries from the corpus (`queries: {from: sentences}`)"
+                raise ValueError(f"key 'source.{key}' is missing; {remedy}")
+        return self

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from lead.config.types import Name, PositiveInt, Strict
+from lead.config.types import Name, PositiveInt, Seed, Strict
 
 IR_DATASETS = "ir_datasets:"  # before an id of the library, where a file could stand
 
@@ -63,8 +63,10 @@ class FilesSource(Source):
         ".gz or .zst too"
     )
     fields: Fields = ["title", "text"]
-    train: SplitFiles
-    test: SplitFiles = Field(description="the evaluation split")
+    train: SplitFiles | None = Field(None, description="null: drawn from the corpus (key `queries` of the dataset)")
+    test: SplitFiles | None = Field(
+        None, description="the evaluation split; null, where train is drawn from the corpus: models only, no results"
+    )
     dev: SplitFiles | None = Field(None, description="null: carved from train")
 
 
@@ -76,7 +78,7 @@ class BeirSource(Source):
     kind: Literal["beir"]
     folder: str = Field(min_length=1, description="relative to the dataset file")
     fields: Fields = ["title", "text"]
-    train: str = Field("train", min_length=1, description="name of the judgements in qrels/ to train on")
+    train: str | None = Field("train", min_length=1, description="name of the judgements in qrels/ to train on")
     test: str = Field("test", min_length=1, description="name of those to evaluate on")
     dev: str | None = Field(None, min_length=1, description="null: qrels/dev if it is there, else carved from train")
 
@@ -98,7 +100,7 @@ class HfSource(Source):
         description="folder or repository of the judgements, if they are not with the rest (BeIR/scifact-qrels)",
     )
     fields: Fields = ["title", "text"]
-    train: str = Field("train", min_length=1, description="split of the judgements to train on")
+    train: str | None = Field("train", min_length=1, description="split of the judgements to train on")
     test: str = Field("test", min_length=1, description="split to evaluate on")
     dev: str | None = Field(
         None, min_length=1, description="null: the split dev or validation if there is one, else carved from train"
@@ -125,7 +127,9 @@ class IrDatasetsSource(Source):
     kind: Literal["ir_datasets"]
     corpus: str = Field(description="id whose docs are the corpus, such as msmarco-passage")
     fields: list[str] = Field(["text"], min_length=1, description="fields that make up a passage, in this order")
-    train: str = Field(description="id whose queries and qrels are the train split")
+    train: str | None = Field(
+        None, description="id whose queries and qrels are the train split; null: drawn from the corpus (key `queries`)"
+    )
     test: str = Field(description="id of the evaluation split")
     dev: str | None = Field(None, description="id of the dev split; null: carved from train")
 
@@ -150,6 +154,19 @@ AnySource = Annotated[
     Field(discriminator="kind"),
 ]  # fmt: skip
 KINDS_OF_SOURCE = tuple(get_args(cls.model_fields["kind"].annotation)[0] for cls in get_args(get_args(AnySource)[0]))
+
+
+_KEYS_OF_QUERIES: dict[str, Any] = {
+    "from": (
+        Literal["titles", "sentences", "crops"],
+        Field(description="titles: of passages (of files); sentences: one of a passage; crops: 4 to 20 words of it"),
+    ),
+    "number": (PositiveInt, Field(100_000, description="at most so many queries, one a passage")),
+    "seed": (Seed, Field(1, description="seed of which passages, and what of them")),
+}
+PseudoQueries = create_model(  # `from` is a word of Python
+    "PseudoQueries", __base__=Strict, __doc__="Train queries that are drawn from the corpus itself.", **_KEYS_OF_QUERIES
+)
 
 
 class Expect(Strict):

@@ -14,9 +14,9 @@ from lead.config.kinds import KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
 from lead.config.recipe import ADDED, EXECUTION
-from lead.config.schema import Distil, Lengths, ModelRef, Reference, Scoring, Train
-from lead.config.sources import AnySource, Checks, Expect
-from lead.config.types import PositiveInt, Seed, Strict
+from lead.config.schema import Align, Distil, Lengths, ModelRef, Reference, Scoring, Train
+from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
+from lead.config.types import Positive, PositiveInt, Seed, Strict
 
 OwnIds = Annotated[bool, Field(description="leave out the passage with the query's own id")]
 
@@ -24,7 +24,10 @@ OwnIds = Annotated[bool, Field(description="leave out the passage with the query
 class PrepareSettings(Strict):
     """Read by `lead prepare`."""
 
-    source: AnySource = Field(description="kind and keys of a source, as in a dataset file: `lead schema Dataset`")
+    source: AnySource
+    queries: PseudoQueries | None = Field(
+        None, description="draw train queries from the corpus; null: the source's", json_schema_extra=ADDED
+    )
     dev_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     relevance: PositiveInt = 1
     checks: Checks = Checks()
@@ -90,8 +93,27 @@ class DistilSettings(Strict):
 
     seed: Seed = 1
     method: DistilMethodName = "lead"
+    score_weights: list[float] | None = Field(
+        None, description="factors on --scores, one for each file; null: 1", json_schema_extra=ADDED
+    )
     train: Train = Train()
     distil: Distil = Distil()
+    generation: Generation = 0
+    relevance: PositiveInt = 1
+
+
+class AlignSettings(Strict):
+    """Read by `lead align`."""
+
+    seed: Seed = 1
+    model: ModelRef | None = Field(
+        None, description="pretrained encoder to start from; null: the model given by --start"
+    )
+    scoring: Scoring = Scoring()
+    lengths: Lengths = Lengths()
+    train: Train = Train()
+    loss: Literal["squared", "cosine"] = Field("squared", description=Align.model_fields["loss"].description)
+    epochs: Positive | None = Field(None, description="passes over the texts; null: train.steps steps")
     generation: Generation = 0
     relevance: PositiveInt = 1
 
@@ -144,6 +166,15 @@ class DenoiseSettings(Strict):
     keep_below: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="a negative stays if its probability of beating the best positive is lower"
     )
+    relevance: PositiveInt = 1
+    batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
+    precision: Literal["bf16", "fp32"] = "bf16"
+
+
+class ScoreSettings(Strict):
+    """Read by `lead score`."""
+
+    depth: PositiveInt = Field(100, description="negatives of a list that are scored, beside the relevant passages")
     relevance: PositiveInt = 1
     batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
     precision: Literal["bf16", "fp32"] = "bf16"

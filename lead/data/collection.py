@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ class Collection:
     passages: Iterator[pa.RecordBatch]  # pid, text; can be iterated once; pid is unique
     splits: dict[str, Split]  # train, test and perhaps dev
     facts: dict[str, Any] = field(default_factory=dict)  # for the report: equal inputs must give equal facts
+    titles: Callable[[], Iterator[tuple[str, str]]] | None = None  # pid, title of every passage, where they have some
 
 
 def passage_batches(passages: Iterable[tuple[str, str]]) -> Iterator[pa.RecordBatch]:

@@ -38,7 +38,13 @@ def collect(source: OnDisk) -> Collection:
     facts: dict[str, Any] = {}
     splits = {name: collect_split(name, split, facts) for name, split in located.splits.items()}
     files = {name: {os.path.realpath(path) for path in split.queries} for name, split in located.splits.items()}
-    return Collection(read_corpus(located.corpus, source.fields, facts), own_queries(splits, files), {"files": facts})
+
+    def titles() -> Iterator[tuple[str, str]]:
+        for batch in read_corpus(located.corpus, ["title"]):
+            yield from zip(batch["pid"].to_pylist(), batch["text"].to_pylist(), strict=True)
+
+    passages = read_corpus(located.corpus, source.fields, facts)
+    return Collection(passages, own_queries(splits, files), {"files": facts}, titles)
 
 
 def collect_split(name: str, split: LocatedSplit, facts: dict[str, Any]) -> Split:

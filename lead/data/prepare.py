@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lead.data import files, ir
 from lead.data.collection import Collection, Split, hash64
 from lead.data.copies import first_rows, passage_form, query_form
 from lead.data.layout import tell
+from lead.data.pseudo import pseudo_queries
 from lead.data.splits import carve, report_leaks, select
 from lead.errors import LeadError
 from lead.store.atomic import atomic_file
@@ -82,10 +84,24 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
         _check("duplicate_passages", passages.duplicates, settings.checks)
         _check("empty_passages", passages.empty, settings.checks)
         report: dict[str, Any] = {}
-        splits = {name: _resolve(name, split, passages, settings, report) for name, split in collection.splits.items()}
+        found = dict(collection.splits)
+        facts = {"kind": source.kind} | collection.facts
+        if settings.queries is not None:
+            texts = partial(_texts, temporary)
+            found["train"], facts["queries"] = pseudo_queries(
+                settings.queries, texts, collection.titles, settings.relevance
+            )
+        elif "train" not in found or "test" not in found:
+            raise LeadError("source.train and source.test are missing; add them, or set queries.from")
+        splits = {name: _resolve(name, split, passages, settings, report) for name, split in found.items()}
         _check_counts(settings.expect, passages.passages, splits, settings.relevance)
         if "dev" not in splits:
             splits["train"], splits["dev"] = carve(splits["train"], settings.dev_share)
+            if settings.queries is not None:
+                log.info("dev: carved from the queries that were drawn from the corpus")
+        if "test" not in splits:
+            log.warning("the source has no test queries: models can be made and compared on dev, but not evaluated")
+            splits["test"] = Split(SCHEMAS["queries"].empty_table(), SCHEMAS["qrels"].empty_table())
         report_leaks(splits, report)
     for name, split in splits.items():
         _write_split(name, split, report.setdefault(name, {}), out)
@@ -94,8 +110,14 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
         "duplicate_passages": passages.duplicates.count,
         "empty_passages": passages.empty.count,
     }
-    facts = {"kind": source.kind} | collection.facts
     write_json({"source": facts, "corpus": counts, "splits": report}, out / "report.json")
+
+
+def _texts(corpus: Path) -> Iterator[tuple[str, str]]:
+    """Ids and texts of a written corpus."""
+    with pq.ParquetFile(corpus) as file:
+        for batch in file.iter_batches():
+            yield from zip(batch["pid"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
 
 def _prepare_evaluation(settings: PrepareSettings, source: EvaluationSource, corpus: Path | None, out: Path) -> None:

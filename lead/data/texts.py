@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -29,17 +29,26 @@ class SharedFile(Protocol):
 
 
 def mapped(corpus: Path, beside: Path, ranks: SharedFile | None = None) -> pa.Table:
-    """A corpus whose ids and texts stay on disk, in an uncompressed temporary file beside the path `beside`.
+    """A corpus whose ids and texts stay on disk (`mapped_batches`). Raises LeadError for a damaged corpus too."""
+    return mapped_batches(lambda: _row_groups(corpus), beside, ranks)
 
-    The first of the `ranks` writes the file, and all map it. Its name is then removed, and the system frees the file
-    when no process maps it any more. Memory: one row group while writing, and the system's cache of the file. Raises
-    LeadError for a damaged corpus, and if the file cannot be written or mapped.
+
+def mapped_batches(
+    batches: Callable[[], Iterable[pa.Table | pa.RecordBatch]], beside: Path, ranks: SharedFile | None = None
+) -> pa.Table:
+    """Texts (pid, text) that stay on disk, in an uncompressed temporary file beside the path `beside`.
+
+    The first of the `ranks` writes what `batches` returns, and all map it. Its name is removed at once; the system
+    frees the file when no process maps it any more. Memory: one batch while it is written; the system's cache of the
+    file. Raises LeadError if the file cannot be written or mapped.
     """
     with contextlib.ExitStack() as stack:
         name = ""
         if ranks is None or ranks.rank == 0:
             file = stack.enter_context(scratch_file(beside))  # mapped pages stay when the name is gone
-            _write(corpus, file)
+            with pa.ipc.new_file(file, SCHEMAS["corpus"]) as writer:
+                for batch in batches():
+                    writer.write(batch)
             name = str(file)
         name = name if ranks is None else ranks.told(name)
         try:
@@ -51,11 +60,10 @@ def mapped(corpus: Path, beside: Path, ranks: SharedFile | None = None) -> pa.Ta
     return found
 
 
-def _write(corpus: Path, file: Path) -> None:
+def _row_groups(corpus: Path) -> Iterator[pa.Table]:
     table = open_table(corpus, "corpus")
-    with pa.ipc.new_file(file, SCHEMAS["corpus"]) as writer:
-        for group in range(table.num_row_groups):
-            writer.write_table(without_nulls(table.group(group), corpus).replace_schema_metadata())
+    for group in range(table.num_row_groups):
+        yield without_nulls(table.group(group), corpus).replace_schema_metadata()
 
 
 def take_texts(column: pa.ChunkedArray, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:

@@ -83,11 +83,12 @@ class LayeredModel(nn.Module):
         self.linear = None
         if linear is not None:
             self.size = linear.size or self.width
-            check_linear(self.size, self.width, self.about, "the encoder")
+            check_linear(self.size, self.width, self.about)
             self.linear = nn.Linear(self.width, self.size)
             if linear.identity:
                 nn.init.eye_(self.linear.weight)
                 nn.init.zeros_(self.linear.bias)
+        self.wide = max(self.width, self.size)  # of features
         self.n_layers = depth(encoder) + (linear is not None)
         self.build()
 
@@ -168,15 +169,16 @@ class LayeredModel(nn.Module):
         return next(self.encoder.parameters()).device
 
     def states(self, ids: Tensor, mask: Tensor, layers: tuple[int, ...], types: Tensor | None = None) -> list[Tensor]:
-        """Outputs [n, T, width] in fp32 of these layers (1..N). ids, mask, types: [n, T].
+        """Outputs [n, T, wide] in fp32 of these layers (1..N). ids, mask, types: [n, T].
 
-        A linear layer with fewer outputs is padded with zeros: neither inner products nor lengths of vectors change.
+        Where the linear layer has more outputs, or fewer, the narrower are padded with zeros: neither inner products
+        nor lengths of vectors change.
         """
         last = depth(self.encoder)
         out = hidden_states(self.encoder, ids, mask, tuple(min(i, last) for i in layers), types)
         if self.linear is not None and layers[-1] > last:
-            out[-1] = pad(self.linear(out[-1]), (0, self.width - self.size))
-        return [h.float() for h in out]
+            out[-1] = self.linear(out[-1])
+        return [(h if h.shape[-1] == self.wide else pad(h, (0, self.wide - h.shape[-1]))).float() for h in out]
 
     def padded(self, ids: list[list[int]], fill: int) -> tuple[Tensor, Tensor]:
         """Lists of numbers as a matrix [n, T] on the model's device, and its mask: true where there is a number."""

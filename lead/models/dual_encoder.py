@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lead.models.base import Ranks
-from lead.models.bi_encoder import BiEncoder
+from lead.models.base import Ranks, Scorer
+from lead.models.bi_encoder import BiEncoder, Side
 from lead.models.features import Features
 from lead.models.interchange import Interchange
+from lead.models.microbatch import MicroBatchEncoder
 from lead.models.scores import inner_product
 
 
@@ -56,6 +57,23 @@ class DualEncoder(BiEncoder):
         """The vectors of all ranks' passages, [L, P, d]. Queries stay."""
         queries, passages = features
         return queries, ranks.features(passages)
+
+    def scorer(self, queries: list[str], passages: list[str], encode: MicroBatchEncoder) -> Scorer:
+        """Inner products of vectors of all queries and passages, which are encoded now and kept on the CPU."""
+
+        def vectors(side: Side, texts: list[str]) -> Tensor:
+            last = (self.n_layers,)
+            parts = [
+                (group, self.vectors(features).cpu())
+                for group, features in encode.batches(self, self.tokenize(side, texts), last, side)
+            ]
+            out = torch.empty(len(texts), self.size)
+            for group, x in parts:
+                out[group] = x
+            return out
+
+        q, p = vectors("query", queries), vectors("passage", passages)
+        return lambda query, rows: (p[torch.from_numpy(rows)] @ q[query]).numpy()
 
     def similarity(self, queries: Tensor, passages: Tensor, masks: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """Inner products [Q, P] of vectors [Q, d] and [P, d]."""

@@ -28,6 +28,10 @@ def check(job: Job) -> None:
     for name in rows.ancestors(job.run):
         ancestor = job.other(name)
         s, row = ancestor.settings, ancestor.row
+        check_scores(ancestor)
+        for file in (f for name, f in ancestor.dataset.scores.items() if name in (row.scores or ())):
+            if not os.path.isfile(file):
+                raise LeadError(f"{ancestor.dataset.file}: key 'scores': {file} does not exist; fix the path")
         check_models(ancestor)
         try:
             if row.init is not None and not os.path.exists(ancestor.model):
@@ -37,6 +41,9 @@ def check(job: Job) -> None:
         if ancestor.method.joint and s.distil.joint != (split_seed(name)[0] in rows.joint()):
             raise LeadError(f"{_where(ancestor)}: distil.joint can be false only in a row's settings; move it there")
         _check_index(ancestor)
+        for file in ancestor.texts if ancestor.method.stage == "align" else ():
+            if not os.path.isfile(file):
+                raise LeadError(f"{_where(ancestor)}: key 'settings.align.texts': {file} does not exist; fix the path")
     _check_lists(job)
     from lead.evaluation.measures import check_measures
 
@@ -53,6 +60,17 @@ def check_meant(job: Job) -> None:
         if only is not None and job.dataset.name not in only:
             raise LeadError(
                 f"{job.jobs.rows.where}: run '{name}' is for {', '.join(only)} only, not for '{job.dataset.name}'"
+            )
+
+
+def check_scores(job: Job) -> None:
+    """Refuse scores that are neither those of a run with a model nor in a file of the dataset. Raises LeadError."""
+    rows, dataset = job.jobs.rows, job.dataset
+    for name in job.row.scores or ():
+        if name not in dataset.data.scores and (name not in rows or not rows.method(name).has_model):
+            raise LeadError(
+                f"{_where(job)}: key 'scores': no run '{name}' with a model, and no such file in the key 'scores' of "
+                f"{dataset.file}; add it there"
             )
 
 
@@ -80,7 +98,7 @@ def check_models(job: Job) -> None:
             pretrained_layers(model)
             size = None if model.linear is None else model.linear.size
             width = None if size is None else encoder_width(model.reference)
-            check_linear(size, width, job.kind, f"'{model.reference}'")
+            check_linear(size, width, job.kind)
         if job.method.sees == "layers":
             n, m = (_layers(job.other(name)) for name in (row.teacher, row.start))
             check_layers(job.settings.distil.layers, n, m)
@@ -93,7 +111,17 @@ def check_models(job: Job) -> None:
 
 def _layers(job: Job) -> int | None:
     """Number of layers of its model; None where only the model itself can tell."""
-    return None if job.is_ready else pretrained_layers(job.encoder)
+    n = None if job.is_ready else pretrained_layers(job.encoder)
+    return n if n is None else n + _gains_linear(job)
+
+
+def _gains_linear(job: Job) -> bool:
+    """Whether alignment gave its model a linear layer, as far as is known, so that it is as wide as its teacher."""
+    origin = job.origin
+    if origin.method.stage != "align" or origin.encoder.linear is not None:
+        return False
+    own, taught = vector_width(origin.encoder), _width(origin.other(origin.row.teacher))
+    return own is not None and taught is not None and own != taught
 
 
 def _where(job: Job) -> str:
@@ -102,6 +130,9 @@ def _where(job: Job) -> str:
 
 def _width(job: Job) -> int | None:
     """Width of its model's vectors; None where only the model itself can tell."""
+    origin = job.origin
+    if origin.method.stage == "align" and origin.encoder.linear is None:
+        return _width(origin.other(origin.row.teacher))
     return None if job.is_ready else vector_width(job.encoder)
 
 
@@ -121,8 +152,15 @@ def _check_maps(job: Job) -> None:
 
 
 def _check_widths(job: Job) -> None:
-    """Refuse passage vectors whose width differs from the query encoder's (ADORE). Raises LeadError."""
+    """Refuse to learn vectors of another width: queries for passages (ADORE), or a teacher's. Raises LeadError."""
     row = job.row
+    if job.method.stage == "align":
+        own, taught = (_width(of) for of in (job, job.other(row.teacher)))
+        if own is not None and taught is not None and own != taught:
+            raise LeadError(
+                f"its vectors have {own} outputs, those of `teacher: {row.teacher}` have {taught}: set its "
+                f"linear layer to size {taught}"
+            )
     if row.passages is None:
         return
     q, p = (_width(job.other(name)) for name in (row.start, row.passages))

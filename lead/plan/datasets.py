@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from functools import cached_property
 
+from lead.config.folders import locate
 from lead.config.load import Loaded, seen_path, source_files, source_paths
 from lead.config.schema import Settings
-from lead.config.sources import IR_DATASETS, AnySource, EvaluationSource
+from lead.config.sources import IR_DATASETS, AnySource, BeirSource, EvaluationSource, FilesSource
 from lead.errors import LeadError, Named
 from lead.plan.settings import dataset_settings
 
@@ -66,8 +67,22 @@ class PlannedDataset:
 
     @property
     def source(self) -> AnySource:
-        """Its source, with paths relative to the working directory."""
-        return source_paths(self.data.source, self.file)
+        """Its source, with paths as they are seen from here, and no train split where that is drawn from the corpus."""
+        source = source_paths(self.data.source, self.file)
+        if self.data.queries is None or "train" not in type(source).model_fields:
+            return source
+        return source.model_copy(update={"train": None})
+
+    def check_test(self) -> None:
+        """Refuse results of a dataset without test queries, for which models can be made. Raises LeadError."""
+        source = self.source
+        if self.data.queries is None or not isinstance(source, FilesSource | BeirSource):
+            return
+        if "test" not in locate(source).splits:
+            raise LeadError(
+                f"{self.file}: no test queries, so no results; make a model ({self.folder}/models/student_aligned), or "
+                "add source.test"
+            )
 
     @property
     def source_files(self) -> list[str]:
@@ -86,6 +101,11 @@ class PlannedDataset:
                 f"{self.file}: key 'external_run' is missing; name the ranked lists that come with the test queries"
             )
         return lists if lists.startswith(IR_DATASETS) else seen_path(lists, self.file, "external_run")
+
+    @property
+    def scores(self) -> dict[str, str]:
+        """Files of scores from elsewhere, by name."""
+        return {name: seen_path(path, self.file, "scores") for name, path in self.data.scores.items()}
 
     @property
     def external_files(self) -> list[str]:

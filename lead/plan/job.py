@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,7 +71,9 @@ class Job:
     # --- models ------------------------------------------------------------------------------------------------------
     @property
     def model(self) -> str:
-        """Model folder of the run; for `teacher_of`, the teacher's folder of the joint run."""
+        """Model folder: its own; for `teacher_of` the one that the joint run leaves, for `asymmetric` its student's."""
+        if self.row.method == "asymmetric":
+            return self.start[0]
         name = self.run if self.row.of is None else f"{self.row.of}_teacher"
         return f"{self.dataset.collection.folder}/models/{name}"
 
@@ -85,6 +88,12 @@ class Job:
         return self.other(self.row.teacher).model
 
     @property
+    def scores(self) -> list[str]:
+        """Files of scores that teach it in the place of a teacher."""
+        made, folder = self.dataset.scores, self.dataset.collection.folder
+        return [made.get(name, f"{folder}/scores/{name}.parquet") for name in self.row.scores or ()]
+
+    @property
     def origin(self) -> Job:
         """The run at the start of this model's chain: a warm-up, or a ready model."""
         return self.other(self.jobs.rows.origin(self.run))
@@ -94,6 +103,11 @@ class Job:
         """The pretrained encoder of its chain of trainings."""
         origin = self.origin
         return Named("model of `models`", origin.dataset.file, origin.settings.models)[str(origin.row.init)]
+
+    @property
+    def texts(self) -> list[str]:
+        """Files of further texts that it is aligned on."""
+        return [os.path.expanduser(path) for path in self.settings.align.texts]
 
     # --- vectors and lists -------------------------------------------------------------------------------------------
     @property

@@ -30,7 +30,7 @@ def _check_row(rows: Rows, name: str, row: Row, seen: tuple[str, ...] = ()) -> N
     if split_seed(name)[1] != 1:
         raise LeadError(f"{where}: names that end in -s2, -s3, .. are other seeds of a run; rename it")
     _check_references(rows, name, row, seen)
-    if row.denoise is not None and (rows.kind(row.denoise).ranks_by == "search" or not method.trains):
+    if row.denoise is not None and (rows.kind(row.denoise).ranks_by == "search" or not method.judged):
         raise LeadError(f"{where}: key 'denoise': give a cross encoder or a ColBERT, to a run that trains")
     _check_queries_only(rows, name, row)
     _check_settings(where, row)
@@ -42,9 +42,12 @@ def _check_row(rows: Rows, name: str, row: Row, seen: tuple[str, ...] = ()) -> N
             raise LeadError(f"{where}: the run of method {listed}, and no other, is called '{listed}'; rename it")
     if method.distils:
         _check_searches(rows, where, "start", row.start, "the student must be a dual encoder")
+    if method.stage == "align":
+        for key, of in (("teacher", row.teacher), ("start", name)):
+            _check_searches(rows, where, key, of, "alignment is of one vector a text: it needs dual encoders")
     if row.of is not None and row.of not in rows.joint():
         raise LeadError(f"{where}: key 'of': '{row.of}' does not train its teacher (distil.joint: false)")
-    if method.trains and row.negatives != "bm25":
+    if method.judged and row.negatives != "bm25":
         _check_searches(rows, where, "negatives", row.negatives, "negatives are mined with a dual encoder")
 
 
@@ -55,7 +58,7 @@ def _check_references(rows: Rows, name: str, row: Row, seen: tuple[str, ...]) ->
     valid |= {"of": {n for n in rows if rows.method(n).joint}, "negatives": with_model | {"bm25"}}
     for key, names in valid.items():
         value = getattr(row, key)
-        if value is None or (key == "negatives" and not METHODS[row.method].trains):
+        if value is None or (key == "negatives" and not METHODS[row.method].judged):
             continue
         if value not in names:
             hint = nearest(value, names)
@@ -75,9 +78,24 @@ def _check_queries_only(rows: Rows, name: str, row: Row) -> None:
         if key == "start" and not METHODS[row.method].distils:
             remedy = f"give `passages: {of}` too"
         raise LeadError(f"{where}: key '{key}': '{other}' encodes queries only; {remedy}")
+    if row.method == "asymmetric" and row.passages not in _spaces(rows, str(row.start)):
+        raise LeadError(
+            f"{where}: key 'passages': '{row.start}' was not aligned with '{row.passages}', so they share no space; "
+            "name the `teacher` of its method align"
+        )
     if row.passages is not None:
         for key in ("start", "passages"):
             _check_searches(rows, where, key, getattr(row, key), "`passages` needs dual encoders")
+
+
+def _spaces(rows: Rows, run: str | None) -> set[str | None]:
+    """The teachers that a model, or one that it grew from, was aligned with."""
+    found: set[str | None] = set()
+    while run is not None:
+        row = rows[run]
+        found |= {row.teacher} if METHODS[row.method].stage == "align" else set()
+        run = row.start
+    return found
 
 
 def _check_searches(rows: Rows, where: str, key: str, name: str | None, why: str) -> None:
@@ -96,6 +114,7 @@ def _check_settings(where: str, row: Row) -> None:
     unread = {"bm25"} if method.stage != "bm25" else set()
     unread |= {"models", "lengths", "scoring"} if row.init is None else set()
     unread |= {"distil"} if not method.distils else set()
+    unread |= {"align"} if method.stage != "align" else set()
     keys = sorted(unread & row.settings.keys())
     keys += [f"distil.{key}" for key in _unread(row.settings.get("distil", {}), method.reads)]
     for key in keys:

@@ -81,7 +81,11 @@ class Rows(Named[Row]):
     def frozen(self) -> list[str]:
         """Runs that distil from a frozen teacher."""
         joint = self.joint()
-        return [name for name in self.of_stage("distil") if name not in joint]
+        return [name for name in self.of_stage("distil") if name not in joint and self[name].teacher is not None]
+
+    def scored(self) -> list[str]:
+        """Runs that distil from scores."""
+        return [name for name in self.of_stage("distil") if self[name].scores is not None]
 
     # --- one run -----------------------------------------------------------------------------------------------------
     def method(self, run: str) -> Method:
@@ -108,14 +112,15 @@ class Rows(Named[Row]):
         row = self[run]
         if row.of is not None:
             return self.generation(row.of)
-        return max((1 + self.generation(name) for name in (row.start, row.teacher) if name is not None), default=0)
+        learnt = (row.start, row.teacher, *(row.scores or ()))
+        return max((1 + self.generation(name) for name in learnt if name in self), default=0)
 
     def ancestors(self, run: str) -> list[str]:
         """A run and all runs that it depends on. The run comes first."""
         row = self[run]
-        negatives = row.negatives if self.method(run).trains else None
+        negatives = row.negatives if self.method(run).judged else None
         found = [run]
-        for name in (row.start, row.teacher, row.passages, row.of, negatives, row.denoise):
+        for name in (row.start, row.teacher, *(row.scores or ()), row.passages, row.of, negatives, row.denoise):
             if name in self:
                 found += [a for a in self.ancestors(str(name)) if a not in found]
         return found

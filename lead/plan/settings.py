@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lead.config.load import Loaded, merge, validate
-from lead.config.schema import Settings, Train
+from lead.config.schema import ALIGN, Settings, Train
 from lead.errors import LeadError
 from lead.plan.rows import Rows, seeded, split_seed
 
@@ -21,15 +21,20 @@ def dataset_settings(loaded: Loaded, dataset: str) -> Settings:
 def run_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> Settings:
     """The settings of a run on a dataset: defaults < preset < dataset < config < row. Raises LeadError.
 
-    Within one of these, `phases` override `train`, and later phases override earlier ones. The `train` of a later one
-    overrides everything of an earlier one. A teacher in further training alone has the rate of a jointly trained one.
+    Within one of these `phases` wins over `train`, and its later ones over its earlier; a later one's `train` wins
+    over all of an earlier one. A teacher that goes on training alone has the rate of a jointly trained one. Alignment
+    has rate, batch and steps of its own: those of `train` are read in its row only.
     """
     row = rows[run]
     tree: dict[str, Any] = {}
-    train: dict[str, Any] = {}
-    for part in loaded.parts(dataset, split_seed(run)[0]):
+    aligned, parts = rows.method(run).stage == "align", loaded.parts(dataset, split_seed(run)[0])
+    train: dict[str, Any] = dict(ALIGN) if aligned else {}
+    for part in parts:
         tree = merge(tree, part.tree)
-        train = merge(train, part.tree.get("train", {}))
+        given = part.tree.get("train", {})
+        if aligned and part is not parts[-1]:
+            given = {key: value for key, value in given.items() if key not in (*ALIGN, "steps")}
+        train = merge(train, given)
         for phase in rows.phases(run):
             train = merge(train, part.tree.get("phases", {}).get(phase, {}))
     tree = seeded(tree, run)

@@ -56,7 +56,8 @@ def _within(part: Tree, settings: Tree) -> Tree:
 # --- stages of a dataset ---------------------------------------------------------------------------------------------
 def _prepare(dataset: PlannedDataset, s: Settings) -> Tree:
     source = dataset.source
-    share = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
+    share: Tree = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
+    share |= {} if dataset.data.queries is None else {"queries": dataset.data.queries.model_dump(mode="json")}
     relevance = s.evaluation.relevance
     return _json(source=source, **share, relevance=relevance, checks=s.checks, expect=dataset.data.expect)
 
@@ -95,7 +96,21 @@ def _pretrained(job: Job) -> Tree:
 
 def _distil(job: Job) -> Tree:
     distil = job.settings.distil.model_dump(mode="json", include=dict(job.method.reads))
-    return _training(job) | {"method": job.row.method, "distil": distil}
+    weights = {} if job.row.scores is None else {"score_weights": list(job.row.scores.values())}
+    return _training(job) | {"method": job.row.method, "distil": distil, **weights}
+
+
+def _align(job: Job) -> Tree:
+    """`train` without what alignment does not read; `steps` only where the phase or the row gives them."""
+    s, row = job.settings, job.row
+    unread = {"negatives", "negatives_depth", "teacher_lr"}
+    steps = "steps" in s.phases.align or "steps" in row.settings.get("train", {})
+    train = s.train.model_dump(mode="json", exclude=unread if steps else {*unread, "steps"})
+    epochs = None if steps else s.align.epochs
+    shared = _training(job) | {"train": train, "loss": s.align.loss, "epochs": epochs}
+    if row.init is None:
+        return shared
+    return shared | _json(model=s.models[row.init], scoring=getattr(s.scoring, row.kind), lengths=s.lengths)
 
 
 def _training(job: Job) -> Tree:
@@ -124,6 +139,11 @@ def _mine(job: Job) -> Tree:
 def _denoise(job: Job) -> Tree:
     s = job.settings
     return _json(**s.denoise.model_dump(), relevance=s.evaluation.relevance, **_encoding(job))
+
+
+def _score(job: Job) -> Tree:
+    s = job.settings
+    return {"depth": s.train.negatives_depth, "relevance": s.evaluation.relevance, **_encoding(job)}
 
 
 def _retrieve(job: Job) -> Tree:
@@ -163,11 +183,13 @@ OF_RUN: Named[Callable[[Job], Tree]] = Named(
     {
         "pretrained": _pretrained,
         "train": _train,
+        "align": _align,
         "distil": _distil,
         "encode": _encode,
         "index": _index,
         "mine": _mine,
         "denoise": _denoise,
+        "score": _score,
         "retrieve": _retrieve,
         "rerank": _rerank,
         "evaluate": _evaluate,
@@ -194,12 +216,13 @@ def _made_by(job: Job) -> Tree:
                 of = dataset if stage in LISTING and name in lists else collection
                 made[f"{name}.{stage}"] = _recipe(jobs, stage, of, name)
             row = behind.row
-            if behind.method.trains and row.negatives != "bm25":
+            if behind.method.judged and row.negatives != "bm25":
                 searched = [*_vector_stages(behind.other(row.negatives)), "mine"]
                 made |= {f"{row.negatives}.{s}": _recipe(jobs, s, collection, row.negatives) for s in searched}
             if row.passages is not None:
                 stages = _vector_stages(behind.other(row.passages))
                 made |= {f"{row.passages}.{s}": _recipe(jobs, s, collection, row.passages) for s in stages}
+            made |= {f"{n}.score": _recipe(jobs, "score", collection, n) for n in row.scores or () if n in jobs.rows}
             if row.denoise is not None:
                 denoised = f"{row.negatives}.{row.denoise}.denoise"
                 made[denoised] = _recipe(jobs, "denoise", collection, row.negatives)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lead.config.recipe import recipe
 from lead.errors import LeadError, nearest
-from lead.plan.checks import check, check_grant, check_meant, check_models
+from lead.plan.checks import check, check_grant, check_meant, check_models, check_scores
 from lead.plan.job import Job
 from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
@@ -26,6 +26,7 @@ def check_target(plan: Plan, target: str, gpus: int | None = None) -> None:
     _ = plan.datasets[below[0]]
     if path.suffix == ".json" and len(below) == 2:
         job = plan[below[0], path.stem]
+        job.dataset.check_test()
         check(job)
         if gpus is not None:
             check_grant(job, gpus)
@@ -39,6 +40,7 @@ def targets(plan: Plan, dataset: str) -> list[str]:
     """
     planned, rows = plan.datasets[dataset], plan.rows
     data = planned.data
+    planned.check_test()
     for name in data.runs or []:
         if name not in rows:
             raise LeadError(f"{planned.file}: key 'runs': no run '{name}'; {nearest(name, rows)}")
@@ -69,6 +71,7 @@ def _makes_sense(job: Job) -> bool:
         check_meant(job)
         for name in job.jobs.rows.ancestors(job.run):
             check_models(job.other(name))
+            check_scores(job.other(name))
     except LeadError:
         return False
     return True

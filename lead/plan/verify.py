@@ -97,7 +97,7 @@ class Verifier:
         dataset, *folders, last = path.relative_to(self.plan.results).parts
         stage = record["stage"]
         run = folders[1] if len(folders) == 2 else Path(last).stem if path.is_file() else last
-        if stage in ("train", "distil"):
+        if stage in ("train", "align", "distil"):
             rows = self.plan.rows
             run = run if run in rows and rows.method(run).trains else run.removesuffix("_teacher")
         elif stage == "denoise":  # NEGATIVES.MODEL, both names of runs

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from lead.config.stages import DenoiseSettings, RerankSettings
+from lead.config.stages import DenoiseSettings, RerankSettings, ScoreSettings
 from lead.data.texts import mapped, take_texts
 from lead.device import device
 from lead.errors import LeadError
@@ -70,7 +70,7 @@ def score_pairs(
     folder: Path,
     texts: tuple[pa.ChunkedArray, pa.ChunkedArray],
     pairs: tuple[Ints, Ints],
-    settings: RerankSettings | DenoiseSettings,
+    settings: RerankSettings | DenoiseSettings | ScoreSettings,
 ) -> Iterator[tuple[Ints, Floats]]:
     """Yield, query by query, the positions of its pairs [P] and their scores [P] by the model in `folder`, in fp32.
 

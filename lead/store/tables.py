@@ -33,6 +33,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "qrels": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rel", pa.int32())]),
     # rank counts from 1; sorted by query (in the order of the queries file), then rank
     "ranked": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("rank", pa.int32()), ("score", pa.float32())]),
+    # one score a pair; sorted by query
+    "scores": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("score", pa.float32())]),
     "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
 }
 

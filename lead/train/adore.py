@@ -39,7 +39,7 @@ class FixedPassages:
     def __init__(self, files: Sequence[Path], corpus: Path, model: LayeredModel) -> None:
         """`files`: vectors of `corpus` by `lead encode`, in order. Raises LeadError when they do not fit each other."""
         model.must_rank_by("search", "--passages: the model", "; give vectors to a dual encoder only")
-        self.exchange, self.layer, self.width = Exchange.here(), model.n_layers, model.width
+        self.exchange, self.layer, self.width = Exchange.here(), model.n_layers, model.wide
         rank, world = self.exchange.rank, self.exchange.world
         pids = read_table(corpus, columns=["pid"])["pid"]
         self.vectors = torch.empty(len(range(rank, len(pids), world)), model.size, device=model.device)

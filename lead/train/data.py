@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +35,7 @@ class Batch:
     relevant: torch.Tensor  # [Q, P] true where the passage, or another with its text, is known to be relevant
     positives: torch.Tensor  # [Q, most] corpus rows of all relevant passages, the drawn one first; padded with -1
     first: int = 0  # column in the global batch of the first passage here
+    taught: torch.Tensor | None = None  # [Q, 1 + n] a teacher's scores of the passages of each query; NaN: unknown
 
     def candidates(self, which: str) -> Candidates:
         """`batch`: every passage of the batch (C = P); `own`: the query's positive and negatives (C = 1 + n)."""
@@ -53,7 +55,16 @@ class Batch:
             return self
         q, p = len(self.queries) // world, len(self.passages) // world
         rows, columns = slice(rank * q, (rank + 1) * q), slice(rank * p, (rank + 1) * p)
-        return Batch(self.queries[rows], self.passages[columns], self.relevant[rows], self.positives[rows], rank * p)
+        taught = None if self.taught is None else self.taught[rows]
+        parts = self.queries[rows], self.passages[columns], self.relevant[rows], self.positives[rows]
+        return Batch(*parts, rank * p, taught)
+
+
+class Batches(Protocol):
+    """A stream of batches: which texts a step sees is a function of its number."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this step (0-based). Several threads may ask at once."""
 
 
 class Queries:
@@ -84,7 +95,8 @@ class Queries:
         if not usable.any():
             raise LeadError(f"{queries}: no query has a relevant passage in {qrels} (relevance >= {relevance})")
         keep = np.flatnonzero(usable)
-        self.texts = table["text"].take(pa.array(keep))
+        self.texts, self.qids = (table[name].take(pa.array(keep)) for name in ("text", "qid"))
+        self.scores: Callable[[int, RowNumbers], torch.Tensor] | None = None  # a teacher's, of a query and passages
         self.judged = [len(positives[i]) for i in keep]
         if group is not None:
             groups = repeated(group)
@@ -103,6 +115,13 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def keep(self, rows: RowNumbers) -> None:
+        """Leave out the other queries."""
+        self.texts, self.qids = (column.take(pa.array(rows)) for column in (self.texts, self.qids))
+        self.judged, self.positives, self.negatives = (
+            [of[row] for row in rows] for of in (self.judged, self.positives, self.negatives)
+        )
 
 
 def _rows(qids: pa.ChunkedArray, corpus_ids: pa.ChunkedArray, pairs: pa.Table, what: str) -> list[RowNumbers]:
@@ -180,4 +199,12 @@ class TrainingData:
             take_texts(self.corpus["text"], passages),
             torch.from_numpy(relevant),
             torch.from_numpy(positives),
+            taught=self._taught(rows, column),
         )
+
+    def _taught(self, rows: list[int], column: RowNumbers) -> torch.Tensor | None:
+        """A teacher's scores [Q, 1 + n] of the drawn passages [Q (1 + n)], where they are known."""
+        scores = self.queries.scores
+        if scores is None:
+            return None
+        return torch.stack([scores(row, own) for row, own in zip(rows, column.reshape(len(rows), -1), strict=True)])

@@ -22,7 +22,7 @@ from lead.models.microbatch import MicroBatchEncoder
 from lead.store.checksums import check_folder
 from lead.train import checkpoint
 from lead.train.ahead import LookAhead
-from lead.train.data import TrainingData
+from lead.train.data import Batches
 from lead.train.dev import DevPool
 from lead.train.metrics import Metrics
 from lead.train.signals import Told, noted, stopped
@@ -60,7 +60,7 @@ def make_optimizer(models: dict[str, LayeredModel], train: Train) -> torch.optim
 class Loop:
     """Runs a `Step` for `train.steps` steps. What a kill must not lose is in `state`: checkpoints and metrics."""
 
-    def __init__(self, step: Step, data: TrainingData, dev: DevPool | None, train: Train, state: Path):
+    def __init__(self, step: Step, data: Batches, dev: DevPool | None, train: Train, state: Path):
         """`state`: folder for checkpoints, created when needed, kept until the caller removes it."""
         self.step, self.data, self.dev, self.train, self.state = step, data, dev, train, state
         self.models, self.exchange = step.trained(), step.exchange

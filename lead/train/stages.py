@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import shutil
 from pathlib import Path
 
 import torch
@@ -27,7 +25,8 @@ from lead.train.dev import DevPool
 from lead.train.exchange import Exchange, join_ranks
 from lead.train.fd import FdStep
 from lead.train.loop import Loop
-from lead.train.state import open_state, state_key, state_name
+from lead.train.scores import ScoresStep, taught_by
+from lead.train.state import open_state, remove_states, state_key, state_name
 from lead.train.step import DistilStep, Step
 
 log = logging.getLogger("lead")
@@ -83,7 +82,7 @@ def train(
     if loop.main:
         model.save(out)
         loop.metrics.publish(metrics)
-        _clear(state)
+        remove_states(state)
     loop.exchange.wait()
 
 
@@ -98,7 +97,8 @@ def distil(
     dev_qrels: Path,
     negatives: Path | None,
     start: Path,
-    teacher: Path,
+    teacher: Path | None,
+    scores: list[Path] | None = None,
     out: Path,
     teacher_out: Path | None,
     state: Path,
@@ -106,10 +106,13 @@ def distil(
 ) -> None:
     """Distil the model in `teacher` into the one in `start`; a jointly trained teacher is written to `teacher_out`.
 
-    Memory of a rank: as `train`, for both models (a frozen teacher is its parameters alone), and the scores of a
-    batch's queries for its passages at the aligned layers.
+    `scores`: instead of `teacher`, files of scores of train queries' passages (`lead score`), whose sum, weighted by
+    `settings.score_weights`, teaches. Memory of a rank: as `train`, for both models (a frozen teacher is its parameters
+    alone), and the scores of a batch's queries for its passages at the aligned layers.
     """
-    joint = METHODS[settings.method].moves_teacher(settings.distil)
+    if (teacher is None) == (not scores):
+        raise LeadError("lead distil needs one of --teacher (a model folder) and --scores (files of scores)")
+    joint = teacher is not None and METHODS[settings.method].moves_teacher(settings.distil)
     if joint != (teacher_out is not None):
         raise LeadError(
             "lead distil: --teacher-out is for joint training (method lead, distil.joint: true), and only for it"
@@ -119,18 +122,24 @@ def distil(
             check_replaceable(folder)
     on = device(gpu)
     join_ranks(on)
-    student, teacher_model = BiEncoder.load(start).to(on), LayeredModel.load(teacher).to(on)
-    _check_distil_candidates(settings, teacher_model)
-    step = make_step(settings, student, teacher_model)
+    student = BiEncoder.load(start).to(on)
     files = _files(corpus, queries, qrels, dev_queries, dev_qrels, negatives) | {"start": start, "teacher": teacher}
-    loop = _loop(step, settings, files, state)
+    teacher_model = None if teacher is None else LayeredModel.load(teacher).to(on)
+    if teacher_model is None:
+        check_candidates(settings.train, "own", "a file of scores as teacher")
+        files |= {f"scores {i}": path for i, path in enumerate(scores or [], start=1)}
+        step: Step = ScoresStep(student, settings.train, settings.distil, settings.seed, settings.method)
+    else:
+        _check_distil_candidates(settings, teacher_model)
+        step = make_step(settings, student, teacher_model)
+    loop = _loop(step, settings, files, state, scores=scores)
     loop.run()
     if loop.main:
         student.save(out)
-        if teacher_out is not None:
+        if teacher_out is not None and teacher_model is not None:
             teacher_model.save(teacher_out)
         loop.metrics.publish(metrics)
-        _clear(state)
+        remove_states(state)
     loop.exchange.wait()
 
 
@@ -138,14 +147,6 @@ def make_step(settings: DistilSettings, student: BiEncoder, teacher: LayeredMode
     """The step of the settings' method. Raises LeadError when the two models do not fit it."""
     step = FdStep if METHODS[settings.method].sees == "maps" else DistilStep
     return step(student, teacher, settings.train, settings.distil, settings.seed, settings.method)
-
-
-def _clear(state: Path) -> None:
-    """Remove the training states in a folder, and the folder if nothing else is in it."""
-    for old in state.glob("[0-9a-f]" * 16):
-        shutil.rmtree(old, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        state.rmdir()
 
 
 def check_candidates(train: Train, which: str, key: str = "") -> None:
@@ -194,10 +195,11 @@ def _loop(
     files: dict[str, Path | None],
     state: Path,
     index: FixedPassages | None = None,
+    scores: list[Path] | None = None,
 ) -> Loop:
     """The loop over the data in `files`.
 
-    `index`: passages whose vectors do not change, where each step finds its negatives itself.
+    `index`: passages whose vectors do not change, where each step finds its negatives itself. `scores`: a teacher's.
     """
     corpus, queries, qrels, dev_queries, dev_qrels, negatives = list(files.values())[:6]
     assert corpus and queries and qrels and dev_queries and dev_qrels
@@ -205,6 +207,8 @@ def _loop(
     passages = mapped(corpus, state / "corpus.arrow", Exchange.here())
     group = same_text(passages["text"])
     judged = Queries(passages["pid"], queries, qrels, negatives, relevance, train.negatives_depth, group)
+    if scores and isinstance(settings, DistilSettings):
+        taught_by(scores, settings.score_weights, judged, passages["pid"])
     drawn = 0 if index else train.negatives
     data = TrainingData(passages, judged, train.batch_size, drawn, settings.seed, settings.generation)
     dev = None

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ COMPUTES = (
     "config/methods.py",
     "data/copies.py",
     "data/texts.py",
+    "data/unlabelled.py",
     "store/tables.py",
     "store/vectors.py",
     "lists.py",
@@ -78,6 +80,14 @@ def open_state(folder: Path, settings: BaseModel, key: Key) -> None:
         )
     with atomic_file(own / FILE) as temporary:
         temporary.write_text(dumps({**key, "execution": now}), encoding="utf-8")
+
+
+def remove_states(folder: Path) -> None:
+    """Remove the training states in a folder, and the folder if nothing else is in it."""
+    for old in folder.glob("[0-9a-f]" * 16):
+        shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _why(old: dict[str, Any] | None, new: Key) -> str:

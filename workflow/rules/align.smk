@@ -1,0 +1,38 @@
+# Alignment without labels: the student learns a dual encoder teacher's vectors of passages and queries.
+rule align:
+    input:
+        corpus=rules.prepare.output.corpus,
+        queries=f"{DATA}/queries.train.parquet",
+        dev_queries=f"{DATA}/queries.dev.parquet",
+        dev_qrels=f"{DATA}/qrels.dev.parquet",
+        texts=one_line(lambda w: plan[w.dataset, w.run].texts),
+        start=one_line(lambda w: checked(plan[w.dataset, w.run]).start),
+        teacher=one_line(lambda w: plan[w.dataset, w.run].teacher),
+    output:
+        model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
+        metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
+    log:
+        f"{RESULTS}/{{dataset}}/logs/align.{{run}}.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/align.{{run}}.tsv"
+    wildcard_constraints:
+        run=one_of(plan.rows.of_stage("align")),
+    retries: 3
+    threads: 8
+    resources:
+        mem_mb=memory("align"),
+        runtime=lambda w, attempt: 1440 * attempt,
+        gpu=lambda w: plan.datasets[w.dataset].gpus,
+    params:
+        settings=settings("align"),
+        execution=execution("align"),
+        texts=lambda w, input: option("texts", input.texts),
+        start=lambda w, input: option("start", input.start),
+        state=f"{RESULTS}/{{dataset}}/state/{{run}}",
+    message:
+        "{wildcards.dataset}: aligning {wildcards.run} with its teacher"
+    shell:
+        "lead align --corpus {input.corpus:q} --queries {input.queries:q}"
+        " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} {params.texts} {params.start}"
+        " --teacher {input.teacher:q} --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"
+        " --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
