@@ -16,7 +16,7 @@ from lead.config.lists import Bm25, Denoise, Evaluation, Mining, Retrieval
 from lead.config.methods import STRATEGIES, StrategyName
 from lead.config.recipe import ADDED, EXECUTION
 from lead.config.sources import AnySource, Checks, EvaluationSource, Expect, FilesSource, PseudoQueries
-from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Seed, Strict
+from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Reference, Seed, Strict
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -38,21 +38,6 @@ class Prompts(Strict):
 
     query: str = Field("", description="before each query")
     passage: str = Field("", description="before each passage")
-
-
-def with_source(reference: str) -> str:
-    """The reference of a model, its source said: a name alone, such as `BAAI/bge-base-en-v1.5`, is of the hub."""
-    return reference if reference.startswith(("hub:", "path:", "package:")) else f"hub:{reference}"
-
-
-Reference = Annotated[
-    str,
-    Field(
-        pattern=r"^((hub|path|package):.+|[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$",
-        description="hub:<owner/name> or <owner/name>, path:<folder>, or package:<import name>/<folder inside it>",
-    ),
-    AfterValidator(with_source),
-]
 
 
 class ModelRef(Strict):

@@ -14,9 +14,9 @@ from lead.config.kinds import KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
 from lead.config.recipe import ADDED, EXECUTION
-from lead.config.schema import Align, Distil, Lengths, ModelRef, Reference, Scoring, Train
+from lead.config.schema import Align, Distil, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
-from lead.config.types import Positive, PositiveInt, Seed, Strict
+from lead.config.types import Positive, PositiveInt, Reference, Seed, Strict
 
 OwnIds = Annotated[bool, Field(description="leave out the passage with the query's own id")]
 

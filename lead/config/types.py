@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from lead.errors import nearest
@@ -50,3 +50,18 @@ class Strict(BaseModel):
     """Unknown keys and wrong types are errors; values do not change once checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def with_source(reference: str) -> str:
+    """The reference of a model, its source said: a name alone, such as `BAAI/bge-base-en-v1.5`, is of the hub."""
+    return reference if reference.startswith(("hub:", "path:", "package:")) else f"hub:{reference}"
+
+
+Reference = Annotated[
+    str,
+    Field(
+        pattern=r"^((hub|path|package):.+|[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)$",
+        description="hub:<owner/name> or <owner/name>, path:<folder>, or package:<import name>/<folder inside it>",
+    ),
+    AfterValidator(with_source),
+]
