@@ -156,7 +156,9 @@ def test_a_projection_after_the_pooling_is_a_layer_more(tmp_path: Path, tiny_mod
 
     dense = Dense(32, 8, activation_function=torch.nn.Identity())
     torch.nn.init.normal_(dense.linear.bias)
-    folder = tiny.sentence_transformer(tmp_path / "st", tiny_model, "mean", unit=False, dense=dense, similarity_fn_name="dot")
+    folder = tiny.sentence_transformer(
+        tmp_path / "st", tiny_model, "mean", unit=False, dense=dense, similarity_fn_name="dot"
+    )
     model = ready(settings(folder))
     assert (model.n_layers, model.size, model.scoring.normalise) == (5, 8, "none")
     assert same(
