@@ -16,8 +16,10 @@ from huggingface_hub import ModelCard
 from numpy.typing import NDArray
 
 from lead.config.schema import Lengths, Linear, ModelRef, Scoring
+from lead.config.stages import PretrainedSettings
 from lead.errors import LeadError
 from lead.models.base import LayeredModel
+from lead.models.ready import ready
 from lead.store.checksums import check_folder
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -160,6 +162,17 @@ def test_a_folder_is_the_same_whatever_was_tokenized_last(tiny_model: Path, tmp_
         model.save(tmp_path / side)
     sums = [(tmp_path / side / "SHA256SUMS").read_text() for side in ("query", "passage")]
     assert sums[0] == sums[1]
+
+
+def test_a_student_taken_out_comes_in_again_as_a_ready_retriever(tiny_model: Path, tmp_path: Path) -> None:
+    model = dual_encoder(tiny_model, {"pooling": "mean", "normalise": "unit"}, 12, {"query": "q: ", "passage": "p: "})
+    model.save(tmp_path / "m")
+    for name in ("lead.json", "head.safetensors", "SHA256SUMS"):
+        (tmp_path / "m" / name).unlink()
+    again = ready(PretrainedSettings.model_validate({"model": {"reference": f"path:{tmp_path / 'm'}"}}))
+    assert (again.lengths, again.prompts) == (model.lengths, model.prompts)
+    for side in ("query", "passage"):
+        assert np.allclose(ours(again, side), ours(model, side), atol=1e-5)
 
 
 def test_a_colbert_is_no_model_of_sentence_transformers(tiny_model: Path, tmp_path: Path) -> None:

@@ -102,7 +102,8 @@ def _transformer(layout: Layout) -> None:
     for file in sorted(layout.encoder.glob("sentence_*_config.json")):
         if not file.name.startswith("sentence_transformers"):
             config = _json(file)
-            layout.query = layout.passage = config.get("max_seq_length")
+            most = config.get("max_seq_length")
+            layout.query, layout.passage = config.get("query_length", most), config.get("document_length", most)
             layout.lower_case = bool(config.get("do_lower_case"))
             return
 
