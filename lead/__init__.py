@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from lead.errors import LeadError
     from lead.search.model import Model
     from lead.search.passages import Hit
 
 __version__ = "0.1.0"
-__all__ = ["Hit", "Model", "__version__", "load"]
+__all__ = ["Hit", "LeadError", "Model", "__version__", "load"]
 
 
 def load(
@@ -24,7 +25,7 @@ def load(
 
     model: DATASET/RUN, which then searches the passages of the dataset with the vectors that the run made; or a model
     folder, which has no passages before `index`. config: of the results, for DATASET/RUN; overrides: keys that win over
-    its own, such as {"results": folder}. Raises lead.errors.LeadError: one line for what is missing or damaged.
+    its own, such as {"results": folder}. Raises LeadError: one line for what is missing or damaged.
     """
     from lead.search.load import load
 
@@ -32,10 +33,10 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    """`lead.Model` and `lead.Hit`, imported when they are asked for."""
+    """`lead.Model`, `lead.Hit` and `lead.LeadError`, imported when they are asked for."""
     import importlib
 
-    modules = {"Model": "lead.search.model", "Hit": "lead.search.passages"}
+    modules = {"Hit": "lead.search.passages", "LeadError": "lead.errors", "Model": "lead.search.model"}
     if name not in modules:
         raise AttributeError(f"module 'lead' has no attribute '{name}'")
     return getattr(importlib.import_module(modules[name]), name)

@@ -104,6 +104,8 @@ class Collection:
     @classmethod
     def find(cls, target: str, config: Path = CONFIG, overrides: dict[str, Any] | None = None) -> Collection:
         """From DATASET/RUN, or the folder of a model among the results. Raises LeadError for unknown names."""
+        if not config.is_file():
+            raise LeadError(f"no {config} here; go to the folder of the project, or give another config")
         plan = Plan(load_config(config, overrides))
         path = Path(target)
         if path.is_relative_to(plan.results):
