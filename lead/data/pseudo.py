@@ -29,6 +29,7 @@ SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n\s*\n")  # where one ends
 WORD = re.compile(r"\w+")
 LEAST = 4  # words of a sentence or crop
 LONGEST = 20  # words of a crop
+LENGTHY = 40  # words of a sentence, at most
 MOST = 20  # passages that a query may be relevant to: one that occurs in more says nothing
 FIRST = 3  # words of a query that are looked up in every passage
 Texts = Callable[[], Iterable[tuple[str, str]]]  # (pid, text) of every passage, in the order of the corpus
@@ -109,7 +110,7 @@ def _part(way: str, text: str, rng: random.Random) -> str:
         size = rng.randint(LEAST, longest)
         start = rng.randrange(len(words) - size + 1)
         return " ".join(words[start : start + size])
-    sentences = [s for s in SENTENCE.split(text.strip()) if len(s.split()) >= LEAST]
+    sentences = [s for s in SENTENCE.split(text.strip()) if LEAST <= len(s.split()) <= LENGTHY]
     rest = [s for s in sentences if len(s.split()) < len(words)]
     return " ".join(rng.choice(rest).split()) if rest else ""
 
