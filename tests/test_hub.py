@@ -11,6 +11,7 @@ from dag.project import empty_project, refusal
 from lead.config.load import load
 from lead.plan.checks import check
 from lead.plan.plan import Plan
+from lead.pretrained import download
 
 
 def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refused(
@@ -49,6 +50,23 @@ def test_a_model_of_the_hub_is_not_asked_for_but_one_that_cannot_be_had_is_refus
     monkeypatch.chdir(folder.parent)
     trained.mkdir(parents=True)
     check_student("trained")  # nobody needs the weights any more
+
+
+def test_a_ready_model_of_the_hub_is_taken_whole_or_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    here = tmp_path / "models--some--model" / "snapshots" / "abc"
+    here.mkdir(parents=True)
+    (here.parents[1] / "refs").mkdir()
+    (here.parents[1] / "refs" / "main").write_text("abc")
+    for name in ("config.json", "model.safetensors"):
+        (here / name).write_text("{}")
+    assert "hf download some/model" in refusal(lambda: download("hub:some/model"))  # a part: modules.json may exist
+    (here / ".gitattributes").write_text("")  # `hf download` has been here
+    assert download("hub:some/model") == here
+    assert "cannot load 'hub:some/other'" in refusal(lambda: download("hub:some/other"))
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "a/b@main", "https://huggingface.co/a/b"])

@@ -17,8 +17,10 @@ from lead.config.stages import TokenizeSettings
 from lead.data.tokens import Tokens, tokenize
 from lead.models.base import LayeredModel
 from lead.models.microbatch import MicroBatchEncoder
+from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import settings_of
+from lead.plan.targets import sensible
 from lead.store.tables import read_table
 from lead.train.data import Batch
 from lead.train.step import DistilStep
@@ -93,6 +95,26 @@ def test_recipes_and_stores_change_only_where_there_are_prompts(tmp_path: Path) 
     assert settings["prompt"] == "p: " and name.startswith(plan["tiny", "student"].tokenizer[0] + "-")
     assert settings_of(prompted.jobs, "tokenize", "tiny", name) == settings
     assert prompted["tiny", "miner"].tokenizer == plan["tiny", "miner"].tokenizer
+
+
+def test_a_row_names_any_model_of_models_and_datasets_without_it_lack_the_run(tmp_path: Path) -> None:
+    config = empty_project(tmp_path)
+    given = f'preset: tiny\nshards: 2\nsettings: {{models: {{bge: {{reference: "path:{tmp_path / "model"}"}}}}}}'
+    replace(config / "datasets/tiny.yaml", "preset: tiny", given)
+    with (config / "experiments.yaml").open("a") as f:
+        f.write("  bge: {method: contrastive, init: bge, phase: teacher}\n  ready: {method: pretrained, init: bge}\n")
+        f.write(
+            "  rd_bge: {method: rd, start: student, teacher: ready}\n  bge_more: {method: contrastive, start: bge}\n"
+        )
+    plan = Plan(load(config / "config.yaml"))
+    assert {"bge", "ready", "rd_bge"} <= set(sensible(plan, "tiny"))
+    assert not {"bge", "ready", "rd_bge"} & set(sensible(plan, "docs"))
+    assert "no model of `models` 'bge' in" in refusal(lambda: check(plan["docs", "rd_bge"]))
+    assert plan["tiny", "ready"].tokens(".1of2") == []  # its length and prompt are in its folder
+    assert plan["tiny", "bge"].tokens(".1of2") == plan["tiny", "miner"].tokens(".1of2")
+    assert "ready-s2" not in plan.rows and plan.rows["rd_bge-s2"].teacher == "ready"
+    assert settings_of(plan.jobs, "tokenize", "tiny", plan["tiny", "bge"].tokenizer[0])["length"] == 24
+    assert settings_of(plan.jobs, "tokenize", "docs", plan["docs", "miner"].tokenizer[0])
 
 
 def test_a_name_alone_is_of_the_hub() -> None:

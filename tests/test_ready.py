@@ -1,4 +1,4 @@
-"""Ready retrievers: the configurations of docs/teachers.md give the vectors and scores of the original libraries."""
+"""Ready retrievers: the configurations of docs/teachers.md give the vectors and scores of their libraries."""
 
 from __future__ import annotations
 
@@ -181,12 +181,7 @@ MISTAKES: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("pylate", "cb", lambda f: _set(f / "1_Dense/config.json", activation_function="torch.nn.Tanh"), "is Tanh; only"),
     ("pylate", "cb", lambda f: _set(f / "1_Dense/config.json", use_residual=True), "residual connection"),
     ("pylate", "cb", lambda f: _set(f / "config_sentence_transformers.json", query_prefix="[X]"), "has no [X]"),
-    (
-        "pylate",
-        "cb",
-        lambda f: _set(f / "config_sentence_transformers.json", document_prefix=""),
-        "told by their marker",
-    ),
+    ("pylate", "cb", lambda f: _set(f / "config_sentence_transformers.json", document_prefix=""), "told by their mark"),
     ("pylate", "de", lambda f: None, "it is a ColBERT; give its run `kind: cb`"),
     ("e5", "ce", lambda f: None, "has no trained head"),
     ("e5", "de", lambda f: (f / "modules.json").write_text("[{"), "cannot load"),

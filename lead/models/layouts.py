@@ -36,8 +36,8 @@ class Layout:
     """What a folder says of a retriever.
 
     encoder: the folder of its transformer. alone: whether there is nothing else. scoring: keys of `Scoring` with their
-    values. query, passage: lengths in tokens. prompts: by `query` and `passage`. projection: weight [d, width] and
-    bias [d] of the linear map of its vectors.
+    values. query, passage: lengths in tokens. lower_case: whether texts are read in lower case. prompts: by `query` and
+    `passage`. projection: weight [d, width] and bias [d] of the linear map of its vectors.
     """
 
     encoder: Path

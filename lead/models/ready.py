@@ -104,7 +104,7 @@ def trained_head(folder: Path, reference: str) -> tuple[nn.Module, str, dict[str
         made_for = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     if not any(str(name).endswith("ForSequenceClassification") for name in made_for):
         raise LeadError(
-            f"models: '{reference}' ({', '.join(map(str, made_for))}) has no trained head: no cross encoder yet; "
+            f"models: '{reference}' ({', '.join(map(str, made_for))}) has no trained head: it is no cross encoder; "
             "train it with method contrastive"
         )
     whole: Any = load_transformer(str(folder), reference, "AutoModelForSequenceClassification").eval()

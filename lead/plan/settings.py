@@ -39,11 +39,15 @@ def run_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> Settings
             train = merge(train, part.tree.get("phases", {}).get(phase, {}))
     tree = seeded(tree, run)
     own = row.settings.get("train", {}).get("lr")
-    teacher = rows.root(run) == "teacher" or rows[rows.origin(run)].phase == "teacher" if row.start else False
-    alone = rows.method(run).stage == "train" and row.phase == "distil" and teacher
+    alone = rows.method(run).stage == "train" and row.phase == "distil" and _grew_from_teacher(rows, run)
     if alone and own is None:  # the control of a jointly trained teacher: its rate, the contrastive loss only
         train["lr"] = train.get("teacher_lr") or train.get("lr", Train().lr)
     return _checked(loaded, dataset, tree | {"train": train})
+
+
+def _grew_from_teacher(rows: Rows, run: str) -> bool:
+    """Whether a run's model is a teacher that goes on training, by the encoder or the phase of its origin."""
+    return rows.root(run) == "teacher" or rows[rows.origin(run)].phase == "teacher"
 
 
 def _checked(loaded: Loaded, dataset: str, tree: dict[str, Any]) -> Settings:

@@ -74,7 +74,9 @@ def _external(dataset: PlannedDataset, s: Settings) -> Tree:
 
 def _tokenizer(jobs: Jobs, dataset: str, name: str) -> Tree:
     """The settings that make the store of token ids with this name."""
-    known = dict(jobs[dataset, run].tokenizer for run in jobs.rows.ranked_by("search"))
+    searching = (jobs[dataset, run] for run in jobs.rows.ranked_by("search"))
+    stored = (job for job in searching if not job.is_ready and job.origin.row.init in job.origin.settings.models)
+    known = dict(job.tokenizer for job in stored)
     return Named("tokenizer", f"the runs on {dataset}", known)[name]
 
 
