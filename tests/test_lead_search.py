@@ -25,6 +25,7 @@ from lead.config.lists import Bm25
 from lead.errors import LeadError
 from lead.search.light import light_encoder
 from lead.search.model import Model
+from lead.search.passages import Vectors
 from lead.search.snippet import Marker, one_line
 from lead.store.vectors import read_vectors
 
@@ -62,6 +63,30 @@ def test_vectors_are_those_of_lead_encode(searchable: Searchable, model: Model) 
     assert model.encode_queries([]).shape == (0, 32)
     with pytest.raises(LeadError, match="a list of texts"):
         model.encode_queries("one text")
+
+
+def test_shards_and_an_index_find_the_same(searchable: Searchable, model: Model, tmp_path: Path) -> None:
+    from lead.config.stages import IndexSettings
+    from lead.retrieval.index import index
+    from lead.store.vectors import write_vectors
+
+    assert model.passages is not None
+    ids, vectors = read_vectors(searchable.folder / "embeddings" / "lead_cb" / "passages.parquet")
+    files, indexes = [], []
+    for n, rows in enumerate((slice(0, 70), slice(70, None))):
+        files.append(tmp_path / f"{n}.parquet")
+        indexes.append(tmp_path / f"index{n}")
+        write_vectors(ids[rows], vectors[rows], files[n])
+        index(settings=IndexSettings(index="HNSW16"), passages=files[n], out=indexes[n])
+    shards = Vectors.of_files(files, [], None, model.passages)
+    through_indexes = Vectors.of_files(files, indexes, "efSearch=200", model.passages)
+    for query in model.encode_queries(list(searchable.queries().values())):
+        expected = Vectors([(vectors, None)], model.passages.order).search(query, 20)
+        for found in (shards.search(query, 20), through_indexes.search(query, 20)):
+            for a, b in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(a, b)
+    with pytest.raises(LeadError, match="does not hold the vectors of these passages"):
+        Vectors.of_files(files[::-1], [], None, model.passages)
 
 
 def test_passages_of_ones_own(searchable: Searchable, tmp_path: Path) -> None:
@@ -228,6 +253,7 @@ def test_what_is_not_made_is_one_line_and_hides_nothing_else(run: Run) -> None:
         status, out, err = run(target, "array")
         assert status == 1 and not out and err.count("\n") == 1 and said in err
     assert run("tiny/lead_cb", "array", "-k", "0")[0] == 1
+    assert "is not UTF-8" in run("tiny/lead_cb", "\udcff")[2]
 
 
 def test_passages_of_ones_own_on_the_terminal(run: Run, searchable: Searchable, tmp_path: Path) -> None:

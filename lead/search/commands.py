@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,9 @@ def _search(args: argparse.Namespace) -> None:
         raise LeadError(f"-k {args.k}: give at least 1")
     from lead.search import terminal
     from lead.search.snippet import Marker
+
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter shows a question mark
+        sys.stdout.reconfigure(errors="replace")
 
     asked = terminal.queries(args.query)
     if args.corpus is not None:

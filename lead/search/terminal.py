@@ -111,9 +111,12 @@ def _style(code: str, text: str) -> str:
 
 
 def queries(asked: str | None) -> Iterator[str]:
-    """The query of the command line; else those that are typed at a prompt, or come line by line from elsewhere."""
+    """The query of the command line; else those that are typed at a prompt, or come line by line from elsewhere.
+
+    Raises LeadError for one that is no text.
+    """
     if asked is not None:
-        yield asked
+        yield _checked(asked)
         return
     prompt = sys.stdin.isatty()
     if prompt:
@@ -125,9 +128,19 @@ def queries(asked: str | None) -> Iterator[str]:
     while True:
         try:
             query = input(PROMPT if prompt else "").strip()
+        except UnicodeDecodeError as e:
+            raise LeadError(f"a query is not UTF-8 ({e.reason}); convert the queries") from e
         except EOFError:
             if prompt:
                 print()
             return
         if query:
-            yield query
+            yield _checked(query)
+
+
+def _checked(query: str) -> str:
+    try:
+        query.encode()
+    except UnicodeEncodeError:  # bytes of a shell that are no UTF-8
+        raise LeadError(f"the query {query!r} is not UTF-8; convert it") from None
+    return query
