@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from lead.data.files import read_corpus, read_queries
 from lead.data.layout import QUERIES, Layout, rows
 from lead.data.records import format_of
-from lead.errors import LeadError
 from lead.store.atomic import scratch_file
 from lead.store.tables import SCHEMAS, open_table, table_writer, write_table
 
@@ -27,9 +26,7 @@ def texts_table(path: Path, beside: Path) -> Iterator[Path]:
     queries. Memory: one batch of passages, or all queries. Raises LeadError with file and line.
     """
     form = format_of(path)
-    if form is None:
-        raise LeadError(f"--texts {path}: the name tells no format; name it .parquet, .tsv, .csv or .jsonl")
-    if form == "parquet" and set(open_table(path).schema_arrow.names) & {"pid", "qid"}:
+    if form is None or (form == "parquet" and set(open_table(path).schema_arrow.names) & {"pid", "qid"}):
         yield path
         return
     layout = Layout()

@@ -34,7 +34,8 @@ def _dataset(plan: Plan, name: str) -> str:
         if " done in " in last and "error" not in last:
             continue
         if "lead: error: " in last:
-            lines.append(f"  failed   {log.stem}: {last.partition('lead: error: ')[2]}")
+            says = last.partition("lead: error: ")[2]
+            lines.append(f"  {'stopped' if 'started again' in says else 'failed ':<8} {log.stem}: {says}")
             lines.append(f"           {log}")
             continue
         lines.append(_unfinished(plan, name, stage, what, last, age, locked))
