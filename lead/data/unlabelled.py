@@ -29,7 +29,7 @@ TEXTS = FileKind(
 def read_texts(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     """The texts of files as batches (pid, text); pid counts them. Memory: one batch. Raises LeadError for a bad file.
 
-    A file named .txt (.txt.gz, .txt.zst) holds a text a line; any other is read as a corpus or queries are, without ids.
+    A file named .txt (.txt.gz, .txt.zst) holds a text a line; any other is read like a corpus or queries, without ids.
     """
     yield from passage_batches((f"t{n}", text) for n, text in enumerate(_texts(paths)))
 

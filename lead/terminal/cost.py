@@ -55,8 +55,8 @@ def shape(job: Job) -> Shape:
     lengths = job.origin.settings.lengths if job.method.has_model else job.settings.lengths
     corpus, queries = _looks(job.dataset.collection)
     counts, passages = {split: found.count for split, found in queries.items()}, passages_of(job.dataset.collection)
-    if job.dataset.data.queries is not None and passages is not None:
-        counts.setdefault("train", min(getattr(job.dataset.data.queries, "number"), passages))
+    if (drawn := job.dataset.data.queries) is not None and passages is not None:
+        counts.setdefault("train", min(drawn.model_dump()["number"], passages))
     if "train" in counts:
         counts.setdefault("dev", round(counts["train"] * job.settings.dev_share))
     asked = queries.get("train") or queries.get("test")
@@ -245,10 +245,8 @@ class Rates:
         reference = job.encoder.reference
         check_hub(reference)
         each = per_token(job.origin)
-        layers, width = (
-            pretrained_layers(job.encoder.model_copy(update={"layers": None, "linear": None})),
-            encoder_width(reference),
-        )
+        whole = job.encoder.model_copy(update={"layers": None, "linear": None})
+        layers, width = pretrained_layers(whole), encoder_width(reference)
         if each is None or layers is None or width is None:
             return
         of = shape(job)

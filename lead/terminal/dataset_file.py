@@ -24,7 +24,7 @@ RUNS = ("bm25", "student", "student_more", "rd_cb", "lead_cb")
 ALIGNED = "student_aligned"  # the run that needs no judged queries
 PHASES = ("miner", "teacher", "teacher_ce", "student", "distil")
 EPOCHS = 3  # a small train set is seen at most so often in each training
-ALIGN_STEPS = 6000, 60_000  # of an alignment, at most: without and with a GPU
+ALIGN_STEPS = 3000, 60_000  # of an alignment, at most: without and with a GPU
 DRAWN = 20_000  # queries that are drawn from a corpus, at most
 WORDY = {"titles": 32, "sentences": 64, "crops": 32}  # tokens of drawn queries
 PASSAGE, QUERY = (0.95, 256), (0.99, 64)  # this share of the texts is not cut, but no length is above so many tokens
@@ -67,7 +67,7 @@ def dataset_file(name: str, found: Found, path: Path) -> str:
     lines = [
         f"about: {json.dumps(f'{name}: {corpus.count:,} passages, {about}')}",
         *_source(found, path, name),
-        f"preset: {PRESET} # small models: `lead show {name}/{chosen[-1]}` prints what they are, and every other setting",
+        f"preset: {PRESET} # small models: `lead show {name}/{chosen[-1]}` prints them, and every other setting",
         f"runs: [{', '.join(chosen)}] # what `lead run {name}` makes; null: every row of experiments.yaml",
     ]
     if corpus.count > SHARD:

@@ -50,9 +50,8 @@ def planned(words: Sequence[str]) -> Plan:
 def snakemake_words(plan: Plan, words: Sequence[str]) -> list[str]:
     """Snakemake's words for those of `lead run`: DATASET/RUN is short for results/DATASET/RUN.json.
 
-    DATASET alone, before the first option, is short for all its default results. Where there are no test queries, models
-    and passage vectors stand for results. Raises LeadError for a short name of
-    nothing.
+    DATASET alone, before the first option, is short for all its default results. Without test queries, models and
+    passage vectors stand for results. Raises LeadError for a short name of nothing.
     """
     first = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
     names, options, last = list(words[:first]), list(words[first:]), []
