@@ -196,6 +196,7 @@ def test_alignment_counts_texts_and_is_done_without_results(tmp_path: Path, monk
     plan = Plan(load(config / "config.yaml"))
     job, wildcards = plan["mine", "aligned"], {"dataset": "mine", "run": "aligned"}
     assert aligned_texts(job) == 300 + 100 + 40 and steps_of(job) == 2 * (440 // 32)
+    assert "embeddings/aligned/passages.parquet" in show(plan, "mine/aligned", None, False, False)
     step, work = step_work(job), job_work(plan, "align", wildcards)
     assert step is not None and work == step * 26
     assert disk(plan, "align", wildcards)[0] == disk(plan, "train", wildcards)[0] > 0
