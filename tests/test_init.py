@@ -18,12 +18,15 @@ from lead.config.sources import FilesSource
 from lead.config.stages import PrepareSettings
 from lead.data.layout import CORPUS
 from lead.data.prepare import prepare
+from lead.data.pseudo import fitting
+from lead.data.unlabelled import read_texts
 from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.targets import targets
 from lead.store.tables import read_table
 from lead.terminal import look
 from lead.terminal.init import init
+from lead.terminal.workflow import snakemake_words
 
 WORDS = "array matrix shape axis reshape transpose stride broadcast".split()
 
@@ -90,12 +93,70 @@ def test_what_is_there_is_kept_unless_forced(here: Path) -> None:
     assert "mine: own" not in file.read_text(encoding="utf-8")
 
 
-def test_without_judged_queries_it_says_what_it_found_and_what_lacks(here: Path) -> None:
-    said = refusal(lambda: call(queries=None, qrels=None))
-    assert "90 passages" in said and "training needs judged queries: give --queries and --qrels" in said
-    assert "give --qrels (" in refusal(lambda: call(qrels=None))
+def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:
+    said = call(queries=None, qrels=None)
+    assert "90 passages" in said and "training queries are drawn from the corpus (crops: few passages" in said
+    commands = [line.split("#")[0].strip() for line in said.splitlines()[-4:]]
+    run = "mine/student_aligned"
+    assert commands == [f"lead plan {run}", f"lead run {run}", f'lead search {run} "a question"',
+                        f"lead export {run} --to mine-model"]  # fmt: skip
+    plan = Plan(load("config/config.yaml"))
+    job = plan["mine", "student_aligned"]
+    check(job)
+    assert plan.rows.method(str(job.row.teacher)).stage == "pretrained"  # no label is needed for the teacher either
+    assert job.settings.align.epochs == 3 and job.settings.train.batch_size == 22  # eight steps of 180 texts
+    data = plan.datasets["mine"].data
+    assert data.queries is not None and data.queries.model_dump() == {"from": "crops", "number": 90, "seed": 1}
+    made = ["results/mine/models/student_aligned", "results/mine/embeddings/student_aligned/passages.parquet"]
+    for words in (["mine"], [run]):
+        assert snakemake_words(plan, words)[-2:] == made
+
+
+def test_queries_without_judgements_are_texts_to_align_on(here: Path) -> None:
+    with gzip.open("with header.tsv.gz", "wt", encoding="utf-8") as file:
+        file.writelines(["qid\tquery\n", "q1\twhat is a shape\n", "q2\twhat is an axis\n"])
+    assert "queries: with header.tsv.gz: 2 texts without judgements" in call(queries="with header.tsv.gz", qrels=None)
+    job = Plan(load("config/config.yaml"))["mine", "student_aligned"]
+    check(job)
+    (batch,) = read_texts([Path(path) for path in job.texts])
+    assert batch["text"].to_pylist() == ["what is a shape", "what is an axis"]
+    # judged queries to evaluate on only: results, and no query of the test is aligned on
+    tested = {"queries": "my data/queries.tsv.gz", "qrels": None, "corpus": "my data/corpus.csv"}
+    said = init("tested", test=(None, "my data/qrels.tsv"), force=False, **tested)  # type: ignore[arg-type]
+    plan = Plan(load("config/config.yaml"))
+    assert "lead run tested " in said and not plan["tested", "student_aligned"].texts
+    runs = ("bm25", "pretrained_teacher", "student_aligned")
+    assert targets(plan, "tested") == [f"results/tested/{run}.json" for run in runs]
+
+
+def test_what_fits_a_corpus() -> None:
+    prose = [("Heart", "A sentence of some words. Another one of some words.")] * 3
+    assert fitting(prose)[0] == "sentences"
+    assert fitting([(f"How to read a file {n}", text) for n, (_, text) in enumerate(prose)])[0] == "titles"
+    assert fitting([("x", "for i in range(3): print(i)")])[0] == "crops"
+
+
+def test_half_of_what_is_needed_is_one_line(here: Path) -> None:
+    assert "--qrels without queries; give --queries too" in refusal(lambda: call(queries=None))
     assert "--corpus nowhere.csv does not exist" in refusal(lambda: call(corpus="nowhere.csv"))
+    without = {"corpus": "my data/corpus.csv", "queries": None, "qrels": None, "force": False}
+    for test, says in (((None, "my data/qrels.tsv"), "--test-qrels without queries"),
+                       (("my data/queries.tsv.gz", None), "--test-queries without judgements")):  # fmt: skip
+        assert says in refusal(lambda test=test: init("mine", test=test, **without))  # type: ignore[misc,arg-type]
     assert not (here / "config").exists()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_folder_in_beir_s_layout_without_judgements(here: Path, asked: bool) -> None:
+    (here / "beir").mkdir()
+    passages = [json.dumps({"_id": f"d{i}", "title": f"t{i}", "text": "a text"}) for i in range(30)]
+    (here / "beir/corpus.jsonl").write_text("\n".join(passages), encoding="utf-8")
+    if asked:
+        (here / "beir/queries.jsonl").write_text('{"_id": "q1", "text": "what is it"}\n', encoding="utf-8")
+    assert "lead run mine/student_aligned" in init("mine", "beir", None, None, (None, None), False)
+    job = Plan(load("config/config.yaml"))["mine", "student_aligned"]
+    check(job)
+    assert job.texts == (["beir/queries.jsonl"] if asked else [])
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("test",)])

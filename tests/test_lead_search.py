@@ -238,13 +238,15 @@ def test_every_kind_of_run_answers(run: Run) -> None:
     status, out, _ = run("tiny/bm25", "xyzzy")
     assert status == 0 and "nothing found" in out
     status, _, err = run("tiny/teacher_cb", "array")  # its pipeline reranks a list of teacher_de, which is not made
-    assert status == 1 and "models/teacher_de does not exist; make it with: snakemake --cores 2" in err
+    assert (
+        status == 1 and "models/teacher_de does not exist; make it with: lead run tiny/teacher_de --configfile" in err
+    )
 
 
 def test_what_is_not_made_is_one_line_and_hides_nothing_else(run: Run) -> None:
     status, out, err = run("tiny/lead_de", "array")
     assert status == 1 and not out and err.count("\n") == 1
-    assert "make it with: snakemake" in err and "tiny/lead_de.json" in err and "--configfile" in err
+    assert "make it with: lead run tiny/lead_de" in err and "--configfile" in err
     for target, said in (
         ("tiny/leadcb", "did you mean 'lead_cb'"),
         ("tiny", "neither DATASET/RUN nor"),

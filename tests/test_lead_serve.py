@@ -111,7 +111,7 @@ def test_mistakes_are_one_line(searchable: Searchable, port: int, capsys: pytest
         (["--port", str(port)], "give another --port"),
         (["--port", "70000"], "1 to 65535"),
         (["--against", "bm52"], "did you mean 'bm25'"),
-        (["--against", "lead_de"], "make it with: snakemake"),
+        (["--against", "lead_de"], "make it with: lead run tiny/lead_de"),
         (["--host", "no.such.host.invalid"], "give another --host"),
     ):
         assert cli.main(["serve", "tiny/lead_cb", *arguments, *searchable.options]) == 1

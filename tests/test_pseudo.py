@@ -18,7 +18,7 @@ from lead.errors import LeadError
 from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
-from lead.plan.targets import check_target, targets
+from lead.plan.targets import check_target, targets, wanted
 from lead.retrieval.bm25 import bm25
 from lead.store.tables import read_table
 
@@ -163,7 +163,13 @@ def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(tmp_path: Path) 
     assert stage_settings(made["mine", "rd_cb"], "prepare")["queries"] == {"from": "crops", "number": 100000, "seed": 1}
     assert "queries" not in stage_settings(made["tiny", "rd_cb"], "prepare")  # other datasets' recipes are as before
     for ask in (lambda: check_target(made, "all results/mine/rd_cb.json"), lambda: targets(made, "mine")):
-        assert "mine.yaml: no test queries, so no results; make a model (all results/mine/models/" in refusal(ask)
+        assert "mine.yaml: no test queries, so no results; make a model (lead run mine/student_aligned)" in refusal(ask)
+    folder = "all results/mine"
+    assert [wanted(made["mine", run]) for run in ("student", "teacher_cb", "bm25")] == [
+        [f"{folder}/models/student", f"{folder}/embeddings/student/passages.parquet"],
+        [f"{folder}/models/teacher_cb"],
+        [f"{folder}/negatives/bm25.parquet"],
+    ]
     check_target(made, "all results/mine/models/rd_cb")
 
 

@@ -19,8 +19,9 @@ from lead.config.describe import describe
 from lead.config.load import load
 from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
+from lead.plan.targets import wanted
 from lead.store.tables import write_json
-from lead.terminal.cost import Rates, disk, job_work, step_seconds, step_work
+from lead.terminal.cost import Rates, aligned_texts, disk, job_work, step_seconds, step_work, steps_of
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
 from lead.terminal.workflow import planned, snakemake_words
@@ -171,6 +172,55 @@ def test_the_rate_is_that_of_trainings_that_were_done_here(plan: Plan, tmp_path:
     timing.write_text("s\th:m:s\n77.5\t0:01:17\n", encoding="utf-8")
     before = rates.cost("train", {"dataset": "tiny", "run": "student"}, str(timing))
     assert before is not None and before.seconds == 77.5
+
+
+ALIGNED = """\
+  pretrained_teacher: {method: pretrained, init: teacher}
+  aligned: {method: align, init: student, teacher: pretrained_teacher}
+"""
+
+
+def test_alignment_counts_texts_and_is_done_without_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = empty_project(tmp_path)
+    replace(tmp_path / "model/config.json", "{", '{"hidden_size": 32, ')
+    with (config / "experiments.yaml").open("a") as file:
+        file.write(ALIGNED)
+    (tmp_path / "corpus.tsv").write_text("".join(f"p{n}\tsome words here\n" for n in range(300)), encoding="utf-8")
+    (tmp_path / "more.txt").write_text("a text\n" * 40, encoding="utf-8")
+    (config / "datasets/mine.yaml").write_text(
+        "source: {kind: files, corpus: ../../corpus.tsv}\nqueries: {from: crops, number: 100}\npreset: tiny\n"
+        "runs: [aligned]\nsettings: {align: {epochs: 2, texts: [more.txt]}}\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(load(config / "config.yaml"))
+    job, wildcards = plan["mine", "aligned"], {"dataset": "mine", "run": "aligned"}
+    assert aligned_texts(job) == 300 + 100 + 40 and steps_of(job) == 2 * (440 // 32)
+    assert "embeddings/aligned/passages.parquet" in show(plan, "mine/aligned", None, False, False)
+    step, work = step_work(job), job_work(plan, "align", wildcards)
+    assert step is not None and work == step * 26
+    assert disk(plan, "align", wildcards)[0] == disk(plan, "train", wildcards)[0] > 0
+    ready = wildcards | {"run": "pretrained_teacher"}
+    assert job_work(plan, "pretrained", ready) == 0 and disk(plan, "pretrained", ready)[0] > 0
+    cost = Rates(plan).cost("pretrained", ready)
+    assert cost is not None and cost.seconds == Rates(plan).start
+    state = Path("all results/mine/state/aligned/0123")
+    state.mkdir(parents=True)
+    (state / "metrics.jsonl").write_text('{"step": 6, "seconds": 3.0}\n', encoding="utf-8")
+    log = Path("all results/mine/logs/align.aligned.log")
+    log.parent.mkdir()
+    log.write_text("10:00:00 going on\n", encoding="utf-8")
+    said = status(plan, ["mine"])
+    assert "running  align aligned: step 6 of 26, about 60 s left" in said and "missing  aligned" in said
+    for made in wanted(job):
+        Path(made).parent.mkdir(parents=True, exist_ok=True)
+        Path(made).touch()
+    assert "mine: 1 of 1 runs are done\n  done     aligned              made" in status(plan, ["mine"])
+
+
+def test_scores_cost_what_their_pairs_do(plan: Plan) -> None:
+    work = {run: job_work(plan, "score", {"dataset": "tiny", "run": run}) for run in ("teacher_ce", "teacher_cb")}
+    assert work["teacher_ce"] and work["teacher_cb"] and work["teacher_ce"] > work["teacher_cb"]
 
 
 # --- status ----------------------------------------------------------------------------------------------------------

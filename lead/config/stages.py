@@ -24,7 +24,7 @@ OwnIds = Annotated[bool, Field(description="leave out the passage with the query
 class PrepareSettings(Strict):
     """Read by `lead prepare`."""
 
-    source: AnySource
+    source: AnySource = Field(description="the same key of the dataset file")
     queries: PseudoQueries | None = Field(
         None, description="draw train queries from the corpus; null: the source's", json_schema_extra=ADDED
     )

@@ -67,6 +67,27 @@ def pseudo_queries(queries: Any, passages: Texts, titles: Texts | None, relevanc
     return split, facts
 
 
+def fitting(passages: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    """Which `from` fits these passages (title, text), and why, for people.
+
+    Titles, if at least half of the passages have one of `LEAST` words or more; else sentences, if half have one that is
+    not the whole passage; else crops.
+
+    >>> fitting([("", "One sentence of five words. And here is another one.")])[0], fitting([("", "a b c d e")])[0]
+    ('sentences', 'crops')
+    """
+    titles = sentences = n = 0
+    for title, text in passages:
+        n += 1
+        titles += len(title.split()) >= LEAST and bool(_title(text, title))
+        sentences += bool(_part("sentences", text, random.Random(0)))
+    if 2 * titles >= n > 0:
+        return "titles", f"{titles / n:.0%} of the passages have a title of {LEAST} words or more"
+    if 2 * sentences >= n > 0:
+        return "sentences", f"{sentences / n:.0%} of the passages have a sentence of {LEAST} to {LENGTHY} words"
+    return "crops", "few passages have telling titles or sentences"
+
+
 def _draw(
     number: int,
     seed: int,

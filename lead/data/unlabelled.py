@@ -9,15 +9,27 @@ from pathlib import Path
 import pyarrow as pa
 
 from lead.data.collection import passage_batches
-from lead.data.files import read_corpus
-from lead.data.records import format_of, lines
+from lead.data.layout import CORPUS, QUERIES, FileKind, Layout, rows
+from lead.data.records import format_of, lines, string
 from lead.errors import LeadError
+
+# a corpus or a file of queries; ids are not read
+TEXTS = FileKind(
+    {
+        "pid": (*CORPUS.names["pid"], *QUERIES.names["qid"]),
+        "title": CORPUS.names["title"],
+        "text": (*CORPUS.names["text"], "query", "question", "query_text"),
+    },
+    CORPUS.places,
+    CORPUS.header,
+    CORPUS.expected,
+)
 
 
 def read_texts(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
     """The texts of files as batches (pid, text); pid counts them. Memory: one batch. Raises LeadError for a bad file.
 
-    A file named .txt (.txt.gz, .txt.zst) holds a text a line; any other is read as a corpus is, without its ids.
+    A file named .txt (.txt.gz, .txt.zst) holds a text a line; any other is read like a corpus or queries, without ids.
     """
     yield from passage_batches((f"t{n}", text) for n, text in enumerate(_texts(paths)))
 
@@ -31,5 +43,8 @@ def _texts(paths: Sequence[Path]) -> Iterator[str]:
         if ".txt" in path.suffixes[-2:]:
             yield from (text for _, line in lines(path) if (text := line.strip()))
         else:
-            for batch in read_corpus([path], ["title", "text"]):
-                yield from (text for text in batch["text"].to_pylist() if text)
+            for number, row in rows(path, TEXTS, Layout()):
+                title = string(path, number, row.get("title"), "title", default="")
+                text = string(path, number, row.get("text"), "text", default="" if "text" in row else None)
+                if title or text:
+                    yield f"{title} {text}".strip()

@@ -49,8 +49,7 @@ def export(job: Job, to: Path, wanted: Wanted) -> None:
     needed = [job.model, *(job.vectors() if wanted.vectors else []), *(_lists(job) if wanted.trec else [])]
     for path in needed:
         if not Path(path).exists():
-            target = f"{job.dataset.folder}/{job.run}.json"
-            raise LeadError(f"{path} does not exist; make it with: snakemake --cores 2 -- {target}")
+            raise LeadError(f"{path} does not exist; make it with: lead run {job.dataset.name}/{job.run}")
     check_replaceable(to)
     if wanted.onnx or wanted.int8:
         check_installed()

@@ -73,14 +73,19 @@ class PlannedDataset:
             return source
         return source.model_copy(update={"train": None})
 
-    def check_test(self) -> None:
-        """Refuse results of a dataset without test queries, for which models can be made. Raises LeadError."""
+    @property
+    def has_test(self) -> bool:
+        """Whether it has test queries. Without them there are models, but no results."""
         source = self.source
         if self.data.queries is None or not isinstance(source, FilesSource | BeirSource):
-            return
-        if "test" not in locate(source).splits:
+            return True
+        return "test" in locate(source).splits
+
+    def check_test(self) -> None:
+        """Refuse results of a dataset without test queries. Raises LeadError."""
+        if not self.has_test:
             raise LeadError(
-                f"{self.file}: no test queries, so no results; make a model ({self.folder}/models/student_aligned), or "
+                f"{self.file}: no test queries, so no results; make a model (lead run {self.name}/student_aligned), or "
                 "add source.test"
             )
 

@@ -33,14 +33,28 @@ def check_target(plan: Plan, target: str, gpus: int | None = None) -> None:
 
 
 def targets(plan: Plan, dataset: str) -> list[str]:
-    """Result files of the dataset's `runs`, or of every run that makes sense on it, with their further seeds.
+    """Result files of the dataset's `runs`. Raises LeadError where there are no test queries."""
+    plan.datasets[dataset].check_test()
+    return [f"{plan.datasets[dataset].folder}/{name}.json" for name in runs(plan, dataset)]
+
+
+def wanted(job: Job) -> list[str]:
+    """What is made for a run that is named: its result; without test queries its model, ready to search."""
+    if job.dataset.has_test:
+        return [f"{job.dataset.folder}/{job.run}.json"]
+    if job.kind is None:
+        return [f"{job.dataset.folder}/negatives/{job.run}.parquet"]
+    return [job.model, *(job.vectors() + job.indexes() if job.kind.ranks_by == "search" else [])]
+
+
+def runs(plan: Plan, dataset: str) -> list[str]:
+    """The dataset's `runs`, or every run that makes sense on it, with their further seeds.
 
     The seeds are those of `repeats`, and those that exist already. If several runs are equal here (`twin`), only the
     first is included, unless `runs` names the others.
     """
     planned, rows = plan.datasets[dataset], plan.rows
     data = planned.data
-    planned.check_test()
     for name in data.runs or []:
         if name not in rows:
             raise LeadError(f"{planned.file}: key 'runs': no run '{name}'; {nearest(name, rows)}")
@@ -55,7 +69,7 @@ def targets(plan: Plan, dataset: str) -> list[str]:
     seeds = [f"{n}-s{seed}" for n in chosen for seed in range(2, data.repeats.get(n, 1) + 1)]
     found = (path.stem for path in sorted(Path(planned.folder).glob("*-s*.json")))
     there = [n for n in found if split_seed(n)[1] != 1 and split_seed(n)[0] in chosen and n in rows]
-    return [f"{planned.folder}/{n}.json" for n in dict.fromkeys([*chosen, *seeds, *there])]
+    return list(dict.fromkeys([*chosen, *seeds, *there]))
 
 
 def sensible(plan: Plan, dataset: str) -> list[str]:

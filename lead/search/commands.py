@@ -18,7 +18,7 @@ examples:
   lead search demo/lead_cb "read a csv file" --compare  and what BM25 and the student's teacher find
   lead search demo/lead_cb --json < queries.txt         a line of JSON for each line
 
-The run must have been made (snakemake --cores 2 -- results/demo/lead_cb.json). BM25 and a ColBERT are runs too:
+The run must have been made (lead run demo/lead_cb). BM25 and a ColBERT are runs too:
 demo/bm25, demo/teacher_cb. For passages of your own: lead search results/demo/models/lead_cb --corpus mine.jsonl
 """
 SERVE = """\

@@ -104,8 +104,6 @@ class Collection:
     @classmethod
     def find(cls, target: str, config: Path = CONFIG, overrides: dict[str, Any] | None = None) -> Collection:
         """From DATASET/RUN, or the folder of a model among the results. Raises LeadError for unknown names."""
-        if not config.is_file():
-            raise LeadError(f"no {config} here; go to the folder of the project, or give another config")
         plan = Plan(load_config(config, overrides))
         path = Path(target)
         if path.is_relative_to(plan.results):
@@ -129,8 +127,7 @@ class Collection:
         """A file or folder of a run. Raises LeadError with the command that makes it, if it is not there."""
         if not Path(path).exists():
             given = "" if self.plan.path() == str(CONFIG) else f" --configfile {self.plan.path()}"
-            target = f"{job.dataset.folder}/{job.run}.json"
-            raise LeadError(f"{path} does not exist; make it with: snakemake --cores 2{given} -- {target}")
+            raise LeadError(f"{path} does not exist; make it with: lead run {job.dataset.name}/{job.run}{given}")
         return Path(path)
 
     def system(self, run: str | None = None, first: System | None = None) -> System:

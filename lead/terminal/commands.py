@@ -31,10 +31,12 @@ def add(commands: Any, parser: argparse.ArgumentParser) -> None:
     init.add_argument(
         "--corpus", required=True, metavar="PATH", help="file of passages, or a folder in BEIR's or MTEB's layout"
     )
+    init.add_argument("--queries", metavar="FILE", help="queries to train on; without --qrels: texts to align on")
     init.add_argument(
-        "--queries", metavar="FILE", help="queries to train on, and to evaluate on if no others are given"
+        "--qrels",
+        metavar="FILE",
+        help="their judgements: query id, passage id, grade; without any, the model needs no labels",
     )
-    init.add_argument("--qrels", metavar="FILE", help="their judgements: query id, passage id, grade")
     init.add_argument("--test-queries", metavar="FILE", help="queries to evaluate on (default: --queries)")
     init.add_argument("--test-qrels", metavar="FILE", help="judgements to evaluate on; default: a part of --qrels")
     init.add_argument("--force", action="store_true", help="write the dataset file anew if it is there")

@@ -18,16 +18,19 @@ from typing import Any, NamedTuple
 from lead.config.folders import locate
 from lead.config.sources import BeirSource, FilesSource, HfSource, PydocsSource
 from lead.data.layout import CORPUS, QUERIES
+from lead.data.unlabelled import read_texts
 from lead.errors import LeadError
 from lead.plan.datasets import PlannedDataset
 from lead.plan.job import Job
 from lead.plan.plan import Plan
+from lead.plan.stage_settings import stage_settings
 from lead.pretrained import check_hub, encoder_width, local_weights, pretrained_layers, resolve
 from lead.terminal.look import Look, look
 
 START = 8.0  # seconds of a process that imports torch and loads a model, until some were seen
 STEPS = 4  # steps that are measured, after one that is not
 NEWEST = 8  # trainings that tell the rate
+TRAININGS = ("train", "align", "distil")  # stages that train a model, and starts of the names of their rules
 
 
 class Cost(NamedTuple):
@@ -51,12 +54,14 @@ def shape(job: Job) -> Shape:
     """Sizes of the dataset of a run, as far as its files tell: what was prepared, else its source."""
     lengths = job.origin.settings.lengths if job.method.has_model else job.settings.lengths
     corpus, queries = _looks(job.dataset.collection)
-    counts = {split: found.count for split, found in queries.items()}
+    counts, passages = {split: found.count for split, found in queries.items()}, passages_of(job.dataset.collection)
+    if (drawn := job.dataset.data.queries) is not None and passages is not None:
+        counts.setdefault("train", min(drawn.model_dump()["number"], passages))
     if "train" in counts:
         counts.setdefault("dev", round(counts["train"] * job.settings.dev_share))
     asked = queries.get("train") or queries.get("test")
     return Shape(
-        passages_of(job.dataset.collection),
+        passages,
         counts,
         corpus.mean(lengths.passage) if corpus else lengths.passage,
         asked.mean(lengths.query) if asked else lengths.query,
@@ -96,12 +101,41 @@ def per_token(job: Job) -> float | None:
     return None if layers is None or width is None else 24.0 * layers * width**2
 
 
+def aligned_texts(job: Job) -> int | None:
+    """Texts that a run is aligned on: passages, train queries, and those of `align.texts`; None if not known."""
+    of = shape(job)
+    if of.passages is None:
+        return None
+    return of.passages + of.queries.get("train", 0) + sum(_count(path) for path in job.texts)
+
+
+@functools.cache
+def _count(path: str) -> int:
+    """Texts in a file of `align.texts`; none where it cannot be read, which the stage says."""
+    try:
+        return sum(batch.num_rows for batch in read_texts([Path(path)]))
+    except LeadError:
+        return 0
+
+
+def steps_of(job: Job) -> int | None:
+    """Steps of a run that trains; None for an alignment whose texts are not known."""
+    if job.method.stage != "align" or (epochs := stage_settings(job, "align")["epochs"]) is None:
+        return job.settings.train.steps
+    texts = aligned_texts(job)
+    return None if texts is None else math.ceil(epochs * max(1, texts // job.settings.train.batch_size))
+
+
 def step_work(job: Job) -> float | None:
     """Operations of a step of a run that trains."""
     of, train = shape(job), job.settings.train
     passages = train.batch_size * (1 + train.negatives) if job.row.passages is None else 0
 
     def tokens(model: Job) -> float:
+        if job.method.stage == "align":
+            queries = of.queries.get("train", 0)
+            share = queries / max(1, queries + (of.passages or 0))
+            return train.batch_size * (share * of.query + (1 - share) * of.passage)
         if model.kind is not None and model.kind.candidates == "own":
             return passages * (of.query + of.passage)
         return train.batch_size * of.query + passages * of.passage
@@ -124,13 +158,13 @@ def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | Non
     if (
         run is None
         or run not in plan.rows
-        or rule.partition("_")[0] in ("evaluate", "retrieve", "mine", "index", "gather")
+        or rule.partition("_")[0] in ("evaluate", "retrieve", "mine", "index", "gather", "pretrained")
     ):
         return 0.0
     job = plan[wildcards["dataset"], run]
-    if rule in ("train", "distil", "distil_joint"):
-        work = step_work(job)
-        return None if work is None else work * job.settings.train.steps
+    if rule.partition("_")[0] in TRAININGS:
+        work, steps = step_work(job), steps_of(job)
+        return None if work is None or steps is None else work * steps
     each, of = per_token(job), shape(job)
     if each is None:
         return None
@@ -138,13 +172,12 @@ def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | Non
         return None if of.passages is None else each * of.passage * of.passages / len(job.dataset.shards)
     if rule == "encode_queries":
         return each * of.query * of.queries.get(wildcards.get("split", "test"), 1000)
-    if rule == "rerank" and job.kind is not None:
+    if rule in ("rerank", "score") and job.kind is not None:
         s = job.settings.retrieval
-        asked = of.queries.get("test", 1000)
-        depth = min(
-            s.cross_depth or s.rerank_depth if job.kind.candidates == "own" else s.rerank_depth, of.passages or 10**9
-        )
-        pairs = asked * depth
+        asked = of.queries.get("train" if rule == "score" else "test", 1000)
+        depth = s.cross_depth or s.rerank_depth if job.kind.candidates == "own" else s.rerank_depth
+        depth = 1 + job.settings.train.negatives_depth if rule == "score" else depth  # the positive, and negatives
+        pairs = asked * min(depth, of.passages or depth)
         if job.kind.candidates != "own":  # each passage is encoded once
             return each * of.passage * min(pairs, of.passages or pairs)
         return each * (of.query + of.passage) * pairs
@@ -212,10 +245,8 @@ class Rates:
         reference = job.encoder.reference
         check_hub(reference)
         each = per_token(job.origin)
-        layers, width = (
-            pretrained_layers(job.encoder.model_copy(update={"layers": None, "linear": None})),
-            encoder_width(reference),
-        )
+        whole = job.encoder.model_copy(update={"layers": None, "linear": None})
+        layers, width = pretrained_layers(whole), encoder_width(reference)
         if each is None or layers is None or width is None:
             return
         of = shape(job)
@@ -243,6 +274,8 @@ class Rates:
         """Seconds of a job without an encoder: its start, and the corpus as it goes by."""
         each = {"prepare": 60, "bm25": 300, "tokenize": 300, "mine": 600, "retrieve": 100, "index": 300}
         stage = rule.partition("_")[0]
+        if stage == "pretrained":  # it loads a model and writes it
+            return self.start
         if stage not in each:
             return 4.0
         passages = passages_of(self.plan.datasets[wildcards["dataset"]].collection)
@@ -295,7 +328,9 @@ def disk(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> tuple[float, fl
         passages = passages_of(plan.datasets[wildcards["dataset"]].collection) if rule == "prepare" else None
         return 300.0 * (passages or 3000), 0.0  # texts are compressed
     job = plan[wildcards["dataset"], run]
-    if rule in ("train", "distil", "distil_joint"):
+    if rule == "pretrained":
+        return _weights(job), 0.0
+    if rule.partition("_")[0] in TRAININGS:
         size = _weights(job) + (_weights(job.other(job.row.teacher)) if rule == "distil_joint" else 0)
         return size, 3 * size * job.settings.train.checkpoint_keep
     if rule == "encode_passages":

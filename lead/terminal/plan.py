@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lead.errors import LeadError
 from lead.plan.plan import Plan
-from lead.terminal.cost import Cost, Rates, disk, shape
+from lead.terminal.cost import Cost, Rates, aligned_texts, disk, shape, steps_of
 from lead.terminal.format import duration, size
 from lead.terminal.run import DRY, Job, grouped, jobs_of, last_words
 from lead.terminal.workflow import option, planned, snakemake_words
@@ -61,9 +61,12 @@ def _training(made: Plan, job: Job) -> str:
     if not job.trains:
         return ""
     planned = made[job.wildcards["dataset"], job.wildcards["run"]]
-    train, queries = planned.settings.train, shape(planned).queries.get("train")
-    text = f"  {train.steps:,} steps of {train.batch_size} queries"
-    return text + (f", {train.steps * train.batch_size / queries:.1f} epochs" if queries else "")
+    aligned, size, steps = planned.method.stage == "align", planned.settings.train.batch_size, steps_of(planned)
+    if steps is None:
+        return f"  steps of {size} texts"
+    seen = aligned_texts(planned) if aligned else shape(planned).queries.get("train")
+    text = f"  {steps:,} steps of {size} {'texts' if aligned else 'queries'}"
+    return text + (f", {steps * size / seen:.1f} epochs" if seen else "")
 
 
 def _total(made: Plan, jobs: list[Job], costs: list[Cost | None], rates: Rates) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lead.errors import LeadError
 from lead.plan.plan import Plan
-from lead.terminal.cost import Cost, Rates, step_seconds
+from lead.terminal.cost import TRAININGS, Cost, Rates, step_seconds, steps_of
 from lead.terminal.format import duration
 from lead.terminal.workflow import Event, Workflow, planned, snakemake_words
 
@@ -51,7 +51,7 @@ class Job:
     @property
     def trains(self) -> bool:
         """Whether it trains a model."""
-        return self.rule in ("train", "distil", "distil_joint")
+        return self.rule.partition("_")[0] in TRAININGS
 
     def why(self) -> str:
         """Why it runs, in a few words."""
@@ -223,7 +223,7 @@ class Progress:
             return 0, 0, None
         planned = self.plan[dataset, run]
         step, seconds = steps_done(Path(planned.dataset.folder), run)
-        return step, planned.settings.train.steps, seconds
+        return step, steps_of(planned) or 0, seconds
 
     def time_left(self) -> float | None:
         """Seconds until all jobs are done, one after the other; None where nothing is known of one of them."""

@@ -12,6 +12,7 @@ from lead.plan.job import Job
 from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
 from lead.plan.stage_settings import execution_of, recipe_of, stage_settings
+from lead.plan.targets import wanted
 
 DEFAULT = "default"
 
@@ -42,13 +43,16 @@ def _about(job: Job) -> list[str]:
     lines = [f"{job.dataset.name}/{job.run}: {row.about or job.method.about}"]
     kind = f", {job.kind.title}" if job.kind else ""
     lines.append(f"  method      {row.method}{kind}{f' ({made})' if made else ''}")
-    if job.method.trains:
+    if job.method.judged:
         lines.append(f"  negatives   {job.negatives}")
     behind = job.jobs.rows.ancestors(job.run)[1:]
     if behind:
         lines.append(f"  made from   {', '.join(behind)}")
     lines.append(f"  stages      {', '.join(job.stages)}")
-    lines.append(f"  result      {job.dataset.folder}/{job.run}.json")
+    try:
+        lines.append(f"  result      {', '.join(wanted(job))}")
+    except LeadError as e:  # files are missing
+        lines.append(f"  result      {e}")
     return lines
 
 

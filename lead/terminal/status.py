@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 from lead.plan.plan import Plan
-from lead.plan.targets import targets
+from lead.plan.targets import runs, wanted
 from lead.store.tables import read_json
+from lead.terminal.cost import TRAININGS, steps_of
 from lead.terminal.format import duration
 from lead.terminal.run import last_line, steps_done
 
@@ -24,10 +25,14 @@ def status(plan: Plan, datasets: list[str]) -> str:
 
 def _dataset(plan: Plan, name: str) -> str:
     folder, locked = Path(plan.datasets[name].folder), any(Path(".snakemake/locks").glob("*"))
-    wanted = [Path(target).stem for target in targets(plan, name)]
-    done = sorted(path.stem for path in folder.glob("*.json"))
-    lines = [f"{name}: {len(done)} of {len({*wanted, *done})} runs are done"]
-    lines += [f"  done     {run:<20} {_measured(plan, name, run)}" for run in done]
+    chosen, tested = runs(plan, name), plan.datasets[name].has_test
+    if tested:
+        done = sorted(path.stem for path in folder.glob("*.json"))
+    else:
+        there = {*chosen, *(path.name for path in folder.glob("models/*") if path.name in plan.rows)}
+        done = sorted(run for run in there if all(Path(made).exists() for made in wanted(plan[name, run])))
+    lines = [f"{name}: {len(done)} of {len({*chosen, *done})} runs are done"]
+    lines += [f"  done     {run:<20} {_measured(plan, name, run) if tested else 'made'}" for run in done]
     for log in sorted(folder.glob("logs/*.log"), key=lambda path: path.stat().st_mtime):
         last, age = last_line(log), time.time() - log.stat().st_mtime
         stage, _, what = log.stem.partition(".")
@@ -39,7 +44,7 @@ def _dataset(plan: Plan, name: str) -> str:
             lines.append(f"           {log}")
             continue
         lines.append(_unfinished(plan, name, stage, what, last, age, locked))
-    missing = [run for run in wanted if run not in done]
+    missing = [run for run in chosen if run not in done]
     if missing:
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         lines.append(f"  missing  {', '.join(missing[:8])}{more}")
@@ -57,20 +62,20 @@ def _measured(plan: Plan, dataset: str, run: str) -> str:
 def _unfinished(plan: Plan, dataset: str, stage: str, run: str, last: str, age: float, locked: bool) -> str:
     """A line on a stage whose log has no end: it runs, or it was killed."""
     by_hand = not Path(".snakemake/locks").exists()  # a stage without Snakemake
-    runs = age < ALIVE if by_hand else locked and age < 30 * ALIVE
+    alive = age < ALIVE if by_hand else locked and age < 30 * ALIVE
     text = f"{stage} {run}".strip()
     folder = Path(plan.datasets[dataset].folder)
-    if stage in ("train", "distil") and run in plan.rows:
+    if stage in TRAININGS and run in plan.rows:
         files = sorted((folder / "state" / run).glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
         if files:
             age = min(age, time.time() - files[-1].stat().st_mtime)
         step, seconds = steps_done(folder, run)
-        steps = plan[dataset, run].settings.train.steps
-        left = f", about {duration(seconds * (steps - step))} left" if seconds and runs else ""
-        text += f": step {step} of {steps}{left}"
+        steps = steps_of(plan[dataset, run])
+        left = f", about {duration(seconds * (steps - step))} left" if seconds and alive and steps else ""
+        text += f": step {step}" + (f" of {steps}{left}" if steps else "")
     else:
         text += f": {last}"
     sign = f" (last sign {duration(age)} ago)"
-    if runs:
+    if alive:
         return f"  running  {text}{sign}"
     return f"  stopped  {text}{sign}; run it again, and it goes on"

@@ -17,7 +17,7 @@ from lead.config.shipped import DEFAULT_CONFIG, shipped
 from lead.config.types import NAME
 from lead.errors import LeadError
 from lead.plan.plan import Plan
-from lead.plan.targets import targets
+from lead.plan.targets import runs, wanted
 
 Event = dict[str, Any]
 TARGET = re.compile(f"({NAME[1:-1]})/({NAME[1:-1]})")  # DATASET/RUN
@@ -50,8 +50,8 @@ def planned(words: Sequence[str]) -> Plan:
 def snakemake_words(plan: Plan, words: Sequence[str]) -> list[str]:
     """Snakemake's words for those of `lead run`: DATASET/RUN is short for results/DATASET/RUN.json.
 
-    DATASET alone, before the first option, is short for all its default results. Raises LeadError for a short name of
-    nothing.
+    DATASET alone, before the first option, is short for all its default results. Without test queries, models and
+    passage vectors stand for results. Raises LeadError for a short name of nothing.
     """
     first = next((n for n, word in enumerate(words) if word.startswith("-")), len(words))
     names, options, last = list(words[:first]), list(words[first:]), []
@@ -74,10 +74,9 @@ def shown(path: Path) -> Path:
 def _targets(plan: Plan, name: str) -> list[str]:
     match = TARGET.fullmatch(name)
     if match and match[1] != plan.results.partition("/")[0] and not os.path.exists(name):
-        job = plan[match[1], match[2].removesuffix(".json")]
-        return [f"{job.dataset.folder}/{job.run}.json"]
+        return wanted(plan[match[1], match[2].removesuffix(".json")])
     if re.fullmatch(NAME, name) and name in plan.datasets:
-        return targets(plan, name)
+        return [target for run in runs(plan, name) for target in wanted(plan[name, run])]
     return [name]
 
 
