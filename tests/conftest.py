@@ -172,7 +172,8 @@ def make_retriever(folder: Path, kind: Any = "de", **scoring: Any) -> Any:
     from lead.config.kinds import KINDS
     from lead.config.schema import Lengths, Scoring
 
-    read = _read_model(folder, (folder / "model.safetensors").stat().st_mtime_ns)
+    weights = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    read = _read_model(folder, next(file for file in weights if file.is_file()).stat().st_mtime_ns)
     encoder, tokenizer = copy.deepcopy((read.encoder, read.tokenizer))
     return KINDS[kind].load()(encoder, tokenizer, Scoring(**scoring), Lengths(query=8, passage=24))
 

@@ -64,6 +64,7 @@ def commands(folder: Path, model: Path) -> dict[str, tuple[Options, dict[str, st
             {"out": "lists.parquet"},
             {"external_run": str(folder / "lists.tsv")},
         ),
+        "pretrained": ({}, {"out": "ready"}, {"model": train["model"], "lengths": LENGTHS}),
         "train": (data, trained, {**train, "train": {**TRAIN, "checkpoint_every": 1}}),
         "train without checkpoints": (data, trained, {**train, "train": TRAIN}),
         "encode": ({"model": "de", "texts": "corpus.parquet"}, {"out": "passages.parquet"}, {}),
@@ -87,6 +88,16 @@ def commands(folder: Path, model: Path) -> dict[str, tuple[Options, dict[str, st
             {"model": "cb", **{k: data[k] for k in ("corpus", "negatives")}, "queries": queries, "qrels": qrels},
             {"out": "denoised.parquet"},
             {"keep_below": 0.5},
+        ),
+        "align": (
+            {k: data[k] for k in ("corpus", "queries", "dev-queries", "dev-qrels")} | {"teacher": "de"},
+            trained,
+            {**train, "train": {**TRAIN, "checkpoint_every": 1}},
+        ),
+        "score": (
+            {"model": "cb", **{k: data[k] for k in ("corpus", "negatives")}, "queries": queries, "qrels": qrels},
+            {"out": "scores.parquet"},
+            {},
         ),
         "distil": (
             {**data, "start": "de", "teacher": "cb"},

@@ -302,7 +302,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("kind", ["de", "ce"])
 def test_a_decoder_s_first_token_is_no_vector_of_a_text(decoder: Path, kind: str) -> None:
     with pytest.raises(LeadError, match=f"scoring.{kind}: the first token's output of .* does not depend on the text"):
-        LayeredModel.pretrained(ModelRef(reference=f"path:{decoder}"), kind, Scoring(), Lengths())
+        LayeredModel.pretrained(ModelRef(reference=f"path:{decoder}"), kind, Scoring(), Lengths(query=8, passage=24))
 
 
 def test_the_last_token_of_a_decoder_depends_on_the_text_and_not_on_padding(decoder: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_store_of_tokens_holds_the_prompt_and_refuses_a_model_with_another(
     ours, texts = model(tiny_model), read_table(corpus, "corpus")["text"].to_pylist()
     rows = Tokens(tmp_path / "t", ours.tokenizer, 24, 160, PROMPTS.passage).rows(0, 160)
     assert [row.tolist() for row in rows] == ours.tokenize_batch([], texts)["passages"]
-    assert "its prompt is not the model's" in refusal(lambda: Tokens(tmp_path / "t", ours.tokenizer, 24, 160))
+    assert "its prompt differs from the model's" in refusal(lambda: Tokens(tmp_path / "t", ours.tokenizer, 24, 160))
 
 
 @torch.no_grad()

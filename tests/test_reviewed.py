@@ -19,7 +19,7 @@ from lead.plan.plan import Plan
 from lead.store.atomic import atomic_folder
 from lead.store.checksums import MANIFEST
 from lead.store.tables import write_table
-from lead.train.stages import _clear
+from lead.train.state import remove_states
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,12 +53,12 @@ def test_an_output_folder_that_lead_did_not_write_is_kept(tmp_path: Path) -> Non
 def test_only_training_states_are_removed_from_the_state_folder(tmp_path: Path) -> None:
     (tmp_path / "0123456789abcdef").mkdir()
     (tmp_path / "mine").mkdir()
-    _clear(tmp_path)
+    remove_states(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "mine").rmdir()
-    _clear(tmp_path)
+    remove_states(tmp_path)
     assert not tmp_path.exists()
-    _clear(tmp_path)  # nothing there is no error
+    remove_states(tmp_path)  # nothing there is no error
 
 
 # --- nothing is ignored in silence -----------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def test_a_configured_value_runs_nothing(tmp_path: Path, tiny_model: Path, tiny_
 SHELL = re.compile(r'^\s+shell:\n((?:\s+".*"\n?)+)', re.MULTILINE)
 # numbers, and what `option()` has quoted
 QUOTED = {"threads", "resources.gpu"}
-QUOTED |= {f"params.{name}" for name in ("start", "corpus", "teacher_out", "index", "passages", "tokens")}
+QUOTED |= {f"params.{name}" for name in ("start", "corpus", "teacher_out", "index", "passages", "tokens", "texts")}
 
 
 @pytest.mark.parametrize("rules", sorted((ROOT / "workflow").rglob("*.smk")), ids=lambda p: p.name)

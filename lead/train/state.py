@@ -33,6 +33,7 @@ COMPUTES = (
     "config/kinds.py",
     "config/methods.py",
     "data/copies.py",
+    "data/scores.py",
     "data/texts.py",
     "data/unlabelled.py",
     "store/tables.py",
