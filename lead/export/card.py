@@ -71,14 +71,15 @@ def _compared(job: Job) -> list[str]:
 
 
 def _made_by(job: Job, result: Result | None) -> dict[str, Any]:
-    """Settings of the runs that made the model, first to last, as its result or its folder tells."""
+    """Settings of the runs that made the model, first to last, as its result or the models' folders tell."""
+    rows = job.jobs.rows
+    order = [run for run in reversed(rows.ancestors(job.run)) if rows.method(run).has_model]
     if result is not None and result.settings:
         found = result.settings
     else:
-        record = record_of(Path(job.model)) or {}
-        found = {f"{job.run}.{record.get('stage')}": record.get("settings", {})}
-    rows = job.jobs.rows
-    order = [run for run in reversed(rows.ancestors(job.run)) if rows.method(run).has_model]
+        folders = {run: folder for run in order if (folder := Path(job.other(run).model)).is_dir()}
+        records = {run: record_of(folder) for run, folder in folders.items()}
+        found = {f"{run}.{record['stage']}": record["settings"] for run, record in records.items() if record}
     keys = {run: f"{run}.{rows.method(run).stage}" for run in order}
     return {run: found[key] for run, key in keys.items() if key in found}
 
@@ -149,9 +150,13 @@ def _cell(metric: dict[str, float] | None) -> str:
 def _training(job: Job, made: dict[str, Any]) -> list[str]:
     lines = ["## Training", ""]
     for run, settings in made.items():
-        train, distil = settings.get("train", {}), settings.get("distil", {})
-        words = [f"{train['steps']:,} steps of {train['batch_size']} queries" if "steps" in train else ""]
-        words += [f"{train['negatives']} hard negatives for each" if "negatives" in train else ""]
+        train, distil, method = settings.get("train", {}), settings.get("distil", {}), job.jobs.rows.method(run)
+        if epochs := settings.get("epochs"):
+            words = [f"{epochs:g} passes over passages and queries, {train['batch_size']} texts a step"]
+        else:
+            what = "texts" if method.stage == "align" else "queries"
+            words = [f"{train['steps']:,} steps of {train['batch_size']} {what}" if "steps" in train else ""]
+        words += [f"{train['negatives']} hard negatives for each" if method.judged and "negatives" in train else ""]
         words += [f"learning rate {train['lr']:g}" if "lr" in train else ""]
         words += [f"temperature {distil['tau']:g}" if "tau" in distil else ""]
         if "layers" in distil:
@@ -160,7 +165,7 @@ def _training(job: Job, made: dict[str, Any]) -> list[str]:
         if layers := (settings.get("model") or {}).get("layers"):
             words.append(f"from layers {', '.join(map(str, layers))} of {shown(settings['model']['reference'])}")
         told = ", ".join(word for word in words if word)
-        lines.append(f"- `{run}`, {job.jobs.rows.method(run).about}{': ' + told if told else ''}.")
+        lines.append(f"- `{run}`, {method.about}{': ' + told if told else ''}.")
     return [*lines, ""]
 
 
@@ -170,7 +175,9 @@ def _data(job: Job) -> list[str]:
     name = None if source.on_disk else getattr(source, "repository", getattr(source, "corpus", None))
     kind = " ".join(filter(None, [source.kind, name]))
     counts = []
-    for file, what in (("corpus", "passages"), ("queries.train", "train queries"), ("queries.dev", "dev queries")):
+    drawn = "" if collection.data.queries is None else " drawn from them"
+    files = ("corpus", "passages"), ("queries.train", f"train queries{drawn}"), ("queries.dev", f"dev queries{drawn}")
+    for file, what in files:
         path = Path(collection.folder) / "data" / f"{file}.parquet"
         counts += [f"{open_table(path).metadata.num_rows:,} {what}"] if path.exists() else []
     about = f": {collection.data.about}" if collection.data.about else ""

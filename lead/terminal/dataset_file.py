@@ -58,14 +58,14 @@ def dataset_file(name: str, found: Found, path: Path) -> str:
     preset, _ = read_yaml(own if own.exists() else shipped("config") / "presets" / own.name)
     machine = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{os.cpu_count() or 1} CPU cores, no GPU"
     if found.queries is None:
-        about, query, chosen = "no training queries", *_drawn(found)
+        about, query, chosen = "no judged queries to train on", *_drawn(found)
         training = _alignment(found, gpus, machine)
     else:
         about, query, chosen = f"{found.judged['train']:,} training queries", _length(found.queries, *QUERY), list(RUNS)
         training = _trainings(found.judged["train"], preset, gpus, machine)
     measures = ["nDCG@10", "RR@10", "R@100"] if len(found.grades - {0}) > 1 else ["RR@10", "R@100"]
     lines = [
-        f"about: {json.dumps(f'{name}: {corpus.count:,} passages, {about}')}",
+        f"about: {json.dumps(f'{corpus.count:,} passages, {about}')}",
         *_source(found, path, name),
         f"preset: {PRESET} # small models: `lead show {name}/{chosen[-1]}` prints them, and every other setting",
         f"runs: [{', '.join(chosen)}] # what `lead run {name}` makes; null: every row of experiments.yaml",

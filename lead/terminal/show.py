@@ -49,10 +49,7 @@ def _about(job: Job) -> list[str]:
     if behind:
         lines.append(f"  made from   {', '.join(behind)}")
     lines.append(f"  stages      {', '.join(job.stages)}")
-    try:
-        lines.append(f"  result      {', '.join(wanted(job))}")
-    except LeadError as e:  # files are missing
-        lines.append(f"  result      {e}")
+    lines.append(f"  result      {', '.join(wanted(job))}")
     return lines
 
 
