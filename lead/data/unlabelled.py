@@ -39,7 +39,7 @@ def _texts(paths: Sequence[Path]) -> Iterator[str]:
         if not os.path.isfile(path):
             raise LeadError(f"align.texts: no file {path}; fix the path")
         if format_of(path) is None:
-            raise LeadError(f"align.texts: the name of {path} has no known ending; expected .txt, .tsv, .csv, .jsonl, ..")
+            raise LeadError(f"align.texts: the name of {path} has no known ending; expected .txt, .tsv, .jsonl, ..")
         if ".txt" in path.suffixes[-2:]:
             yield from (text for _, line in lines(path) if (text := line.strip()))
         else:

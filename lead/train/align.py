@@ -186,10 +186,10 @@ def align(
     train = settings.train.model_copy(update={"steps": steps})
     log.info("%d texts, %.2f epochs of %d steps", len(data.texts), steps / data.steps, data.steps)
     step = AlignStep(student, taught, train, settings.loss, settings.seed)
+    dev = _dev_pool(passages, dev_queries, dev_qrels, settings)
     key = state_key(settings, {**files, "start": origin})
     if Exchange.here().rank == 0:
         open_state(state, settings, key)
-    dev = _dev_pool(passages, dev_queries, dev_qrels, settings)
     loop = Loop(step, data, dev, train, state / state_name(key))
     loop.run()
     if loop.main:
