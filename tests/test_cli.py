@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from forked import done
 
 from lead import __version__, cli
 from lead.config import experiments, schema, stages
@@ -222,10 +223,10 @@ def test_a_gpu_that_is_not_there_is_one_line(tiny_model: Path, tmp_path: Path) -
     texts = tmp_path / "texts.parquet"
     write_table(pa.table({"pid": ["a"], "text": ["array"]}), texts, "corpus")
     for gpu, says in (("1", "--gpu 1: PyTorch sees no GPU here; use --gpu 0"), ("-1", "--gpu -1")):
-        arguments = ["encode", "--model", tmp_path / "model", "--texts", texts, "--out", tmp_path / "out", "--gpu", gpu]
-        said = process(*arguments)
-        (line,) = said.stderr.splitlines()
-        assert said.returncode == 1 and f"lead: error: {says}" in line
+        paths = {"model": tmp_path / "model", "texts": texts, "out": tmp_path / "out"}
+        status, said = done(["encode", "--gpu", gpu, *(w for k, v in paths.items() for w in (f"--{k}", str(v)))])
+        (line,) = said.splitlines()
+        assert status == 1 and f"lead: error: {says}" in line
 
 
 def test_a_mistake_in_a_process_is_one_line_and_status_1(tmp_path: Path) -> None:
