@@ -6,6 +6,7 @@ Rates are measured on this machine: by trainings that were done here, else by a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -76,13 +77,17 @@ def passages_of(dataset: PlannedDataset) -> int | None:
     return dataset.data.expect.passages or (source.passages if isinstance(source, PydocsSource) else None)
 
 
-@functools.cache
 def _looks(dataset: PlannedDataset) -> tuple[Look | None, dict[str, Look]]:
     folder = Path(dataset.folder) / "data"
-    if (folder / "report.json").exists():
-        splits = ("train", "dev", "test")
-        found = {s: look([folder / f"queries.{s}.parquet"], QUERIES) for s in splits}
-        return look([folder / "corpus.parquet"], CORPUS), found
+    return _looked(dataset, folder, (folder / "report.json").exists())
+
+
+@functools.cache
+def _looked(dataset: PlannedDataset, folder: Path, prepared: bool) -> tuple[Look | None, dict[str, Look]]:
+    if prepared:
+        with contextlib.suppress(LeadError, OSError):  # files are missing: prepare runs again
+            found = {s: look([folder / f"queries.{s}.parquet"], QUERIES) for s in ("train", "dev", "test")}
+            return look([folder / "corpus.parquet"], CORPUS), found
     source = dataset.source
     if isinstance(source, FilesSource | BeirSource | HfSource) and source.on_disk:
         try:
@@ -154,7 +159,7 @@ def step_work(job: Job) -> float | None:
 
 def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | None:
     """Operations of a job of the workflow; 0 for one that computes no encoder, None where sizes are not known."""
-    run = wildcards.get("run")
+    run = wildcards.get("by", wildcards.get("run"))  # negatives of `run` are denoised `by` a model
     if (
         run is None
         or run not in plan.rows
@@ -172,11 +177,13 @@ def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | Non
         return None if of.passages is None else each * of.passage * of.passages / len(job.dataset.shards)
     if rule == "encode_queries":
         return each * of.query * of.queries.get(wildcards.get("split", "test"), 1000)
-    if rule in ("rerank", "score") and job.kind is not None:
+    if rule in ("rerank", "score", "denoise") and job.kind is not None:
         s = job.settings.retrieval
-        asked = of.queries.get("train" if rule == "score" else "test", 1000)
+        asked = of.queries.get("test" if rule == "rerank" else "train", 1000)
+        asked += of.queries.get("dev", 0) if rule == "denoise" else 0
         depth = s.cross_depth or s.rerank_depth if job.kind.candidates == "own" else s.rerank_depth
-        depth = 1 + job.settings.train.negatives_depth if rule == "score" else depth  # the positive, and negatives
+        if rule != "rerank":  # the positive, and negatives
+            depth = 1 + (job.settings.denoise.depth if rule == "denoise" else job.settings.train.negatives_depth)
         pairs = asked * min(depth, of.passages or depth)
         if job.kind.candidates != "own":  # each passage is encoded once
             return each * of.passage * min(pairs, of.passages or pairs)
@@ -256,9 +263,9 @@ class Rates:
 
     def cost(self, rule: str, wildcards: Mapping[str, str], timing: str | None = None) -> Cost | None:
         """Seconds of a job. `timing`: the file that Snakemake writes its seconds to. None where nothing is known."""
-        if timing and (before := _seconds(Path(timing))) is not None:
-            return Cost(before, 1.3, "it took that before")
         try:
+            if timing and (before := _seconds(Path(timing))) is not None and self._as_long(rule, wildcards):
+                return Cost(before, 1.3, "it took that before")
             work = job_work(self.plan, rule, wildcards)
         except LeadError:
             return None
@@ -269,6 +276,14 @@ class Rates:
             return None
         # encoding without gradients keeps the same rate
         return Cost(self.start + work / self.measured, 1.6, self.how)
+
+    def _as_long(self, rule: str, wildcards: Mapping[str, str]) -> bool:
+        """Whether a job that was done before had as many steps as it has today, if it trains."""
+        if rule.partition("_")[0] not in TRAININGS:
+            return True
+        job = self.plan[wildcards["dataset"], wildcards["run"]]
+        step, _ = step_seconds(Path(job.dataset.folder) / "metrics" / f"{job.run}.jsonl")
+        return step in (0, steps_of(job))
 
     def _small(self, rule: str, wildcards: Mapping[str, str]) -> float | None:
         """Seconds of a job without an encoder: its start, and the corpus as it goes by."""
