@@ -139,7 +139,8 @@ def test_a_corpus_alone_gives_train_and_dev(corpus: Path, tmp_path: Path, kind: 
 
 def test_judged_test_queries_stay(corpus: Path, tmp_path: Path) -> None:
     (corpus / "qrels").mkdir()
-    (corpus / "queries.jsonl").write_text('{"_id": "q1", "text": "thing 7"}\n')
+    asked = [{"_id": f"q{i}", "text": f"thing {i}"} for i in range(1, 30)]  # BEIR's file has those of all splits
+    (corpus / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     (corpus / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td7\t1\n")
     settings = PrepareSettings(
         source=BeirSource(kind="beir", folder=str(corpus), train=None), queries=PseudoQueries(**{"from": "sentences"})
