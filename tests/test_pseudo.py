@@ -13,7 +13,7 @@ from lead.config.load import load
 from lead.config.sources import BeirSource, FilesSource, PseudoQueries
 from lead.config.stages import Bm25Settings, PrepareSettings
 from lead.data.prepare import prepare
-from lead.data.pseudo import pseudo_queries
+from lead.data.pseudo import fitting, pseudo_queries
 from lead.errors import LeadError
 from lead.plan.checks import check
 from lead.plan.plan import Plan
@@ -83,6 +83,16 @@ def test_a_query_is_a_part_of_its_passage_whatever_the_order_of_the_corpus(way: 
         assert 4 <= len(text.split()) < len(whole[own].split())
     assert drawn(way, lambda: passages()[::-1]) == (queries, relevant)
     assert any(drawn(way, seed=seed)[0] != queries for seed in (2, 3, 4))
+
+
+@pytest.mark.parametrize("way", ["sentences", "crops"])
+def test_characters_of_scripts_without_spaces_are_words(way: str) -> None:
+    texts = [(f"p{i}", f"第{i}章讲机器学习。它讲述了神经网络在第{i}个小数据集上的训练。") for i in range(10, 25)]
+    texts.append(("copy", f"前言。{texts[0][1]}"))
+    queries, relevant = drawn(way, lambda: texts)
+    assert len(queries) >= 8 and fitting([("", text) for _, text in texts])[0] == "sentences"
+    assert all(4 <= len(text) < 40 and text in dict(texts)[qid.partition("-")[2]] for qid, text in queries.items())
+    assert all("copy" in pids for pids in relevant.values() if "p10" in pids)
 
 
 def test_so_many_queries_and_no_more() -> None:
