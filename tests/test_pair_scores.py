@@ -129,6 +129,8 @@ def test_pairs_without_a_score_are_left_out(
     [
         ("q1\tp1\t1.0\nq1\tp1\t2.0\n", "is scored twice"),
         ("q1\tp1\tnan\n", "NaN or infinite"),
+        ("q1\tp1\t1.0\nq1\tp2\t\n", "a score is missing"),
+        ("q1\tp1\t1.0\nq1\tp2\tnan\n", "NaN or infinite"),
         ("q1\tp1\n", "parted by tabs"),
         ("q1\tp1\thigh\n", "parted by tabs"),
     ],
