@@ -91,6 +91,13 @@ def test_what_is_there_is_kept_unless_forced(here: Path) -> None:
     assert file.read_text(encoding="utf-8") == "mine: own\n"
     call(force=True)
     assert "mine: own" not in file.read_text(encoding="utf-8")
+    preset = here / "config/presets/tuned.yaml"  # of one's own, without the steps of each phase
+    preset.parent.mkdir()
+    models = "{teacher: {reference: path:model}, student: {reference: path:model}}"
+    preset.write_text(f"models: {models}\ntrain: {{batch_size: 8, steps: 7}}\nphases: {{miner: {{steps: 2}}}}\n")
+    call(force=True)
+    steps = Plan(load("config/config.yaml"))["mine", "student"].settings.phases
+    assert steps.miner == {"steps": 2} and steps.distil == {"steps": 7}
 
 
 def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:

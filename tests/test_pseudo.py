@@ -19,8 +19,9 @@ from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
 from lead.plan.targets import check_target, targets, wanted
+from lead.plan.verify import verify
 from lead.retrieval.bm25 import bm25
-from lead.store.tables import read_table
+from lead.store.tables import SCHEMAS, read_table, write_table
 
 DOCS = [
     ("p0", "How to read a csv", "The reader takes a path to a file. It returns a table with one column a field."),
@@ -165,7 +166,9 @@ def test_judged_test_queries_stay(corpus: Path, tmp_path: Path) -> None:
         )
 
 
-def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(tmp_path: Path) -> None:
+def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = empty_project(tmp_path)
     file = folder / "datasets" / "mine.yaml"
     file.write_text("source: {kind: files, corpus: ../../data/corpus.jsonl}\nqueries: {from: crops}\npreset: tiny\n")
@@ -182,6 +185,10 @@ def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(tmp_path: Path) 
         [f"{folder}/negatives/bm25.parquet"],
     ]
     check_target(made, "all results/mine/models/rd_cb")
+    monkeypatch.chdir(tmp_path)
+    assert "make one with: lead run mine" in refusal(lambda: verify(made, "mine"))
+    write_table(SCHEMAS["queries"].empty_table(), Path(folder) / "data/queries.test.parquet", "queries")
+    assert [state for state, _ in verify(made, "mine")] == ["stale"]  # by hand: no record of how it was made
 
 
 @pytest.mark.parametrize(
