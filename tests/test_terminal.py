@@ -21,7 +21,8 @@ from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
 from lead.plan.targets import wanted
 from lead.store.tables import write_json
-from lead.terminal.cost import Rates, aligned_texts, disk, job_work, step_seconds, step_work, steps_of
+from lead.terminal.cost import Rates, aligned_texts, job_work, step_seconds, step_work, steps_of
+from lead.terminal.disk import disk
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
 from lead.terminal.workflow import planned, snakemake_words
