@@ -91,6 +91,13 @@ def test_what_is_there_is_kept_unless_forced(here: Path) -> None:
     assert file.read_text(encoding="utf-8") == "mine: own\n"
     call(force=True)
     assert "mine: own" not in file.read_text(encoding="utf-8")
+    preset = here / "config/presets/tuned.yaml"  # of one's own, without the steps of each phase
+    preset.parent.mkdir()
+    models = "{teacher: {reference: path:model}, student: {reference: path:model}}"
+    preset.write_text(f"models: {models}\ntrain: {{batch_size: 8, steps: 7}}\nphases: {{miner: {{steps: 2}}}}\n")
+    call(force=True)
+    steps = Plan(load("config/config.yaml"))["mine", "student"].settings.phases
+    assert steps.miner == {"steps": 2} and steps.distil == {"steps": 7}
 
 
 def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:
@@ -170,6 +177,8 @@ def test_a_folder_in_beir_s_layout(here: Path, splits: tuple[str, ...]) -> None:
     for n, split in enumerate(splits):
         rows = [f"q{i}\td{i}\t1\n" for i in range(30) if i % len(splits) == n]
         (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
+    ours = "the folder has queries and judgements of its own"
+    assert ours in refusal(lambda: init("mine", "beir", None, None, (None, "beir/qrels/test.tsv"), False))
     said = init("mine", "beir", None, None, (None, None), False)
     source = Plan(load("config/config.yaml")).datasets["mine"].source
     assert source.kind == ("beir" if len(splits) == 2 else "files")

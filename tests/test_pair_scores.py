@@ -14,11 +14,13 @@ from steps import SCORING, TRAIN, build, gradients, take
 from test_align import plan
 from test_resume import inputs, outputs
 
+from lead.config.load import load
 from lead.config.schema import Distil, Train
 from lead.config.stages import DistilSettings, ScoreSettings
 from lead.data.scores import read_scores
 from lead.errors import LeadError
 from lead.plan.checks import check
+from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
 from lead.plan.targets import sensible
 from lead.retrieval.score import score
@@ -127,6 +129,8 @@ def test_pairs_without_a_score_are_left_out(
     [
         ("q1\tp1\t1.0\nq1\tp1\t2.0\n", "is scored twice"),
         ("q1\tp1\tnan\n", "NaN or infinite"),
+        ("q1\tp1\t1.0\nq1\tp2\t\n", "a score is missing"),
+        ("q1\tp1\t1.0\nq1\tp2\tnan\n", "NaN or infinite"),
         ("q1\tp1\n", "parted by tabs"),
         ("q1\tp1\thigh\n", "parted by tabs"),
     ],
@@ -171,9 +175,23 @@ def test_runs_and_files_of_a_dataset_are_named_alike(tmp_path: Path) -> None:
     assert "teacher_ce.score" in stage_settings(job, "evaluate")["made_by"]["settings"]
 
 
+def test_another_seed_learns_from_the_scores_of_its_own_chain(tmp_path: Path) -> None:
+    folder = empty_project(tmp_path)
+    row = "x: {method: rd, start: student, scores: {teacher_ce: 0.5, rd_cb: 1, gpt: 2}}"
+    assert plan(folder, row).rows["x-s2"].scores == {"teacher_ce": 0.5, "rd_cb-s2": 1.0, "gpt": 2.0}
+    chain = Plan(load(folder / "config.yaml", {"seeds": "chain"}))
+    assert chain.rows["x-s2"].scores == {"teacher_ce-s2": 0.5, "rd_cb-s2": 1.0, "gpt": 2.0}
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
+        ("x: {method: rd, start: student, scores: {x: 1}}", "run 'x' depends on itself"),
+        (
+            "x: {method: rd, start: student, scores: {y: 1}}\n"
+            "  y: {method: contrastive, start: student, passages: teacher_de}",
+            "key 'scores': 'y' encodes queries only",
+        ),
         ("x: {method: lead, start: student, scores: {teacher_ce: 1}}", "method lead needs a teacher's layers"),
         ("x: {method: rd, start: student, teacher: teacher_cb, scores: {teacher_ce: 1}}", "without `teacher` only"),
         ("x: {method: rd, start: student}", "method rd needs `teacher`"),

@@ -255,3 +255,20 @@ def test_ci_runs_what_developers_run() -> None:
     text = script.read_text(encoding="utf-8")
     assert all(target in text for target in ("make lint test", "make demo"))
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+
+
+def test_every_rule_with_a_gpu_is_among_those_that_can_do_without() -> None:
+    rules: dict[str, bool] = {}
+    for file in sorted((ROOT / "workflow/rules").glob("*.smk")):
+        for block in re.split(r"\n(?=rule |use rule )", file.read_text(encoding="utf-8")):
+            if of := re.match(r"use rule (\w+) as (\w+)", block):
+                rules[of[2]] = rules[of[1]]
+            elif of := re.match(r"rule (\w+)", block):
+                rules[of[1]] = "gpu=" in block and "gpu=0," not in block
+    asking = {rule for rule, asks in rules.items() if asks}
+    assert {"train", "align", "retrieve_part"} <= asking and "prepare" not in asking
+    profile = (ROOT / "workflow/profiles/slurm/config.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"- (\w+):gpu=0", profile)) == asking
+    cluster = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"--set-resources \{(train[\w,]+)\}:gpu=0", cluster)
+    assert set(listed.split(",")) == asking

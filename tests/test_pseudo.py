@@ -13,14 +13,15 @@ from lead.config.load import load
 from lead.config.sources import BeirSource, FilesSource, PseudoQueries
 from lead.config.stages import Bm25Settings, PrepareSettings
 from lead.data.prepare import prepare
-from lead.data.pseudo import pseudo_queries
+from lead.data.pseudo import fitting, pseudo_queries
 from lead.errors import LeadError
 from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
 from lead.plan.targets import check_target, targets, wanted
+from lead.plan.verify import verify
 from lead.retrieval.bm25 import bm25
-from lead.store.tables import read_table
+from lead.store.tables import SCHEMAS, read_table, write_table
 
 DOCS = [
     ("p0", "How to read a csv", "The reader takes a path to a file. It returns a table with one column a field."),
@@ -85,6 +86,16 @@ def test_a_query_is_a_part_of_its_passage_whatever_the_order_of_the_corpus(way: 
     assert any(drawn(way, seed=seed)[0] != queries for seed in (2, 3, 4))
 
 
+@pytest.mark.parametrize("way", ["sentences", "crops"])
+def test_characters_of_scripts_without_spaces_are_words(way: str) -> None:
+    texts = [(f"p{i}", f"第{i}章讲机器学习。它讲述了神经网络在第{i}个小数据集上的训练。") for i in range(10, 25)]
+    texts.append(("copy", f"前言。{texts[0][1]}"))
+    queries, relevant = drawn(way, lambda: texts)
+    assert len(queries) >= 8 and fitting([("", text) for _, text in texts])[0] == "sentences"
+    assert all(4 <= len(text) < 40 and text in dict(texts)[qid.partition("-")[2]] for qid, text in queries.items())
+    assert all("copy" in pids for pids in relevant.values() if "p10" in pids)
+
+
 def test_so_many_queries_and_no_more() -> None:
     many = [(f"p{i}", " ".join(f"w{i}x{j}" for j in range(12))) for i in range(200)]
     few, all_of_them = drawn("crops", lambda: many, number=30)[0], drawn("crops", lambda: many)[0]
@@ -139,7 +150,8 @@ def test_a_corpus_alone_gives_train_and_dev(corpus: Path, tmp_path: Path, kind: 
 
 def test_judged_test_queries_stay(corpus: Path, tmp_path: Path) -> None:
     (corpus / "qrels").mkdir()
-    (corpus / "queries.jsonl").write_text('{"_id": "q1", "text": "thing 7"}\n')
+    asked = [{"_id": f"q{i}", "text": f"thing {i}"} for i in range(1, 30)]  # BEIR's file has those of all splits
+    (corpus / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     (corpus / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td7\t1\n")
     settings = PrepareSettings(
         source=BeirSource(kind="beir", folder=str(corpus), train=None), queries=PseudoQueries(**{"from": "sentences"})
@@ -154,7 +166,9 @@ def test_judged_test_queries_stay(corpus: Path, tmp_path: Path) -> None:
         )
 
 
-def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(tmp_path: Path) -> None:
+def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = empty_project(tmp_path)
     file = folder / "datasets" / "mine.yaml"
     file.write_text("source: {kind: files, corpus: ../../data/corpus.jsonl}\nqueries: {from: crops}\npreset: tiny\n")
@@ -171,6 +185,10 @@ def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(tmp_path: Path) 
         [f"{folder}/negatives/bm25.parquet"],
     ]
     check_target(made, "all results/mine/models/rd_cb")
+    monkeypatch.chdir(tmp_path)
+    assert "make one with: lead run mine" in refusal(lambda: verify(made, "mine"))
+    write_table(SCHEMAS["queries"].empty_table(), Path(folder) / "data/queries.test.parquet", "queries")
+    assert [state for state, _ in verify(made, "mine")] == ["stale"]  # by hand: no record of how it was made
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
 from lead.plan.targets import wanted
 from lead.store.tables import write_json
-from lead.terminal.cost import Rates, aligned_texts, disk, job_work, step_seconds, step_work, steps_of
+from lead.terminal.cost import Rates, aligned_texts, job_work, step_seconds, step_work, steps_of
+from lead.terminal.disk import disk
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
 from lead.terminal.workflow import planned, snakemake_words
@@ -172,6 +173,8 @@ def test_the_rate_is_that_of_trainings_that_were_done_here(plan: Plan, tmp_path:
     timing.write_text("s\th:m:s\n77.5\t0:01:17\n", encoding="utf-8")
     before = rates.cost("train", {"dataset": "tiny", "run": "student"}, str(timing))
     assert before is not None and before.seconds == 77.5
+    metrics.write_text('{"step": 2, "seconds": 2.0}\n', encoding="utf-8")  # there are more steps today
+    assert rates.cost("train", {"dataset": "tiny", "run": "student"}, str(timing)) == cost
 
 
 ALIGNED = """\
@@ -206,12 +209,19 @@ def test_alignment_counts_texts_and_is_done_without_results(tmp_path: Path, monk
     assert cost is not None and cost.seconds == Rates(plan).start
     one, each = (job_work(plan, "score", wildcards | {"run": run}) for run in ("teacher_ce", "teacher_cb"))
     assert one and each and one > each  # a cross encoder reads every pair, a ColBERT each passage once
+    denoised = job_work(plan, "denoise", wildcards | {"run": "miner", "by": "teacher_ce"})
+    assert denoised and denoised > one  # as many pairs, and those of dev
+    report = Path("all results/mine/data/report.json")
+    report.parent.mkdir(parents=True)
+    report.touch()  # beside it is nothing: prepare runs again
+    assert aligned_texts(job) == 440
     state = Path("all results/mine/state/aligned/0123")
     state.mkdir(parents=True)
     (state / "metrics.jsonl").write_text('{"step": 6, "seconds": 3.0}\n', encoding="utf-8")
     log = Path("all results/mine/logs/align.aligned.log")
     log.parent.mkdir()
     log.write_text("10:00:00 going on\n", encoding="utf-8")
+    os.utime(log, (time.time() - 600,) * 2)  # the last sign is that of the metrics
     said = status(plan, ["mine"])
     assert "running  align aligned: step 6 of 26, about 1 min left" in said and "missing  aligned" in said
     for made in wanted(job):

@@ -48,7 +48,8 @@ class Row(Strict):
     @model_validator(mode="before")
     @classmethod
     def _phase(cls, row: Any) -> Any:
-        return {"phase": "align", **row} if isinstance(row, dict) and row.get("method") == "align" else row
+        method = METHODS.get(str(row.get("method"))) if isinstance(row, dict) else None
+        return {"phase": "align", **row} if method is not None and method.stage == "align" else row
 
     @model_validator(mode="after")
     def _needs(self) -> Row:
@@ -64,7 +65,7 @@ class Row(Strict):
             raise ValueError("`kind` is read with `init` only; leave it out")
         if method.warms_up and (self.init is None) == (self.start is None):
             raise ValueError(f"method {self.method} needs one of `init` and `start`")
-        if self.passages is not None and (self.start is None or self.method not in ("contrastive", "asymmetric")):
+        if self.passages is not None and (self.start is None or method.passages is None):
             raise ValueError("`passages` is read by method contrastive with `start`, and by asymmetric; leave it out")
         if self.scores is not None and (self.teacher is not None or not method.distils):
             raise ValueError("`scores` is read by distillation without `teacher` only; leave one out")

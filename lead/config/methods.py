@@ -37,7 +37,8 @@ class Method:
     over tokens, for which both models must have the same tokenizer, or the `vectors` of single texts.
     loss: "module:function" of the loss; of a method that sees scores or layers, it takes a
     `lead.methods.losses.Scored` and returns a `lead.methods.losses.Loss`. reads: the keys of `distil` that it reads.
-    joint: whether the teacher is trained too, unless `distil.joint` is false.
+    joint: whether the teacher is trained too, unless `distil.joint` is false. passages: what a row's `passages` is for:
+    its vectors are `fixed` while queries are learnt, or `searched` by queries of the model in `start`.
     """
 
     name: str
@@ -47,11 +48,12 @@ class Method:
     loss: str = ""
     reads: Mapping[str, Any] = field(default_factory=dict)
     joint: bool = False
+    passages: Literal["fixed", "searched"] | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The keys of a row that it must be given. One that `warms_up` needs one of `init` and `start` too."""
-        if self.name == "asymmetric":
+        if self.passages == "searched":
             return ("start", "passages")
         by_stage = {"pretrained": ("init",), "distil": ("start", "teacher"), "align": ("teacher",), None: ("of",)}
         return by_stage.get(self.stage, ())
@@ -101,7 +103,11 @@ METHODS: Named[Method] = Named(
             Method("external", "ranked lists that come with the dataset", "external"),
             Method("pretrained", "a ready retriever as it is, without training", "pretrained"),
             Method(
-                "contrastive", "contrastive loss only, no teacher", "train", loss="lead.methods.contrastive:contrastive"
+                "contrastive",
+                "contrastive loss only, no teacher",
+                "train",
+                loss="lead.methods.contrastive:contrastive",
+                passages="fixed",
             ),
             Method(
                 "align",
@@ -111,7 +117,12 @@ METHODS: Named[Method] = Named(
                 "lead.methods.align:align",
             ),
             Method("teacher_of", "the teacher that a joint run leaves", None),
-            Method("asymmetric", "queries by an aligned student (`start`), passages by its teacher", None),
+            Method(
+                "asymmetric",
+                "queries by an aligned student (`start`), passages by its teacher",
+                None,
+                passages="searched",
+            ),
             Method(
                 "rd",
                 "response-based distillation (section 4.2)",

@@ -249,8 +249,8 @@ class Align(Strict):
     epochs: Positive = Field(3.0, description="passes over the texts, unless phases.align gives `steps`")
     texts: list[str] = Field(
         [],
-        description="files of more texts beside the passages and train queries: .txt, a text a line, or any that a "
-        "corpus may be (with ids); relative to the folder that the workflow runs in",
+        description="files of more texts, read as passages: .txt, a text a line, or any that a corpus may be (with "
+        "ids); relative to the folder that the workflow runs in",
     )
 
 

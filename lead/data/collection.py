@@ -55,13 +55,13 @@ def own_queries(splits: Mapping[str, Split], files: Mapping[str, Set[str]]) -> d
     """Drop the queries of other splits from each split, and count them in `Split.others`.
 
     A split drops a query that it does not judge if another split judges it, or if another split reads its queries from
-    the same file (BEIR's queries.jsonl). files: the query files of each split.
+    the same file (BEIR's queries.jsonl). files: the query files of each split, and of those that are not read.
     """
     judged = {name: set(split.qrels["qid"].to_pylist()) for name, split in splits.items()}
     found = {}
     for name, split in splits.items():
         others = [other for other in splits if other != name]
-        shared = any(files[name] & files[other] for other in others)
+        shared = any(files[name] & files[other] for other in files if other != name)
         own = [
             qid in judged[name] or not (shared or any(qid in judged[other] for other in others))
             for qid in split.queries["qid"].to_pylist()

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from lead.config.folders import LocatedSplit, locate
-from lead.config.sources import OnDisk
+from lead.config.sources import FilesSource, OnDisk
 from lead.data.collection import Collection, Split, hash64, own_queries, passage_batches
 from lead.data.layout import CORPUS, QRELS, QUERIES, FileKind, Layout, rows
 from lead.data.records import bad, format_of, identifier, string
@@ -38,6 +38,8 @@ def collect(source: OnDisk) -> Collection:
     facts: dict[str, Any] = {}
     splits = {name: collect_split(name, split, facts) for name, split in located.splits.items()}
     files = {name: {os.path.realpath(path) for path in split.queries} for name, split in located.splits.items()}
+    if source.train is None and not isinstance(source, FilesSource):  # a folder has one file for all splits
+        files["train"] = {path for paths in files.values() for path in paths}
 
     def titles() -> Iterator[tuple[str, str]]:
         for batch in read_corpus(located.corpus, ["title"]):

@@ -25,8 +25,10 @@ from lead.store.tables import SCHEMAS
 
 log = logging.getLogger("lead")
 
-SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n\s*\n")  # where one ends
-WORD = re.compile(r"\w+")
+HAN = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Chinese and Japanese: each character counts as a word
+SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])\s*|\n\s*\n")  # where one ends
+PIECE = re.compile(rf"[{HAN}]|[^\s{HAN}]+")  # a word with its punctuation
+WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+")
 LEAST = 4  # words of a sentence or crop
 LONGEST = 20  # words of a crop
 LENGTHY = 40  # words of a sentence, at most
@@ -79,7 +81,7 @@ def fitting(passages: Iterable[tuple[str, str]]) -> tuple[str, str]:
     titles = sentences = n = 0
     for title, text in passages:
         n += 1
-        titles += len(title.split()) >= LEAST and bool(_title(text, title))
+        titles += len(PIECE.findall(title)) >= LEAST and bool(_title(text, title))
         sentences += bool(_part("sentences", text, random.Random(0)))
     if 2 * titles >= n > 0:
         return "titles", f"{titles / n:.0%} of the passages have a title of {LEAST} words or more"
@@ -123,16 +125,16 @@ def _title(text: str, title: str) -> str:
 
 def _part(way: str, text: str, rng: random.Random) -> str:
     """A sentence or a crop of a passage, not the whole of it; empty where there is none."""
-    words = text.split()
+    words = [match.span() for match in PIECE.finditer(text)]
     if way == "crops":
         longest = min(LONGEST, len(words) // 2)
         if longest < LEAST:
             return ""
         size = rng.randint(LEAST, longest)
         start = rng.randrange(len(words) - size + 1)
-        return " ".join(words[start : start + size])
-    sentences = [s for s in SENTENCE.split(text.strip()) if LEAST <= len(s.split()) <= LENGTHY]
-    rest = [s for s in sentences if len(s.split()) < len(words)]
+        return " ".join(text[words[start][0] : words[start + size - 1][1]].split())
+    sentences = [(s, len(PIECE.findall(s))) for s in SENTENCE.split(text.strip())]
+    rest = [s for s, n in sentences if LEAST <= n <= LENGTHY and n < len(words)]
     return " ".join(rng.choice(rest).split()) if rest else ""
 
 

@@ -25,7 +25,8 @@ def read_scores(path: Path) -> pa.Table:
         table = table.select(SCHEMAS["scores"].names).cast(SCHEMAS["scores"])
     except (KeyError, pa.ArrowException) as e:
         raise LeadError(f"{path} does not hold qid, pid and score ({' '.join(str(e).split())[:200]}); fix it") from e
-    if table.num_rows == 0 or not pc.all(pc.is_finite(table["score"])).as_py():
+    missing = table.num_rows == 0 or any(column.null_count for column in table.columns)  # CSV's nan is one
+    if missing or not pc.all(pc.is_finite(table["score"])).as_py():
         raise LeadError(f"{path}: a score is missing, NaN or infinite, or there is none; leave such pairs out")
     if table.group_by(["qid", "pid"]).aggregate([]).num_rows < table.num_rows:
         raise LeadError(f"{path}: a pair of qid and pid is scored twice; keep one")

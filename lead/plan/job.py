@@ -72,7 +72,7 @@ class Job:
     @property
     def model(self) -> str:
         """Model folder: its own; for `teacher_of` the one that the joint run leaves, for `asymmetric` its student's."""
-        if self.row.method == "asymmetric":
+        if self.method.passages == "searched":
             return self.start[0]
         name = self.run if self.row.of is None else f"{self.row.of}_teacher"
         return f"{self.dataset.collection.folder}/models/{name}"

@@ -65,20 +65,23 @@ def _check_references(rows: Rows, name: str, row: Row, seen: tuple[str, ...]) ->
             raise LeadError(f"{rows.where}: run '{name}': key '{key}': no run '{value}' with a model; {hint}")
         if value in rows:
             _check_row(rows, value, rows[value], (*seen, name))
+    for scorer in row.scores or ():  # others are files, or unknown: that is checked for a dataset
+        if scorer in rows:
+            _check_row(rows, scorer, rows[scorer], (*seen, name))
 
 
 def _check_queries_only(rows: Rows, name: str, row: Row) -> None:
     """Refuse rows that need passage vectors of a model that encodes only queries (ADORE)."""
     where = f"{rows.where}: run '{name}'"
-    for key in ("start", "teacher", "passages"):
-        other = getattr(row, key)
+    named = [(key, getattr(row, key)) for key in ("start", "teacher", "passages")]
+    for key, other in [*named, *(("scores", scorer) for scorer in row.scores or () if scorer in rows)]:
         if other is None or (of := rows[other].passages) is None or (key == "start" and row.passages):
             continue
         remedy = {"passages": f"name '{of}'"}.get(key, "name another")
         if key == "start" and not METHODS[row.method].distils:
             remedy = f"give `passages: {of}` too"
         raise LeadError(f"{where}: key '{key}': '{other}' encodes queries only; {remedy}")
-    if row.method == "asymmetric" and row.passages not in _spaces(rows, str(row.start)):
+    if METHODS[row.method].passages == "searched" and row.passages not in _spaces(rows, str(row.start)):
         raise LeadError(
             f"{where}: key 'passages': '{row.start}' was not aligned with '{row.passages}', so they share no space; "
             "name the `teacher` of its method align"

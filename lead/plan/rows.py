@@ -56,7 +56,9 @@ class Rows(Named[Row]):
         if seed == 1 or name not in self:
             return super().__missing__(name)
         row = self[base]
-        return row.model_copy(update={key: self.reference(getattr(row, key), seed) for key in REFERENCES})
+        scores = None if row.scores is None else {str(self.reference(n, seed)): w for n, w in row.scores.items()}
+        others = {key: self.reference(getattr(row, key), seed) for key in REFERENCES}
+        return row.model_copy(update={**others, "scores": scores})
 
     def reference(self, run: str | None, seed: int) -> str | None:
         """The run that a run of this seed is made from, where its row names `run`."""

@@ -30,12 +30,12 @@ def verify(plan: Plan, dataset: str) -> list[Finding]:
 
     altered: a checksum or a mean does not agree. stale: today's settings differ, an input has changed, or an input is
     stale. missing: an input of a result, or its values for each query. note: the number of artifacts made by other
-    code. Raises LeadError for an unknown dataset, or a dataset without results.
+    code. Raises LeadError for an unknown dataset, or a dataset of which nothing is made.
     """
     folder = Path(plan.datasets[dataset].folder)
     results = sorted(folder.glob("*.json"))
-    if not results:
-        raise LeadError(f"{folder} holds no result; make one with: snakemake --cores 2 -- {folder}/student.json")
+    if not results and (plan.datasets[dataset].has_test or not folder.is_dir()):
+        raise LeadError(f"{folder} holds no result; make one with: lead run {dataset}")
     paths = [*results, *sorted(folder.glob("data/*.json"))]
     paths += [path for kind in FOLDERS for path in sorted(folder.glob(kind)) if not path.name.startswith(".")]
     paths += [path for path in sorted(folder.rglob("*.parquet")) if not path.name.startswith(".")]

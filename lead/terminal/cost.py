@@ -6,6 +6,7 @@ Rates are measured on this machine: by trainings that were done here, else by a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -24,7 +25,7 @@ from lead.plan.datasets import PlannedDataset
 from lead.plan.job import Job
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
-from lead.pretrained import check_hub, encoder_width, local_weights, pretrained_layers, resolve
+from lead.pretrained import check_hub, encoder_width, pretrained_layers, resolve
 from lead.terminal.look import Look, look
 
 START = 8.0  # seconds of a process that imports torch and loads a model, until some were seen
@@ -76,13 +77,17 @@ def passages_of(dataset: PlannedDataset) -> int | None:
     return dataset.data.expect.passages or (source.passages if isinstance(source, PydocsSource) else None)
 
 
-@functools.cache
 def _looks(dataset: PlannedDataset) -> tuple[Look | None, dict[str, Look]]:
     folder = Path(dataset.folder) / "data"
-    if (folder / "report.json").exists():
-        splits = ("train", "dev", "test")
-        found = {s: look([folder / f"queries.{s}.parquet"], QUERIES) for s in splits}
-        return look([folder / "corpus.parquet"], CORPUS), found
+    return _looked(dataset, folder, (folder / "report.json").exists())
+
+
+@functools.cache
+def _looked(dataset: PlannedDataset, folder: Path, prepared: bool) -> tuple[Look | None, dict[str, Look]]:
+    if prepared:
+        with contextlib.suppress(LeadError, OSError):  # files are missing: prepare runs again
+            found = {s: look([folder / f"queries.{s}.parquet"], QUERIES) for s in ("train", "dev", "test")}
+            return look([folder / "corpus.parquet"], CORPUS), found
     source = dataset.source
     if isinstance(source, FilesSource | BeirSource | HfSource) and source.on_disk:
         try:
@@ -154,7 +159,7 @@ def step_work(job: Job) -> float | None:
 
 def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | None:
     """Operations of a job of the workflow; 0 for one that computes no encoder, None where sizes are not known."""
-    run = wildcards.get("run")
+    run = wildcards.get("by", wildcards.get("run"))  # negatives of `run` are denoised `by` a model
     if (
         run is None
         or run not in plan.rows
@@ -172,11 +177,13 @@ def job_work(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> float | Non
         return None if of.passages is None else each * of.passage * of.passages / len(job.dataset.shards)
     if rule == "encode_queries":
         return each * of.query * of.queries.get(wildcards.get("split", "test"), 1000)
-    if rule in ("rerank", "score") and job.kind is not None:
+    if rule in ("rerank", "score", "denoise") and job.kind is not None:
         s = job.settings.retrieval
-        asked = of.queries.get("train" if rule == "score" else "test", 1000)
+        asked = of.queries.get("test" if rule == "rerank" else "train", 1000)
+        asked += of.queries.get("dev", 0) if rule == "denoise" else 0
         depth = s.cross_depth or s.rerank_depth if job.kind.candidates == "own" else s.rerank_depth
-        depth = 1 + job.settings.train.negatives_depth if rule == "score" else depth  # the positive, and negatives
+        if rule != "rerank":  # the positive, and negatives
+            depth = 1 + (job.settings.denoise.depth if rule == "denoise" else job.settings.train.negatives_depth)
         pairs = asked * min(depth, of.passages or depth)
         if job.kind.candidates != "own":  # each passage is encoded once
             return each * of.passage * min(pairs, of.passages or pairs)
@@ -256,9 +263,9 @@ class Rates:
 
     def cost(self, rule: str, wildcards: Mapping[str, str], timing: str | None = None) -> Cost | None:
         """Seconds of a job. `timing`: the file that Snakemake writes its seconds to. None where nothing is known."""
-        if timing and (before := _seconds(Path(timing))) is not None:
-            return Cost(before, 1.3, "it took that before")
         try:
+            if timing and (before := _seconds(Path(timing))) is not None and self._as_long(rule, wildcards):
+                return Cost(before, 1.3, "it took that before")
             work = job_work(self.plan, rule, wildcards)
         except LeadError:
             return None
@@ -269,6 +276,14 @@ class Rates:
             return None
         # encoding without gradients keeps the same rate
         return Cost(self.start + work / self.measured, 1.6, self.how)
+
+    def _as_long(self, rule: str, wildcards: Mapping[str, str]) -> bool:
+        """Whether a job that was done before had as many steps as it has today, if it trains."""
+        if rule.partition("_")[0] not in TRAININGS:
+            return True
+        job = self.plan[wildcards["dataset"], wildcards["run"]]
+        step, _ = step_seconds(Path(job.dataset.folder) / "metrics" / f"{job.run}.jsonl")
+        return step in (0, steps_of(job))
 
     def _small(self, rule: str, wildcards: Mapping[str, str]) -> float | None:
         """Seconds of a job without an encoder: its start, and the corpus as it goes by."""
@@ -318,33 +333,3 @@ def _measure(reference: str, length: int, train: Any, gpu: int) -> float:
             torch.cuda.synchronize()
         times.append(time.monotonic() - begun)
     return 3 * n * length / statistics.median(times[1:])
-
-
-# --- disk ------------------------------------------------------------------------------------------------------------
-def disk(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> tuple[float, float]:
-    """Bytes that a job's outputs take, and those that it needs while it runs. Roughly: 4 bytes a weight or a number."""
-    run = wildcards.get("run")
-    if run is None or run not in plan.rows or not plan.rows.method(run).has_model:
-        passages = passages_of(plan.datasets[wildcards["dataset"]].collection) if rule == "prepare" else None
-        return 300.0 * (passages or 3000), 0.0  # texts are compressed
-    job = plan[wildcards["dataset"], run]
-    if rule == "pretrained":
-        return _weights(job), 0.0
-    if rule.partition("_")[0] in TRAININGS:
-        size = _weights(job) + (_weights(job.other(job.row.teacher)) if rule == "distil_joint" else 0)
-        return size, 3 * size * job.settings.train.checkpoint_keep
-    if rule == "encode_passages":
-        width, n = encoder_width(job.encoder.reference) or 768, shape(job).passages or 0
-        return (2.0 if job.settings.retrieval.fp16 else 4.0) * width * n / len(job.dataset.shards), 0.0
-    return 1e6, 0.0
-
-
-def _weights(job: Job) -> float:
-    """Bytes of a model's weights: those of its pretrained encoder, but for the layers that it does not keep."""
-    file = None if job.encoder.reference.startswith("hub:") else local_weights(job.encoder.reference)
-    if file is None:
-        return 4e8
-    size, width = float(file.stat().st_size), encoder_width(job.encoder.reference) or 768
-    every = pretrained_layers(job.encoder.model_copy(update={"layers": None, "linear": None})) or 0
-    kept = len(job.encoder.layers) if job.encoder.layers else every
-    return size - 48.0 * width**2 * (every - kept)

@@ -101,11 +101,13 @@ def _passages(corpus: Look) -> tuple[int, float]:
 
 def _trainings(train: int, preset: dict[str, Any], gpus: int, machine: str) -> list[str]:
     """Batch and steps of trainings on judged queries."""
-    usual = validate(Settings, preset, PRESET).train.batch_size
+    settings = validate(Settings, preset, PRESET)
+    usual, most = settings.train.batch_size, settings.train.steps
     batch = usual * (4 if gpus else 1)
     while batch > 4 and batch * 8 > train:  # at least eight steps an epoch
         batch //= 2
-    steps = {phase: _steps(phase, preset["phases"][phase]["steps"], train, batch, gpus) for phase in PHASES}
+    given = {phase: getattr(settings.phases, phase).get("steps", most) for phase in PHASES}
+    steps = {phase: _steps(phase, n, train, batch, gpus) for phase, n in given.items()}
     epochs = steps["distil"] * batch / max(1, train)
     few = [f"  # the batch is below the preset's {usual}: there are few training queries"] if batch < usual else []
     return [

@@ -99,10 +99,16 @@ def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[st
     The other files are those of the options; they stand in for what a folder without judgements lacks.
     """
     name = str(folder)
-    if not glob.glob(f"{glob.escape(name)}/corpus.jsonl*"):
+    splits = sorted(Path(p).name.partition(".tsv")[0] for p in glob.glob(f"{glob.escape(name)}/qrels/*.tsv*"))
+    beir = bool(glob.glob(f"{glob.escape(name)}/corpus.jsonl*"))
+    if (splits or not beir) and any(given is not None for given in (queries, qrels, *test)):
+        raise LeadError(
+            f"--corpus {name}: the folder has queries and judgements of its own; leave out the other options, or give "
+            "--corpus the file of its passages"
+        )
+    if not beir:
         source: BeirSource | HfSource = HfSource(kind="hf", folder=name)
         return _located({"kind": "hf", "folder": name}, locate(source))
-    splits = sorted(Path(p).name.partition(".tsv")[0] for p in glob.glob(f"{glob.escape(name)}/qrels/*.tsv*"))
     if "train" in splits and "test" in splits:
         return _located({"kind": "beir", "folder": name}, locate(BeirSource(kind="beir", folder=name)))
     if not splits:

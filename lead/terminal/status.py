@@ -61,14 +61,14 @@ def _measured(plan: Plan, dataset: str, run: str) -> str:
 
 def _unfinished(plan: Plan, dataset: str, stage: str, run: str, last: str, age: float, locked: bool) -> str:
     """A line on a stage whose log has no end: it runs, or it was killed."""
-    by_hand = not Path(".snakemake/locks").exists()  # a stage without Snakemake
-    alive = age < ALIVE if by_hand else locked and age < 30 * ALIVE
     text = f"{stage} {run}".strip()
     folder = Path(plan.datasets[dataset].folder)
-    if stage in TRAININGS and run in plan.rows:
-        files = sorted((folder / "state" / run).glob("*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
-        if files:
-            age = min(age, time.time() - files[-1].stat().st_mtime)
+    trains = stage in TRAININGS and run in plan.rows
+    for file in (folder / "state" / run).glob("*/metrics.jsonl") if trains else ():
+        age = min(age, time.time() - file.stat().st_mtime)
+    by_hand = not Path(".snakemake/locks").exists()  # a stage without Snakemake
+    alive = age < ALIVE if by_hand else locked and age < 30 * ALIVE
+    if trains:
         step, seconds = steps_done(folder, run)
         steps = steps_of(plan[dataset, run])
         left = f", about {duration(seconds * (steps - step))} left" if seconds and alive and steps else ""

@@ -59,7 +59,7 @@ class AlignData:
     """The stream of batches of texts. An epoch is a permutation seeded by (seed, generation, epoch).
 
     Texts of similar length are in a batch: `WINDOW` batches are sorted together, and all batches are shuffled. Texts
-    that do not fill the last batch are left out of an epoch. Memory: 4 bytes a text, and 24 while an epoch is begun.
+    that do not fill the last batch are left out of an epoch. Memory: 20 bytes a text, 24 more while an epoch is begun.
     """
 
     def __init__(
