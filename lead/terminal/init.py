@@ -94,7 +94,7 @@ def _following(name: str, found: Found) -> list[str]:
 
 # --- what is there ---------------------------------------------------------------------------------------------------
 def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[str | None, str | None]) -> Found:
-    """A folder in BEIR's or MTEB's layout. Judgements of one split only are parted into train and test.
+    """A folder in BEIR's or MTEB's layout. Judgements of train only are parted into train and test.
 
     The other files are those of the options; they stand in for what a folder without judgements lacks.
     """
@@ -114,7 +114,11 @@ def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[st
     if not splits:
         inside = next(iter(glob.glob(f"{glob.escape(name)}/queries.jsonl*")), None)
         return _files(glob.glob(f"{glob.escape(name)}/corpus.jsonl*")[0], queries or inside, qrels, test)
-    one = next((s for s in ("train", "test") if s in splits), splits[0])
+    if "test" in splits:  # most sets of BEIR: to be measured on, never to be trained on
+        parts = ("corpus.jsonl*", "queries.jsonl*", "qrels/test.tsv*")
+        passages, asked, judged = (glob.glob(f"{glob.escape(name)}/{part}")[0] for part in parts)
+        return _unjudged(passages, None, (asked, judged))
+    one = "train" if "train" in splits else splits[0]
     files = [
         glob.glob(f"{glob.escape(name)}/{part}")[0] for part in ("corpus.jsonl*", "queries.jsonl*", f"qrels/{one}.tsv*")
     ]

@@ -116,12 +116,14 @@ def run(words: list[str]) -> int:
     with path.open("w", encoding="utf-8") as output:
         workflow = Workflow(given, output)
         progress = Progress(plan, path, jobs)
-        for event in workflow.events(1.0):
-            if event is None:
-                progress.show()
-            else:
-                progress.take(event)
-        code = workflow.wait()
+        try:
+            for event in workflow.events(1.0):
+                if event is None:
+                    progress.show()
+                else:
+                    progress.take(event)
+        finally:  # Snakemake is never left behind, whatever ends the lines: Ctrl-C, or a closed pipe
+            code = workflow.wait()
     progress.end(code)
     return code
 
