@@ -178,7 +178,7 @@ def test_a_folder_in_beir_s_layout(here: Path, splits: tuple[str, ...]) -> None:
         rows = [f"q{i}\td{i}\t1\n" for i in range(30) if i % len(splits) == n]
         (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
     ours = "the folder has queries and judgements of its own"
-    assert ours in refusal(lambda: init("mine", "beir", None, None, (None, "beir/qrels/test.tsv"), False))
+    assert ours in refusal(lambda: init("mine", "beir", None, None, (None, f"beir/qrels/{splits[-1]}.tsv"), False))
     said = init("mine", "beir", None, None, (None, None), False)
     source = Plan(load("config/config.yaml")).datasets["mine"].source
     assert source.kind == ("beir" if len(splits) == 2 else "files")
