@@ -170,6 +170,11 @@ def test_other_architectures_are_searched_with_torch(tmp_path: Path, tiny_model:
     made.save(tmp_path / "m")
     assert light_encoder(tmp_path / "m") is None
     assert lead.load(tmp_path / "m").index(["an array", "a tree"]).search("array")[0].rank == 1
+    made = make_retriever(tiny_model, "de")
+    made.tokenizer.init_kwargs["split_special_tokens"] = made.tokenizer.split_special_tokens = True
+    made.save(tmp_path / "split")
+    query = Model(tmp_path / "split")._query("[MASK] array")
+    np.testing.assert_allclose(query, Model(tmp_path / "split").encode_queries(["[MASK] array"])[0], atol=2e-6)
 
 
 # --- snippets --------------------------------------------------------------------------------------------------------
