@@ -109,6 +109,17 @@ def test_passages_of_ones_own(searchable: Searchable, tmp_path: Path) -> None:
         mine.index(tmp_path / "other.jsonl")
 
 
+def test_without_faiss_the_remedy_is_one_line(
+    searchable: Searchable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"_id": "a", "text": "a tree"}\n')
+    folder = searchable.folder / "models" / "lead_cb"
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as where neither extra is installed
+    assert cli.main(["search", str(folder), "tree", "--corpus", str(tmp_path / "mine.jsonl")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pip install 'lead-distil[cpu]'" in said
+
+
 def test_nothing_heavy_is_imported_for_a_search(searchable: Searchable) -> None:
     program = f"""
 import sys, lead

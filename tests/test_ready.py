@@ -227,6 +227,11 @@ def test_what_has_no_counterpart_here_is_one_line(
     assert says in message and message.count("models: ") <= 1
 
 
+def test_a_trained_head_cannot_be_given_away(folders: dict[str, Path]) -> None:
+    without = settings(folders["reranker"], "ce").model_copy(update={"given": ["head"]})  # head: linear
+    assert "leaves out dense.weight" in refusal(lambda: ready(without))
+
+
 def _set(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 

@@ -69,7 +69,8 @@ def ready(settings: PretrainedSettings) -> LayeredModel:
         _said(settings.scoring, layout.scoring, settings),
         _said(settings.lengths, _lengths(kind, layout, encoder, tokenizer), settings),
     )
-    model.load_state_dict(weights, strict=False)
+    if unread := model.load_state_dict(weights, strict=False).unexpected_keys:
+        raise LeadError(f"scoring.{kind}: as it is given, it leaves out {unread[0]} of '{reference}'; leave `head` out")
     return model.eval()
 
 
