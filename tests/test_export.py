@@ -27,6 +27,7 @@ from lead.export.onnx import INPUTS, OnnxEncoder, check_agreement, write_onnx
 from lead.models.base import LayeredModel
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
+from lead.store.atomic import check_replaceable
 from lead.store.checksums import check_folder
 from lead.store.tables import SCHEMAS, read_json, write_json, write_table
 from lead.store.vectors import read_vectors
@@ -134,6 +135,9 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "thesis.tex").touch()
     assert "it exists and was not written by lead" in refused("lead_cb")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "give the name of a folder" in refusal(lambda: check_replaceable(Path(".")))
 
 
 def test_ids_that_trec_s_formats_cannot_express(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
