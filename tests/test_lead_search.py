@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -248,6 +249,16 @@ def test_beside_bm25_and_the_teacher(run: Run, searchable: Searchable) -> None:
         np.testing.assert_allclose([h["score"] for h in answer["results"]], [s for _, s in expected], rtol=1e-4)
     status, out, _ = run("tiny/lead_cb", query, "-k", "2", "--compare")
     assert re.findall(r"^(\w+): (?:dual|BM25|ColBERT)", out, re.M) == ["lead_cb", "bm25", "teacher_cb"]
+
+
+def test_json_is_whole_on_a_terminal_that_shows_few_letters(
+    searchable: Searchable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1"))
+    assert cli.main(["search", "tiny/bm25", HOSTILE_QUERY, "--json", *searchable.options]) == 0
+    found = json.loads(written.getvalue())
+    assert found["query"] == HOSTILE_QUERY and found["results"][0]["text"] == HOSTILE
 
 
 def test_every_kind_of_run_answers(run: Run) -> None:
