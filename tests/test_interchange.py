@@ -88,7 +88,7 @@ def test_other_lengths(tiny_model: Path, tmp_path: Path, lengths: tuple[int, int
 
 
 def test_prompts(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = dual_encoder(tiny_model, {}, prompts={"query": 'query: "', "passage": "text: "})
+    model = dual_encoder(tiny_model, {}, prompts={"query": 'query: "\n', "passage": "text: "})
     model.save(tmp_path / "m")
     theirs = opened(tmp_path / "m")
     assert np.allclose(theirs.encode_query(TEXTS), ours(model, "query"), atol=1e-5)
@@ -97,6 +97,7 @@ def test_prompts(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made: dict[str, Any] = {}
     exec(code_of(tmp_path / "m")[1], made)
     assert np.allclose(made["queries"], ours(model, "query", ["a question"]), atol=1e-5)
+    assert '`"query: \\"\\n"` before each query, `"text: "` before' in (tmp_path / "m" / "README.md").read_text()
 
 
 def code_of(folder: Path) -> list[str]:
@@ -104,13 +105,16 @@ def code_of(folder: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_a_decoder_whose_tokenizer_pads_on_the_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("says", [{"padding_side": "left"}, {"pad_token": None, "eos_token": "[SEP]"}])
+def test_a_decoder_whose_tokenizer_pads_on_the_left_or_has_nothing_to_pad_with(
+    tmp_path: Path, says: dict[str, Any]
+) -> None:
     """Positions count from the first token, padding included, so there the side matters."""
     from transformers import GPT2Config, GPT2Model
 
     make_tokenizer(tmp_path / "base")
     config = json.loads((tmp_path / "base" / "tokenizer_config.json").read_text())
-    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": "left"}))
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps({**config, **says}))
     sizes = {"vocab_size": len(vocabulary()), "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
     GPT2Model(GPT2Config(**sizes, initializer_range=0.5)).save_pretrained(tmp_path / "base")
     model = dual_encoder(tmp_path / "base", {"pooling": "last"})

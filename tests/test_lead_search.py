@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -109,6 +110,17 @@ def test_passages_of_ones_own(searchable: Searchable, tmp_path: Path) -> None:
         mine.index(tmp_path / "other.jsonl")
 
 
+def test_without_faiss_the_remedy_is_one_line(
+    searchable: Searchable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"_id": "a", "text": "a tree"}\n')
+    folder = searchable.folder / "models" / "lead_cb"
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as where neither extra is installed
+    assert cli.main(["search", str(folder), "tree", "--corpus", str(tmp_path / "mine.jsonl")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pip install 'lead-distil[cpu]'" in said
+
+
 def test_nothing_heavy_is_imported_for_a_search(searchable: Searchable) -> None:
     program = f"""
 import sys, lead
@@ -170,6 +182,11 @@ def test_other_architectures_are_searched_with_torch(tmp_path: Path, tiny_model:
     made.save(tmp_path / "m")
     assert light_encoder(tmp_path / "m") is None
     assert lead.load(tmp_path / "m").index(["an array", "a tree"]).search("array")[0].rank == 1
+    made = make_retriever(tiny_model, "de")
+    made.tokenizer.init_kwargs["split_special_tokens"] = made.tokenizer.split_special_tokens = True
+    made.save(tmp_path / "split")
+    query = Model(tmp_path / "split")._query("[MASK] array")
+    np.testing.assert_allclose(query, Model(tmp_path / "split").encode_queries(["[MASK] array"])[0], atol=2e-6)
 
 
 # --- snippets --------------------------------------------------------------------------------------------------------
@@ -232,6 +249,16 @@ def test_beside_bm25_and_the_teacher(run: Run, searchable: Searchable) -> None:
         np.testing.assert_allclose([h["score"] for h in answer["results"]], [s for _, s in expected], rtol=1e-4)
     status, out, _ = run("tiny/lead_cb", query, "-k", "2", "--compare")
     assert re.findall(r"^(\w+): (?:dual|BM25|ColBERT)", out, re.M) == ["lead_cb", "bm25", "teacher_cb"]
+
+
+def test_json_is_whole_on_a_terminal_that_shows_few_letters(
+    searchable: Searchable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "latin-1"))
+    assert cli.main(["search", "tiny/bm25", HOSTILE_QUERY, "--json", *searchable.options]) == 0
+    found = json.loads(written.getvalue())
+    assert found["query"] == HOSTILE_QUERY and found["results"][0]["text"] == HOSTILE
 
 
 def test_every_kind_of_run_answers(run: Run) -> None:

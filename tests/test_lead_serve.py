@@ -6,6 +6,8 @@ import http.client
 import json
 import os
 import shutil
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -74,6 +76,20 @@ def test_only_this_machine_may_ask(ask: Ask) -> None:
         assert ask("/about", Host=host)[0] == 200, host
     assert ask("/search?q=a", Sec_Fetch_Site="cross-site")[0] == 403
     assert ask("/search?q=a", Sec_Fetch_Site="same-origin")[0] == 200
+    assert ask("/?q=a", Sec_Fetch_Site="cross-site")[0] == 200  # a link to an answer, in a mail
+
+
+def test_what_is_no_address_and_a_page_that_was_closed_are_no_error(
+    ask: Ask, port: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET http://[/ HTTP/1.1\r\n\r\n")
+        assert b" 400 " in connection.recv(100)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset when closed
+        connection.sendall(b"GET /about HTTP/1.1\r\n")
+    assert ask("/about")[0] == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_answers_are_those_of_the_runs_with_judgements(ask: Ask, searchable: Searchable) -> None:
@@ -100,7 +116,9 @@ def _url(query: str, k: int) -> str:
     return "/search?" + urlencode({"q": query, "k": k})
 
 
-@pytest.mark.parametrize("asked", ["", "q=", "q=%20", "q=a&k=0", "q=a&k=101", "q=a&k=%D9%A3", "q=" + "a" * 2001])
+@pytest.mark.parametrize(
+    "asked", ["", "q=", "q=%20", "q=a&k=0", "q=a&k=101", "q=a&k=00000001099", "q=a&k=%D9%A3", "q=" + "a" * 2001]
+)
 def test_bad_questions_are_refused(ask: Ask, asked: str) -> None:
     status, _, body = ask(f"/search?{asked}")
     assert status == 400 and "1 to 100" in json.loads(body)["error"]

@@ -150,20 +150,43 @@ def test_a_cross_encoder_has_the_logits_of_sentence_transformers(
     assert np.allclose(got, want, atol=1e-5) and len(set(layers.tolist())) == 3
 
 
-def test_a_projection_after_the_pooling_is_a_layer_more(tmp_path: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize("size", [8, 40])
+def test_a_projection_after_the_pooling_is_a_layer_more(tmp_path: Path, tiny_model: Path, size: int) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense
 
-    dense = Dense(32, 8, activation_function=torch.nn.Identity())
+    dense = Dense(32, size, activation_function=torch.nn.Identity())
     torch.nn.init.normal_(dense.linear.bias)
     folder = tiny.sentence_transformer(
         tmp_path / "st", tiny_model, "mean", unit=False, dense=dense, similarity_fn_name="dot"
     )
     model = ready(settings(folder))
-    assert (model.n_layers, model.size, model.scoring.normalise) == (5, 8, "none")
+    assert (model.n_layers, model.size, model.scoring.normalise) == (5, size, "none")
     assert same(
         vectors(model, "passage", PASSAGES), list(SentenceTransformer(str(folder), device="cpu").encode(PASSAGES))
     )
+
+
+def test_the_folder_s_length_wins_over_the_tokenizer_s(folders: dict[str, Path], tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    folder = Path(shutil.copytree(folders["e5"], tmp_path / "model"))
+    _set(folder / "sentence_bert_config.json", max_seq_length=40)
+    _set(folder / "tokenizer_config.json", model_max_length=20)
+    _set(folder / "config_sentence_transformers.json", prompts={"query": None, "document": None})
+    model = ready(settings(folder))
+    assert model.lengths == Lengths(query=40, passage=40) and model.prompts == Prompts()
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert same(vectors(model, "passage", PASSAGES), list(theirs.encode(PASSAGES)))
+
+
+def test_a_colbert_that_lead_trained(folders: dict[str, Path], tmp_path: Path) -> None:
+    model = ready(settings(folders["pylate"], "cb"))
+    model.save(tmp_path / "cb")
+    again = ready(settings(tmp_path / "cb", "cb"))
+    assert (again.scoring, again.lengths, again.prompts) == (model.scoring, model.lengths, model.prompts)
+    assert same(vectors(again, "query", QUERIES), vectors(model, "query", QUERIES))
+    assert "lead trained it, with `kind: cb`" in refusal(lambda: ready(settings(tmp_path / "cb", "de")))
 
 
 def test_what_a_row_gives_wins_over_the_folder(folders: dict[str, Path], tiny_model: Path) -> None:
@@ -182,6 +205,11 @@ MISTAKES: list[tuple[str, str, Callable[[Path], Any], str]] = [
     ("pylate", "cb", lambda f: _set(f / "1_Dense/config.json", use_residual=True), "residual connection"),
     ("pylate", "cb", lambda f: _set(f / "config_sentence_transformers.json", query_prefix="[X]"), "has no [X]"),
     ("pylate", "cb", lambda f: _set(f / "config_sentence_transformers.json", document_prefix=""), "told by their mark"),
+    ("pylate", "cb", lambda f: _set(f / "config_sentence_transformers.json", do_query_expansion="yes"), "key 'expand'"),
+    ("e5", "de", lambda f: _set(f / "config_sentence_transformers.json", similarity_fn_name="euclidean"), "euclidean;"),
+    ("e5", "de", lambda f: _set(f / "sentence_bert_config.json", max_seq_length=2), "key 'query'"),
+    ("e5", "de", lambda f: _module(f, "../other"), "lies outside the folder"),
+    ("e5", "de", lambda f: _module(f, "/other"), "lies outside the folder"),
     ("pylate", "de", lambda f: None, "it is a ColBERT; give its run `kind: cb`"),
     ("e5", "ce", lambda f: None, "has no trained head"),
     ("e5", "de", lambda f: (f / "modules.json").write_text("[{"), "cannot load"),
@@ -195,11 +223,23 @@ def test_what_has_no_counterpart_here_is_one_line(
 ) -> None:
     folder = Path(shutil.copytree(folders[name], tmp_path / "model"))
     spoil(folder)
-    assert says in refusal(lambda: ready(settings(folder, kind)))
+    message = refusal(lambda: ready(settings(folder, kind)))
+    assert says in message and message.count("models: ") <= 1
+
+
+def test_a_trained_head_cannot_be_given_away(folders: dict[str, Path]) -> None:
+    without = settings(folders["reranker"], "ce").model_copy(update={"given": ["head"]})  # head: linear
+    assert "leaves out dense.weight" in refusal(lambda: ready(without))
 
 
 def _set(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+
+def _module(folder: Path, path: str) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = path
+    (folder / "modules.json").write_text(json.dumps(modules))
 
 
 def _head(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

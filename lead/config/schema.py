@@ -45,7 +45,10 @@ class ModelRef(Strict):
 
     reference: Reference
     prompts: Prompts | None = Field(
-        None, description="what it reads before each query and passage; null: nothing", json_schema_extra=ADDED
+        None,
+        description="what it reads before each query and passage; null: nothing, or what a ready model says itself "
+        "(method pretrained)",
+        json_schema_extra=ADDED,
     )
     layers: list[PositiveInt] | None = Field(
         None, min_length=1, description="keep only these transformer layers (1..N), in this order"

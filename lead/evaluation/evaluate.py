@@ -201,6 +201,15 @@ def _lists(ranked: pa.Table, qids: list[str], name: str | Path) -> Iterator[tupl
         yield qid, ranking
 
 
+def check_trec_ids(table: pa.Table, path: Path) -> None:
+    """Refuse ids with white space, which TREC's formats cannot express. Raises LeadError."""
+    for column in ("qid", "pid"):
+        spaced = table.filter(pc.match_substring_regex(table[column], r"\s"))
+        if spaced.num_rows:
+            name = spaced[column][0].as_py()
+            raise LeadError(f"cannot write {path}: {column} {name!r} holds white space; leave out --trec")
+
+
 def write_trec(ranked: pa.Table, path: Path) -> None:
     """Write a `ranked` table as a TREC run: `qid Q0 pid rank score lead`.
 
@@ -208,11 +217,7 @@ def write_trec(ranked: pa.Table, path: Path) -> None:
     the next lower float32. Then every tool has our order and computes the values of `evaluate`. Raises LeadError for an
     id with white space, which the format cannot express.
     """
-    for column in ("qid", "pid"):
-        spaced = ranked.filter(pc.match_substring_regex(ranked[column], r"\s"))
-        if spaced.num_rows:
-            name = spaced[column][0].as_py()
-            raise LeadError(f"cannot write {path}: {column} {name!r} holds white space; leave out --trec")
+    check_trec_ids(ranked, path)
     last: dict[str, np.float32] = {}  # the lowest score of each query so far
     with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as f:
         for batch in _in_order(ranked).to_batches(2**16):

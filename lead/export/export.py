@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from lead.errors import LeadError
-from lead.evaluation.evaluate import drop_own_ids, write_trec
+from lead.evaluation.evaluate import check_trec_ids, drop_own_ids, write_trec
 from lead.export import hub
 from lead.export.card import Extras, card
 from lead.export.onnx import FP32, INT8, OnnxEncoder, check_agreement, check_installed, write_int8, write_onnx
@@ -85,6 +85,7 @@ def _add(job: Job, model: DualEncoder, folder: Path, wanted: Wanted) -> Extras:
         ranked, qrels = (read_table(path) for path in _lists(job))
         ranked = drop_own_ids(ranked) if job.settings.retrieval.ignore_identical_ids else ranked
         write_trec(ranked, folder / "trec" / "run.txt")
+        check_trec_ids(qrels, folder / "trec" / "qrels.txt")
         lines = (f"{row['qid']} 0 {row['pid']} {row['rel']}\n" for row in qrels.to_pylist())
         (folder / "trec" / "qrels.txt").write_text("".join(lines), encoding="utf-8")
     return Extras(difference, quality, wanted.vectors, wanted.trec)

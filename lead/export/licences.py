@@ -49,5 +49,6 @@ def _of_card(file: Path) -> str | None:
 def _of_package(module: str) -> str | None:
     for name in importlib.metadata.packages_distributions().get(module, []):
         about = importlib.metadata.metadata(name).json
-        return str(about.get("license_expression") or about.get("license") or "") or None
+        said = str(about.get("license_expression") or about.get("license") or "").strip()
+        return said if said and "\n" not in said else None  # not a licence's whole text
     return None

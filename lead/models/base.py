@@ -206,6 +206,8 @@ class LayeredModel(nn.Module):
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
             self.tokenizer.padding_side = "right"
+            if self.tokenizer.pad_token is None:  # as in many decoders; others cannot make a batch without one
+                self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
             self.tokenizer.save_pretrained(folder)
         if head:
             save_file(head, folder / HEAD)

@@ -56,8 +56,9 @@ def vectors(facts: Facts) -> list[str]:
     steps = [POOLING[scoring.pooling][0], *(["a linear layer"] if facts.linear else [])]
     steps += ["unit length"] if scoring.normalise == "unit" else []
     scale = "" if scoring.scale == 1 else f" (in training it was multiplied by {scoring.scale:g}; no ranking changes)"
-    read = [f"- It reads `{prompts.query}` before each query, `{prompts.passage}` before each passage."]
-    read = [] if prompts == Prompts() else read
+    sides = ("query", prompts.query), ("passage", prompts.passage)
+    told = [f"`{json.dumps(prompt, ensure_ascii=False)}` before each {side}" for side, prompt in sides if prompt]
+    read = [f"- It reads {', '.join(told)}."] if told else []
     return [
         "## Vectors",
         "",

@@ -1,4 +1,4 @@
-"""How ready retrievers lie in a folder: sentence-transformers' layout, PyLate's, and that of the original ColBERT.
+"""How ready retrievers lie in a folder: sentence-transformers' layout, PyLate's, the original ColBERT's, and ours.
 
 A `Layout` is what such a folder says of scoring, lengths, prompts and projection; what it does not say is None.
 """
@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from lead.config.load import validate
+from lead.config.schema import Scoring
 from lead.errors import LeadError
 from lead.pretrained import loading
 
@@ -56,6 +59,8 @@ def read_layout(folder: Path, kind: str) -> Layout:
     Raises LeadError for a part that is damaged, or that has no counterpart here.
     """
     with loading(f"'{folder}'"):
+        if (folder / "lead.json").is_file() and not (folder / "modules.json").is_file():
+            return _trained_here(folder, kind)
         if kind == "ce":
             return Layout(folder)
         if _json(folder / "config.json").get("architectures") == ["HF_ColBERT"]:
@@ -68,9 +73,8 @@ def read_layout(folder: Path, kind: str) -> Layout:
 # --- sentence-transformers and PyLate --------------------------------------------------------------------------------
 def _modules(folder: Path, kind: str) -> Layout:
     said = _json(folder / "config_sentence_transformers.json")
-    modules = [
-        (str(m["type"]).rpartition(".")[2], folder / m["path"]) for m in json.loads(_text(folder / "modules.json"))
-    ]
+    listed = json.loads(_text(folder / "modules.json"))
+    modules = [(str(m["type"]).rpartition(".")[2], _inside(folder, str(m["path"]))) for m in listed]
     if not modules or modules[0][0] != "Transformer":
         raise _refused(folder, f"its first module is {modules[0][0] if modules else 'missing'}, not Transformer")
     late = said.get("model_type") == "ColBERT" or "query_prefix" in said
@@ -89,7 +93,10 @@ def _modules(folder: Path, kind: str) -> Layout:
         pooling = next((_json(path / "config.json") for name, path in modules if name == "Pooling"), None)
         if pooling is None:
             raise _refused(folder, "it has no module Pooling")
-        unit = "Normalize" in names or said.get("similarity_fn_name") == "cosine"
+        similarity = said.get("similarity_fn_name")
+        if similarity not in (None, "cosine", "dot"):
+            raise _refused(folder, f"its similarity is {similarity}; cosine and dot are known here")
+        unit = "Normalize" in names or similarity == "cosine"
         layout.scoring = {"pooling": _pooling(folder, pooling), "normalise": "unit" if unit else "none"}
     elif late:
         _pylate(layout, PYLATE | {key: value for key, value in said.items() if value is not None})
@@ -110,7 +117,7 @@ def _transformer(layout: Layout) -> None:
 
 def _prompts(said: dict[str, Any]) -> dict[str, str]:
     """Prompts of queries and passages, by the names that sentence-transformers gives them."""
-    named = said.get("prompts") or {}
+    named = {name: prompt or "" for name, prompt in (said.get("prompts") or {}).items()}
     default = str(named.get(said.get("default_prompt_name"), ""))
     passage = next((named[name] for name in ("document", "passage", "corpus") if name in named), default)
     found = {"query": str(named.get("query", default)), "passage": str(passage)}
@@ -182,6 +189,24 @@ def _original_colbert(folder: Path) -> Layout:
     return layout
 
 
+# --- ours ------------------------------------------------------------------------------------------------------------
+def _trained_here(folder: Path, kind: str) -> Layout:
+    """A ColBERT that lead trained. Its dual encoders are folders of sentence-transformers."""
+    said = _json(folder / "lead.json")
+    if said["kind"] != kind or kind != "cb":
+        raise LeadError(
+            f"models: {folder}: lead trained it, with `kind: {said['kind']}`; elsewhere than in its own project only a "
+            "dual encoder or a ColBERT can be used, as the kind that it is"
+        )
+    scoring = validate(Scoring, said["scoring"], str(folder / "lead.json")).model_dump()
+    chosen = {key: scoring[key] for key in ("normalise", "markers", "expand", "special_tokens", "attend", "skip")}
+    layout = Layout(folder, alone=False, scoring=chosen, prompts=said.get("prompts", {}), **said["lengths"])
+    if (file := folder / "head.safetensors").is_file():
+        head = load_file(file)
+        layout.projection = head["linear.weight"], head["linear.bias"]
+    return layout
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 def _tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
     """The weights in a folder whose names start so, in fp32. Of `pytorch_model.bin` only tensors are read."""
@@ -190,6 +215,13 @@ def _tensors(folder: Path, prefix: str) -> dict[str, Tensor]:
             return {name: weights.get_tensor(name).float() for name in weights.keys() if name.startswith(prefix)}  # noqa: SIM118
     found = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     return {name: tensor.float() for name, tensor in found.items() if name.startswith(prefix)}
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """A module's folder. Raises LeadError for one that is not inside `folder`."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise _refused(folder, f"its module {path} lies outside the folder")
+    return folder / path
 
 
 def _text(file: Path) -> str:

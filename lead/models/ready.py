@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lead.config.schema import Lengths, Linear, Prompts
+from lead.config.load import validate
+from lead.config.schema import Lengths, Linear, Prompts, Scoring
 from lead.config.stages import PretrainedSettings
 from lead.errors import LeadError
 from lead.models.base import LayeredModel
@@ -27,6 +28,7 @@ from lead.tokenizer import load_tokenizer
 
 log = logging.getLogger("lead")
 
+T = TypeVar("T", Scoring, Lengths)
 QUERY_OF_PAIR = 128  # tokens of its own length that a cross encoder leaves to the query, at most a quarter
 
 
@@ -54,9 +56,9 @@ def ready(settings: PretrainedSettings) -> LayeredModel:
         raise LeadError(f"models: '{reference}' reads texts in lower case (do_lower_case), its tokenizer does not")
     linear = None
     if layout.projection is not None:
-        (size, width), limit = layout.projection[0].shape, int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
-        if width != limit or size > limit:
-            raise LeadError(f"models: '{reference}' projects {width} outputs to {size}; at most {limit} are possible")
+        (size, width), own = layout.projection[0].shape, int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
+        if width != own:
+            raise LeadError(f"models: '{reference}' projects {width} outputs, but its encoder has {own}")
         linear, weights = Linear(size=size), dict(zip(("linear.weight", "linear.bias"), layout.projection, strict=True))
     prompts = settings.model.prompts or Prompts(**layout.prompts)
     model = LayeredModel.around(
@@ -64,23 +66,25 @@ def ready(settings: PretrainedSettings) -> LayeredModel:
         tokenizer,
         settings.model.model_copy(update={"linear": linear, "prompts": prompts}),
         kind,
-        settings.scoring.model_validate(settings.scoring.model_dump() | _ungiven(layout.scoring, settings)),
-        Lengths(**settings.lengths.model_dump() | _ungiven(_lengths(kind, layout, encoder, tokenizer), settings)),
+        _said(settings.scoring, layout.scoring, settings),
+        _said(settings.lengths, _lengths(kind, layout, encoder, tokenizer), settings),
     )
-    model.load_state_dict(weights, strict=False)
+    if unread := model.load_state_dict(weights, strict=False).unexpected_keys:
+        raise LeadError(f"scoring.{kind}: as it is given, it leaves out {unread[0]} of '{reference}'; leave `head` out")
     return model.eval()
 
 
-def _ungiven(said: dict[str, Any], settings: PretrainedSettings) -> dict[str, Any]:
-    """What a model says of itself, but for the keys that the run itself gives."""
-    return {key: value for key, value in said.items() if key not in settings.given}
+def _said(defaults: T, said: dict[str, Any], settings: PretrainedSettings) -> T:
+    """The defaults, changed to what a model says of itself, but for the keys that the run itself gives. LeadError."""
+    ungiven = {key: value for key, value in said.items() if key not in settings.given}
+    where = f"models: '{settings.model.reference}'"
+    return validate(type(defaults), defaults.model_dump() | ungiven, where)
 
 
 def _lengths(kind: str, layout: Layout, encoder: nn.Module, tokenizer: Any) -> dict[str, int]:
     """A model's own lengths, as far as it says them: at most the positions that it has."""
-    known = [
-        limit for limit in (positions(encoder), tokenizer.model_max_length) if limit is not None and limit < 1 << 30
-    ]
+    most, longest = positions(encoder), tokenizer.model_max_length
+    known = [limit for limit in (most, longest) if limit is not None and limit < 1 << 30]
     if kind == "ce":
         if not known:
             return {}
@@ -89,8 +93,8 @@ def _lengths(kind: str, layout: Layout, encoder: nn.Module, tokenizer: Any) -> d
         return {"query": query, "passage": longest - query}
     if layout.alone:
         return {}
-    said = {"query": layout.query, "passage": layout.passage}
-    limits = {side: [*known, *([] if length is None else [length])] for side, length in said.items()}
+    said = {"query": layout.query, "passage": layout.passage}  # wins over the tokenizer's
+    limits = {side: known if length is None else [length, most or length] for side, length in said.items()}
     return {side: min(limit) for side, limit in limits.items() if limit}
 
 

@@ -62,12 +62,15 @@ def load_faiss() -> Any:
     """Import faiss. Its OpenBLAS reads the environment during the import.
 
     The OpenBLAS of the wheel does not recognise newer CPUs. Without a name it uses much slower kernels for them.
+    Raises LeadError if faiss is not installed: it comes with an extra of the package.
     """
     coretype = openblas_coretype(_cpu_flags())
     if coretype is not None:
         os.environ.setdefault("OPENBLAS_CORETYPE", coretype)
-    import faiss
-
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        raise LeadError("search needs faiss; pip install 'lead-distil[cpu]', or [gpu]") from None
     return faiss
 
 

@@ -67,6 +67,7 @@ def light_encoder(folder: Path) -> LightEncoder | None:
             or config.get("position_embedding_type", "absolute") != "absolute"
             or config.get("is_decoder")
             or tokenizing.get("truncation_side", "right") != "right"
+            or tokenizing.get("split_special_tokens")
             or not all((folder / name).is_file() for name in ("model.safetensors", "tokenizer.json"))
         ):
             return None

@@ -94,10 +94,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a request."""
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError:
+            self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"this is no address\n")
+            return
         if not is_here(self.headers.get("Host", ""), self.host):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"this name is not one of this machine's\n")
-        elif self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        elif url.path != "/" and self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"not from another site\n")
         elif url.path in PAGE:
             name, kind = PAGE[url.path]
@@ -113,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _search(self, asked: dict[str, list[str]]) -> None:
         query, k = asked.get("q", [""])[0].strip(), asked.get("k", ["10"])[0]
-        if not query or len(query) > QUERY or not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MOST):
+        if not query or len(query) > QUERY or not (k.isascii() and k.isdigit() and len(k) < 9 and 1 <= int(k) <= MOST):
             said = f"q: 1 to {QUERY:,} characters; k: 1 to {MOST}"
             self._json(HTTPStatus.BAD_REQUEST, {"error": said})
             return
@@ -159,6 +163,11 @@ def make_server(collection: Collection, systems: Sequence[System], host: str, po
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """Say nothing of a page that was closed before its answer came."""
+            if not isinstance(sys.exception(), ConnectionError):
+                super().handle_error(request, client_address)
 
     if not 0 <= port <= 65535:
         raise LeadError(f"--port {port}: give 1 to 65535, or 0 for any that is free")

@@ -73,7 +73,8 @@ class Terminal:
         if self.as_json:
             first, *others = (a.as_json() if isinstance(a, Answer) else {"error": str(a)} for a in answers)
             more = {"compare": others} if self.others else {}
-            print(json.dumps({"query": query} | first | more, ensure_ascii=False), flush=True)
+            escape = not (sys.stdout.encoding or "").lower().startswith("utf")  # or letters would be question marks
+            print(json.dumps({"query": query} | first | more, ensure_ascii=escape), flush=True)
 
     def _lines(self, query: str, found: Answer | LeadError) -> Iterator[str]:
         if isinstance(found, LeadError):

@@ -114,7 +114,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises LeadError if the output folder holds something that lead did not write."""
+    """Raises LeadError if the output folder holds something that lead did not write, or is the one we are in."""
+    if not path.name:
+        raise LeadError(f"cannot write {path}: give the name of a folder that lead may replace")
     ours = (path / MANIFEST).is_file()
     if path.exists() and not ours and (not path.is_dir() or any(path.iterdir())):
         raise LeadError(f"cannot write {path}: it exists and was not written by lead; give another path")
