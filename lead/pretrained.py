@@ -77,6 +77,7 @@ def download(reference: str) -> Path:
         "*/pytorch_model.bin",
         "artifact.metadata",
         ".gitattributes",
+        "README.md",  # states the licence
     ]
     with loading(f"'{reference}'"):
         folder = Path(snapshot_download(name, allow_patterns=parts, ignore_patterns=["onnx/*", "openvino/*"]))
