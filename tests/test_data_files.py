@@ -157,7 +157,7 @@ def test_qrels_formats(tmp_path: Path, name: str, content: Any, suffix: str) -> 
 
 
 def test_ids_with_spaces(tmp_path: Path) -> None:
-    """Where columns are parted by tabs, an id may hold a space."""
+    """Where tabs separate columns, an id may hold a space."""
     table, _ = read_qrels([write(tmp_path / "qrels.tsv", b"q 1\tp 1\t1\n")])
     assert table.to_pylist() == [{"qid": "q 1", "pid": "p 1", "rel": 1}]
 

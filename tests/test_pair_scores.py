@@ -131,8 +131,8 @@ def test_pairs_without_a_score_are_left_out(
         ("q1\tp1\tnan\n", "NaN or infinite"),
         ("q1\tp1\t1.0\nq1\tp2\t\n", "a score is missing"),
         ("q1\tp1\t1.0\nq1\tp2\tnan\n", "NaN or infinite"),
-        ("q1\tp1\n", "parted by tabs"),
-        ("q1\tp1\thigh\n", "parted by tabs"),
+        ("q1\tp1\n", "between tabs"),
+        ("q1\tp1\thigh\n", "between tabs"),
     ],
 )
 def test_bad_files_of_scores_are_one_line(tmp_path: Path, text: str, says: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lead.config.parse import parse_yaml
+from lead.config.parse import card_header
 from lead.config.sources import BeirSource, FilesSource, HfSource, OnDisk, SplitFiles
 from lead.errors import LeadError
 
@@ -154,13 +154,7 @@ def _matching(folder: Path, patterns: Any) -> list[Path]:
 
 def _card(folder: Path) -> list[dict[str, Any]]:
     """`configs` in the YAML header of a repository's README.md; none without such a header."""
-    try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
-        header = re.match(r"---\s*\n(.*?)\n---\s*\n", text, re.DOTALL)
-        value = parse_yaml(header[1], str(folder / "README.md")) if header else None
-    except (OSError, ValueError, LeadError):
-        return []
-    configs = value.get("configs") if isinstance(value, dict) else None
+    configs = card_header(folder / "README.md").get("configs")
     return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
 
 

@@ -83,6 +83,16 @@ def read_yaml(path: Path) -> tuple[Any, str]:
     return parse_yaml(text, str(path)), text
 
 
+def card_header(readme: Path) -> dict[str, Any]:
+    """The keys of the YAML header of a repository's README.md; none if no header can be read."""
+    try:
+        header = re.match(r"---\s*\n(.*?)\n---\s*\n", readme.read_text(encoding="utf-8"), re.DOTALL)
+        value = parse_yaml(header[1], str(readme)) if header else None
+    except (OSError, ValueError, LeadError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def line_of(text: str, location: tuple[Any, ...]) -> int | None:
     """Line, from 1, of the deepest node on the path `location` that the YAML text has."""
     try:

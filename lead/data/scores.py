@@ -46,4 +46,4 @@ def _read_tsv(path: Path) -> pa.Table:
         )
     except (OSError, UnicodeDecodeError, pa.ArrowException) as e:
         reason = " ".join(str(e).split())[:200]
-        raise LeadError(f"{path} is not read as qid, pid and score, parted by tabs ({reason}); fix it") from e
+        raise LeadError(f"{path} cannot be read as qid, pid and score between tabs ({reason}); fix it") from e

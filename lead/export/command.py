@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
 
 
@@ -25,7 +25,7 @@ def add(commands: Any, path: Any) -> None:
     sub.add_argument("--trec", action="store_true", help="add the run on test queries and their judgements")
     sub.add_argument("--push-to-hub", metavar="NAME", help="upload the folder to this repository of the hub")
     sub.add_argument("--private", action="store_true", help="make the repository private, if it is new")
-    sub.add_argument("--config", type=path, default=Path("config/config.yaml"), metavar="PATH")
+    sub.add_argument("--config", type=path, default=DEFAULT_CONFIG, metavar="PATH")
     sub.set_defaults(call=_export)
 
 

@@ -45,7 +45,7 @@ def export(job: Job, to: Path, wanted: Wanted) -> None:
     """
     if job.kind is None or job.kind.ranks_by != "search":
         what = "has no model" if job.kind is None else f"is {job.kind.a}"
-        raise LeadError(f"run '{job.run}' {what}; lead export knows dual encoders only")
+        raise LeadError(f"run '{job.run}' {what}; lead export takes dual encoders only")
     needed = [job.model, *(job.vectors() if wanted.vectors else []), *(_lists(job) if wanted.trec else [])]
     for path in needed:
         if not Path(path).exists():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import re
 from pathlib import Path
 
-from lead.config.parse import parse_yaml
+from lead.config.parse import card_header
 from lead.errors import LeadError
 from lead.pretrained import resolve
 
@@ -37,12 +36,7 @@ def licence(reference: str) -> str | None:
 
 
 def _of_card(file: Path) -> str | None:
-    try:
-        header = re.match(r"---\s*\n(.*?)\n---\s*\n", file.read_text(encoding="utf-8"), re.DOTALL)
-        value = parse_yaml(header[1], str(file)) if header else None
-    except (OSError, ValueError, LeadError):
-        return None
-    said = value.get("license") if isinstance(value, dict) else None
+    said = card_header(file).get("license")
     return said if isinstance(said, str) else None
 
 

@@ -12,10 +12,9 @@ import torch
 
 from lead.config.stages import DenoiseSettings
 from lead.data.texts import mapped
-from lead.errors import LeadError
-from lead.lists import Ints, ranks
+from lead.lists import ranks
 from lead.retrieval.mine import known_positives
-from lead.retrieval.rerank import load_reranker, score_pairs
+from lead.retrieval.rerank import load_reranker, pair_rows, score_pairs
 from lead.store.tables import read_table, write_table
 
 log = logging.getLogger("lead")
@@ -45,16 +44,8 @@ def denoise(
     mined = read_table(negatives, "ranked")
     mined = mined.filter(pc.less_equal(mined["rank"], settings.depth))
     known = known_positives(qrels, settings.relevance)
-
-    def rows(table: pa.Table) -> tuple[Ints, Ints]:
-        """The rows of a table's queries and passages in the files."""
-        q = pc.index_in(table["qid"], value_set=asked["qid"])
-        p = pc.index_in(table["pid"], value_set=passages["pid"])
-        if q.null_count or p.null_count:
-            raise LeadError(f"{negatives} or the judgements name ids that {corpus} or the queries do not have")
-        return q.to_numpy(zero_copy_only=False).astype(np.int64), p.to_numpy(zero_copy_only=False).astype(np.int64)
-
-    (mined_q, mined_p), (known_q, known_p) = rows(mined), rows(known)
+    unknown = f"{negatives} or the judgements name ids that {corpus} or the queries do not have"
+    (mined_q, mined_p), (known_q, known_p) = (pair_rows(table, asked, passages, unknown) for table in (mined, known))
     n = len(known_q)  # the positives of a query come before its negatives
     pairs = np.concatenate([known_q, mined_q]), np.concatenate([known_p, mined_p])
     highest = np.log(settings.keep_below) - np.log1p(-settings.keep_below)

@@ -37,14 +37,11 @@ def rerank(
     lists = read_table(ranked, "ranked")
     lists = lists.filter(pc.less_equal(lists["rank"], settings.rerank_depth))
     passages = mapped(corpus, out.with_name(f"{out.name}.corpus.arrow"))
-    row = pc.index_in(lists["pid"], value_set=passages["pid"])
     asked = read_table(queries, "queries")
-    query = pc.index_in(lists["qid"], value_set=asked["qid"])
-    if row.null_count or query.null_count:
-        raise LeadError(
-            f"{ranked} names passages or queries that {corpus} and {queries} do not have; give files of one collection"
-        )
-    rows, query_rows = row.to_numpy(zero_copy_only=False), query.to_numpy(zero_copy_only=False).astype(np.int64)
+    unknown = (
+        f"{ranked} names passages or queries that {corpus} and {queries} do not have; give files of one collection"
+    )
+    query_rows, rows = pair_rows(lists, asked, passages, unknown)
     needed, position = np.unique(rows, return_inverse=True)
     names = passages["pid"].combine_chunks().take(pa.array(needed))
     alphabetically = alphabetical(names)
@@ -63,6 +60,15 @@ def rerank(
 def load_reranker(folder: Path, gpu: int, otherwise: str) -> LayeredModel:
     """A model that reranks, in eval mode on its device. LeadError for a dual encoder: `otherwise` ends its message."""
     return LayeredModel.load(folder).must_rank_by("rerank", str(folder), f"; {otherwise}").to(device(gpu)).eval()
+
+
+def pair_rows(pairs: pa.Table, queries: pa.Table, passages: pa.Table, unknown: str) -> tuple[Ints, Ints]:
+    """Rows [n] in `queries` and in `passages` of n pairs (qid, pid). Raises LeadError(unknown) for ids not there."""
+    q = pc.index_in(pairs["qid"], value_set=queries["qid"])
+    p = pc.index_in(pairs["pid"], value_set=passages["pid"])
+    if q.null_count or p.null_count:
+        raise LeadError(unknown)
+    return q.to_numpy().astype(np.int64), p.to_numpy().astype(np.int64)
 
 
 def score_pairs(

@@ -12,11 +12,9 @@ import torch
 from lead.config.stages import ScoreSettings
 from lead.data.texts import mapped
 from lead.device import device
-from lead.errors import LeadError
-from lead.lists import Ints
 from lead.models.base import LayeredModel
 from lead.retrieval.mine import known_positives
-from lead.retrieval.rerank import score_pairs
+from lead.retrieval.rerank import pair_rows, score_pairs
 from lead.store.tables import SCHEMAS, read_table, write_table
 
 
@@ -44,11 +42,8 @@ def score(
     mined = mined.filter(pc.is_in(mined["qid"], value_set=asked["qid"]))  # dev's are in the same file
     listed = pa.concat_tables([known_positives(qrels, settings.relevance).select(["qid", "pid"]), mined])
     listed = listed.group_by(["qid", "pid"]).aggregate([])
-    q = pc.index_in(listed["qid"], value_set=asked["qid"])
-    p = pc.index_in(listed["pid"], value_set=passages["pid"])
-    if q.null_count or p.null_count:
-        raise LeadError(f"{negatives} or the judgements name ids that {corpus} or the queries do not have")
-    pairs: tuple[Ints, Ints] = (q.to_numpy().astype(np.int64), p.to_numpy().astype(np.int64))
+    unknown = f"{negatives} or the judgements name ids that {corpus} or the queries do not have"
+    pairs = pair_rows(listed, asked, passages, unknown)
     scores = np.empty(len(listed), np.float32)
     for own, s in score_pairs(scorer, model, (asked["text"], passages["text"]), pairs, settings):
         scores[own] = scorer.scoring.scale * s

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
 
-CONFIG = Path("config/config.yaml")
 SEARCH = """\
 examples:
   lead search demo/lead_cb "read a csv file"            the ten best passages of the demo's student
@@ -52,7 +52,9 @@ def add_commands(commands: Any) -> None:
                        help="address to listen at (default: 127.0.0.1, this machine alone)")  # fmt: skip
     serve.set_defaults(call=_serve)
     for command in (search, serve):
-        command.add_argument("--config", type=Path, default=CONFIG, metavar="PATH", help=f"default: {CONFIG}")
+        command.add_argument(
+            "--config", type=Path, default=DEFAULT_CONFIG, metavar="PATH", help=f"default: {DEFAULT_CONFIG}"
+        )
         command.add_argument("--overrides", metavar="JSON", help="keys that win over the config's: {results: FOLDER}")
 
 

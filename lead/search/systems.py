@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from lead.config.load import load as load_config
 from lead.config.schema import Settings
+from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
 from lead.lists import Floats, Ints, best
 from lead.plan.job import Job
@@ -19,7 +20,6 @@ from lead.plan.plan import Plan
 from lead.search.model import BATCH_TOKENS, Model
 from lead.search.passages import Passages, Vectors
 
-CONFIG = Path("config/config.yaml")
 CANDIDATES = 50  # passages of a list that a reranker scores for a typed query
 
 
@@ -102,7 +102,7 @@ class Collection:
         self.made: dict[tuple[str, str | None], System] = {}
 
     @classmethod
-    def find(cls, target: str, config: Path = CONFIG, overrides: dict[str, Any] | None = None) -> Collection:
+    def find(cls, target: str, config: Path = DEFAULT_CONFIG, overrides: dict[str, Any] | None = None) -> Collection:
         """From DATASET/RUN, or the folder of a model among the results. Raises LeadError for unknown names."""
         plan = Plan(load_config(config, overrides))
         path = Path(target)
@@ -126,7 +126,7 @@ class Collection:
     def made_file(self, path: str, job: Job) -> Path:
         """A file or folder of a run. Raises LeadError with the command that makes it, if it is not there."""
         if not Path(path).exists():
-            given = "" if self.plan.path() == str(CONFIG) else f" --configfile {self.plan.path()}"
+            given = "" if self.plan.path() == str(DEFAULT_CONFIG) else f" --configfile {self.plan.path()}"
             raise LeadError(f"{path} does not exist; make it with: lead run {job.dataset.name}/{job.run}{given}")
         return Path(path)
 

@@ -45,7 +45,7 @@ class Found:
     judged: dict[str, int]  # queries with a judgement, by split
     grades: set[int]
     lines: list[str] = field(default_factory=list)
-    carved: dict[str, Split] = field(default_factory=dict)  # train and test, where they had to be parted here
+    carved: dict[str, Split] = field(default_factory=dict)  # train and test, where `lead init` splits them
     drawn: tuple[str, str] | None = None
     texts: tuple[str, int] | None = None
 

@@ -94,7 +94,7 @@ def _following(name: str, found: Found) -> list[str]:
 
 # --- what is there ---------------------------------------------------------------------------------------------------
 def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[str | None, str | None]) -> Found:
-    """A folder in BEIR's or MTEB's layout. Judgements of train only are parted into train and test.
+    """A folder in BEIR's or MTEB's layout. A folder with train judgements alone is split into train and test.
 
     The other files are those of the options; they stand in for what a folder without judgements lacks.
     """

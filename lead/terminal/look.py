@@ -18,7 +18,7 @@ SMALL = 64 << 20  # bytes of files that are read whole
 TOKENS = 1.35  # of a WordPiece tokenizer a word of English; and the two special ones
 UNSPACED = re.compile(
     "[\u2e80-\ud7ff\uf900-\uffef]"
-)  # scripts whose words are not parted: a character counts as a word
+)  # scripts without spaces between words: a character counts as a word
 NOT_LATIN = re.compile("[^\x00-\u024f\u2000-\u206f]")
 
 

@@ -20,8 +20,6 @@ def plan(words: list[str]) -> int:
 
     Raises LeadError for a mistake in the words or the configuration.
     """
-    if not words:
-        raise LeadError("name what to plan: lead plan DATASET/RUN, such as demo/lead_cb; `lead show` lists both")
     made = planned(words)
     jobs, code, said = jobs_of([word for word in snakemake_words(made, words) if word not in DRY])
     if code:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from lead.errors import LeadError
 from lead.plan.plan import Plan
 from lead.terminal.cost import TRAININGS, Cost, Rates, step_seconds, steps_of
 from lead.terminal.format import duration
@@ -97,8 +96,6 @@ def jobs_of(words: Sequence[str]) -> tuple[list[Job], int, str]:
 
 def run(words: list[str]) -> int:
     """Run the workflow; returns the exit status. `words`: targets, and any of Snakemake's options. Raises LeadError."""
-    if not words:
-        raise LeadError("name what to make: lead run DATASET/RUN, such as demo/lead_cb; `lead show` lists both")
     plan = planned(words)
     given = snakemake_words(plan, words)
     options = words[: words.index("--")] if "--" in words else words

@@ -37,7 +37,9 @@ def option(words: Sequence[str], name: str) -> list[str]:
 
 
 def planned(words: Sequence[str]) -> Plan:
-    """The plan of the configuration that these words of Snakemake ask for. Raises LeadError."""
+    """The plan of the configuration that these words of Snakemake ask for. Raises LeadError, also for no words."""
+    if not words:
+        raise LeadError("give DATASET/RUN, such as demo/lead_cb; `lead show` lists both")
     files = option(words, "--configfile") or option(words, "--configfiles")
     files = files[:1] + [file for file in files[1:] if file.endswith((".yaml", ".yml", ".json"))]  # targets may follow
     for file in files:

@@ -33,7 +33,7 @@ from lead.train.data import Batch, Queries, RowNumbers
 from lead.train.dev import DevPool
 from lead.train.exchange import Exchange, join_ranks
 from lead.train.loop import Loop
-from lead.train.state import open_state, remove_states, state_key, state_name
+from lead.train.state import open_state, state_key, state_name
 from lead.train.step import Encoded, Inputs, Prepared, Step
 
 log = logging.getLogger("lead")
@@ -190,13 +190,7 @@ def align(
     key = state_key(settings, {**files, "start": origin})
     if Exchange.here().rank == 0:
         open_state(state, settings, key)
-    loop = Loop(step, data, dev, train, state / state_name(key))
-    loop.run()
-    if loop.main:
-        student.save(out)
-        loop.metrics.publish(metrics)
-        remove_states(state)
-    loop.exchange.wait()
+    Loop(step, data, dev, train, state / state_name(key)).complete({out: student}, metrics)
 
 
 def _pretrained(settings: AlignSettings, size: int) -> DualEncoder:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from lead.train.data import Batches
 from lead.train.dev import DevPool
 from lead.train.metrics import Metrics
 from lead.train.signals import Told, noted, stopped
+from lead.train.state import remove_states
 from lead.train.step import Prepared, Step
 
 log = logging.getLogger("lead")
@@ -61,7 +63,7 @@ class Loop:
     """Runs a `Step` for `train.steps` steps. What a kill must not lose is in `state`: checkpoints and metrics."""
 
     def __init__(self, step: Step, data: Batches, dev: DevPool | None, train: Train, state: Path):
-        """`state`: folder for checkpoints, created when needed, kept until the caller removes it."""
+        """`state`: folder for checkpoints, created when needed, removed by `complete`."""
         self.step, self.data, self.dev, self.train, self.state = step, data, dev, train, state
         self.models, self.exchange = step.trained(), step.exchange
         self.main = self.exchange.rank == 0  # the rank that looks at dev, logs and writes
@@ -80,6 +82,19 @@ class Loop:
         """
         with noted(self.told, self.main, self.exchange.world > 1), contextlib.closing(self.metrics):
             self._run()
+
+    def complete(self, models: Mapping[Path, LayeredModel], metrics: Path) -> None:
+        """Train, then write each of the models to its folder and the metrics, and remove all states of this output.
+
+        Every rank returns when all is written.
+        """
+        self.run()
+        if self.main:
+            for folder, model in models.items():
+                model.save(folder)
+            self.metrics.publish(metrics)
+            remove_states(self.state.parent)
+        self.exchange.wait()
 
     def _run(self) -> None:
         if self.step.device.type == "cpu":

@@ -26,7 +26,7 @@ from lead.train.exchange import Exchange, join_ranks
 from lead.train.fd import FdStep
 from lead.train.loop import Loop
 from lead.train.scores import ScoresStep, taught_by
-from lead.train.state import open_state, remove_states, state_key, state_name
+from lead.train.state import open_state, state_key, state_name
 from lead.train.step import DistilStep, Step
 
 log = logging.getLogger("lead")
@@ -78,12 +78,7 @@ def train(
     index = FixedPassages(passages, corpus, model) if passages else None
     shared = model, settings.train, settings.seed
     loop = _loop(AdoreStep(*shared, index) if index else Step(*shared), settings, files, state, index)
-    loop.run()
-    if loop.main:
-        model.save(out)
-        loop.metrics.publish(metrics)
-        remove_states(state)
-    loop.exchange.wait()
+    loop.complete({out: model}, metrics)
 
 
 def distil(
@@ -133,14 +128,10 @@ def distil(
         _check_distil_candidates(settings, teacher_model)
         step = make_step(settings, student, teacher_model)
     loop = _loop(step, settings, files, state, scores=scores)
-    loop.run()
-    if loop.main:
-        student.save(out)
-        if teacher_out is not None and teacher_model is not None:
-            teacher_model.save(teacher_out)
-        loop.metrics.publish(metrics)
-        remove_states(state)
-    loop.exchange.wait()
+    models: dict[Path, LayeredModel] = {out: student}
+    if teacher_out is not None and teacher_model is not None:
+        models[teacher_out] = teacher_model
+    loop.complete(models, metrics)
 
 
 def make_step(settings: DistilSettings, student: BiEncoder, teacher: LayeredModel) -> DistilStep:
