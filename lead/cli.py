@@ -28,7 +28,7 @@ from lead.search.commands import add_commands
 def _settings(stage: str, settings: str, execution: str) -> Any:
     """Check `--settings`, with `--execution` laid over it, against the stage's class in lead.config.stages."""
     from lead.config.load import merge, validate
-    from lead.config.recipe import execution_keys, leaves
+    from lead.config.recipe import execution_keys, flat
 
     cls = settings_class(stage)
     tree, where = _tree("--settings", settings)
@@ -38,7 +38,7 @@ def _settings(stage: str, settings: str, execution: str) -> Any:
     checked = validate(cls, tree, where)
     if over:
         checked = validate(cls, merge(tree, over), where_over)
-        if others := leaves(over) - leaves(execution_keys(cls)):
+        if others := flat(over).keys() - flat(execution_keys(cls)).keys():
             raise LeadError(f"{where_over}: key '{min(others)}' decides numbers; give it in --settings")
     return checked
 

@@ -36,15 +36,15 @@ def execution_keys(cls: type[BaseModel]) -> dict[str, Any]:
     return found
 
 
-def leaves(tree: dict[str, Any], at: str = "") -> set[str]:
-    """Paths of the keys of a tree that hold no tree.
+def flat(tree: dict[str, Any], at: str = "") -> dict[str, Any]:
+    """The values of a tree by their dotted paths. An empty tree is a value.
 
-    >>> sorted(leaves({"train": {"lr": 1, "clip": 2}, "seed": 3}))
-    ['seed', 'train.clip', 'train.lr']
+    >>> flat({"train": {"lr": 1, "clip": 2}, "seed": 3})
+    {'train.lr': 1, 'train.clip': 2, 'seed': 3}
     """
-    found: set[str] = set()
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= leaves(value, f"{at}{key}.") if isinstance(value, dict) and value else {f"{at}{key}"}
+        found |= flat(value, f"{at}{key}.") if isinstance(value, dict) and value else {f"{at}{key}": value}
     return found
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from lead.config.recipe import leaves
+from lead.config.recipe import flat
 from lead.config.shipped import shipped
 from lead.errors import LeadError
 from lead.plan.job import Job
@@ -55,7 +54,7 @@ def _about(job: Job) -> list[str]:
 
 def _settings(job: Job, everything: bool) -> list[str]:
     """A line for each setting that the run reads: key, value, where from. Defaults are left out, or `everything`."""
-    values = _flat(job.settings.model_dump(mode="json"))
+    values = flat(job.settings.model_dump(mode="json"))
     origin = origins(job)
     shown = []
     for key, value in values.items():
@@ -97,24 +96,16 @@ def _kind_of_teacher(job: Job) -> str:
     return kind.name if kind is not None else ""
 
 
-def _flat(tree: dict[str, Any], at: str = "") -> dict[str, Any]:
-    """Leaves by their paths."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{at}{key}.") if isinstance(value, dict) and value else {f"{at}{key}": value}
-    return found
-
-
 def origins(job: Job) -> dict[str, str]:
     """Where each key that is no default comes from: file and phase, laid as `lead.plan.settings` lays them."""
     loaded, rows = job.jobs.loaded, job.jobs.rows
     found: dict[str, str] = {}
     for part in loaded.parts(job.dataset.name, split_seed(job.run)[0]):
-        found |= dict.fromkeys(leaves(part.tree), part.where)
+        found |= dict.fromkeys(flat(part.tree), part.where)
         for phase in rows.phases(job.run):
-            keys = leaves(part.tree.get("phases", {}).get(phase, {}))
+            keys = flat(part.tree.get("phases", {}).get(phase, {}))
             found |= {f"train.{key}": f"{part.where}: phases.{phase}" for key in keys}
-    overridden = leaves(loaded.overrides.get("settings", {}))
+    overridden = flat(loaded.overrides.get("settings", {}))
     found |= dict.fromkeys(overridden, "--config")
     if split_seed(job.run)[1] != 1:
         found["seed"] = f"the name {job.run}"

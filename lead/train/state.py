@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 import lead
-from lead.config.recipe import execution, recipe
+from lead.config.recipe import execution, flat, recipe
 from lead.store.atomic import atomic_file
 from lead.store.checksums import identity
 from lead.store.provenance import dumps
@@ -53,7 +53,7 @@ def state_key(settings: BaseModel, inputs: Mapping[str, Path | None], package: P
     package = package or Path(lead.__file__).parent
     sources = sorted(file for pattern in COMPUTES for file in package.glob(pattern))
     return {
-        "settings": dict(_flat(recipe(settings))),
+        "settings": flat(recipe(settings)),
         "inputs": {name: None if path is None else identity(path) for name, path in inputs.items()},
         "code": {str(file.relative_to(package)): _sum(file.read_bytes()) for file in sources},
     }
@@ -70,7 +70,7 @@ def open_state(folder: Path, settings: BaseModel, key: Key) -> None:
     Where there is no state to resume, but one of another training, the log says how that one differs.
     """
     own = folder / state_name(key)
-    known, now = _read(own), dict(_flat(execution(settings)))
+    known, now = _read(own), flat(execution(settings))
     if known is not None:
         for change in _changes(known.get("execution", {}), now):
             log.info("%s: a training that goes on keeps its numbers but for rounding (and its dropout masks)", change)
@@ -106,15 +106,6 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"{name}: {old.get(name)} -> {new.get(name)}"
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key."""
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
