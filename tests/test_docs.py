@@ -1,7 +1,9 @@
-"""The README's commands and names are real: what it tells people to type is what runs here."""
+"""The README's commands and names are real, and so are the examples in docstrings."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import shlex
 import subprocess
@@ -77,3 +79,13 @@ def test_every_file_and_run_the_readme_names_exists() -> None:
     plan = Plan(load(ROOT / "config/config.yaml"))
     for run in re.findall(r"results/demo/([\w-]+)\.json", README):
         check(plan["demo", run])
+
+
+EXAMPLES = [file for file in sorted((ROOT / "lead").rglob("*.py")) if ">>> " in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_examples_in_docstrings_are_true(file: Path) -> None:
+    name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried and not failed

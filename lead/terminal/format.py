@@ -7,7 +7,7 @@ def duration(seconds: float) -> str:
     """Seconds as people say them.
 
     >>> duration(8), duration(80), duration(4000), duration(200000)
-    ('8 s', '1 min', '1 h 7 min', '2 d 8 h')
+    ('8 s', '1 min', '1 h 7 min', '2 d 7 h')
     """
     if seconds < 59.5:
         return f"{seconds:.0f} s"
