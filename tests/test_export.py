@@ -122,7 +122,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, monkeypatch: pytest
         return refusal(lambda: export(plan["tiny", run], tmp_path / "to", Wanted(**wanted)))
 
     assert "run 'bm25' has no model" in refused("bm25")
-    assert "run 'teacher_cb' is a ColBERT; lead export knows dual encoders only" in refused("teacher_cb")
+    assert "run 'teacher_cb' is a ColBERT; lead export takes dual encoders only" in refused("teacher_cb")
     assert "models/lead_cb does not exist; make it with: lead run tiny/lead_cb" in refused("lead_cb")
     Path(plan["tiny", "lead_cb"].model).mkdir(parents=True)
     assert "passages.parquet does not exist" in refused("lead_cb", vectors=True)
