@@ -240,6 +240,18 @@ def test_more_than_three_epochs_are_warned_of_with_the_number(
         assert ("train.steps: 37 steps of 4 queries are 3.1 epochs of the 48 train queries" in caplog.text) == warned
 
 
+def test_epochs_say_how_many_steps_a_training_has(
+    models: dict[str, Path], tiny_collection: Path, tmp_path: Path
+) -> None:
+    written = {}
+    for key, value in ("steps", 6), ("epochs", 0.5):  # of 48 queries, 4 a step
+        train = TRAIN.model_copy(update={key: value, "dev_queries": 0, "select": "last"})
+        paths = inputs(tiny_collection) | outputs(tmp_path / key)
+        stages.train(settings=TrainSettings(train=train), gpu=0, start=models["start"], **paths)
+        written[key] = (paths["out"] / "model.safetensors").read_bytes()
+    assert written["steps"] == written["epochs"]
+
+
 def test_a_pretrained_model_that_changed_in_its_folder_is_another_state(tiny_collection: Path, tmp_path: Path) -> None:
     short = TRAIN.model_copy(update={"steps": 2, "checkpoint_every": 1, "dev_queries": 0, "select": "last"})
     reference = ModelRef(reference=f"path:{tmp_path / 'bert'}")

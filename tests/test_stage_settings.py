@@ -141,3 +141,24 @@ def test_the_result_names_what_its_list_was_made_with(folder: Path) -> None:
 def test_the_overview_names_every_dataset_and_run(folder: Path) -> None:
     made = plan(folder)
     assert all(name in made.overview() for name in [*made.rows, "tiny", "docs", "160 passages"])
+
+
+def test_of_steps_and_epochs_the_later_one_counts(folder: Path) -> None:
+    def train(row: str, run: str = "rd_cb", **settings: Any) -> dict[str, Any]:
+        plain = "rd_cb: {method: rd, start: student, teacher: teacher_cb"
+        replace(folder / "experiments.yaml", plain + "}", plain + f", settings: {{train: {row}}}}}")
+        made: dict[str, Any] = stage_settings(plan(folder, **settings)["tiny", run], "distil")["train"]
+        replace(folder / "experiments.yaml", plain + f", settings: {{train: {row}}}}}", plain + "}")
+        return made
+
+    own = train("{steps: 7}", train={"epochs": 2.0})
+    assert own["steps"] == 7 and "epochs" not in own
+    own = train("{epochs: 3.0}", phases={"distil": {"steps": 5}})
+    assert own["epochs"] == 3.0 and "steps" not in own
+    assert stage_settings(plan(folder, phases={"distil": {"epochs": 2.0}})["tiny", "lead_cb"], "distil")["train"][
+        "epochs"
+    ]
+    assert (
+        "epochs"
+        not in stage_settings(plan(folder, phases={"distil": {"epochs": 2.0}})["tiny", "student"], "train")["train"]
+    )

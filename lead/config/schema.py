@@ -135,6 +135,9 @@ class Train(Strict):
     """Optimisation of every run that trains (section 4.3, Table 10)."""
 
     steps: PositiveInt = Field(50000, description="optimizer steps")
+    epochs: Positive | None = Field(
+        None, description="passes over the train queries, instead of `steps`", json_schema_extra=ADDED
+    )
     batch_size: PositiveInt = Field(80, description="queries in a step, over all ranks")
     negatives: Count = Field(16, description="hard negatives drawn for each query and step")
     negatives_depth: PositiveInt = Field(
@@ -249,7 +252,7 @@ class Align(Strict):
         description="squared: squared distance of the vectors whose products are scores (of unit length with "
         "`normalise: unit`); cosine: 1 - their cosine",
     )
-    epochs: Positive = Field(3.0, description="passes over the texts, unless phases.align gives `steps`")
+    epochs: Positive = Field(3.0, description="passes over the texts, unless phases.align gives `steps` or `epochs`")
     texts: list[str] = Field(
         [],
         description="files of more texts, read as passages: .txt, a text a line, or any that a corpus may be (with "
@@ -265,7 +268,8 @@ class PhaseTrain(Strict):
     student: dict[str, Any] = Field({}, description="warm-up of the student on mined negatives")
     align: dict[str, Any] = Field(
         {},
-        description="alignment without labels. lr (3e-4), batch_size (32 texts) and steps of `train` are not read",
+        description="alignment without labels. It does not read lr (3e-4 here), batch_size (32 texts), steps and "
+        "epochs of `train`",
     )
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
     cross: dict[str, Any] = Field(

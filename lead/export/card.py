@@ -151,10 +151,11 @@ def _training(job: Job, made: dict[str, Any]) -> list[str]:
     lines = ["## Training", ""]
     for run, settings in made.items():
         train, distil, method = settings.get("train", {}), settings.get("distil", {}), job.jobs.rows.method(run)
-        if epochs := settings.get("epochs"):
-            words = [f"{epochs:g} passes over passages and queries, {train['batch_size']} texts a step"]
+        what = "texts" if method.stage == "align" else "queries"
+        if epochs := settings.get("epochs") or train.get("epochs"):
+            seen = "passages and queries" if method.stage == "align" else "the train queries"
+            words = [f"{epochs:g} passes over {seen}, {train['batch_size']} {what} a step"]
         else:
-            what = "texts" if method.stage == "align" else "queries"
             words = [f"{train['steps']:,} steps of {train['batch_size']} {what}" if "steps" in train else ""]
         words += [f"{train['negatives']} hard negatives for each" if method.judged and "negatives" in train else ""]
         words += [f"learning rate {train['lr']:g}" if "lr" in train else ""]

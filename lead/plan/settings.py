@@ -9,6 +9,8 @@ from lead.config.schema import ALIGN, Settings, Train
 from lead.errors import LeadError
 from lead.plan.rows import Rows, seeded, split_seed
 
+LENGTH = ("steps", "epochs")  # keys of `train` that say how long a training is
+
 
 def dataset_settings(loaded: Loaded, dataset: str) -> Settings:
     """The settings of a dataset, without those of any run. Raises LeadError."""
@@ -22,8 +24,9 @@ def run_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> Settings
     """The settings of a run on a dataset: defaults < preset < dataset < config < row. Raises LeadError.
 
     Within one of these `phases` wins over `train`, and its later ones over its earlier; a later one's `train` wins
-    over all of an earlier one. A teacher that goes on training alone has the rate of a jointly trained one. Alignment
-    has rate, batch and steps of its own: those of `train` are read in its row only.
+    over all of an earlier one. Of `steps` and `epochs` the later one counts. A teacher that goes on training alone has
+    the rate of a jointly trained one. Alignment has rate, batch and steps of its own: those of `train` are read in its
+    row only.
     """
     row = rows[run]
     tree: dict[str, Any] = {}
@@ -33,16 +36,23 @@ def run_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> Settings
         tree = merge(tree, part.tree)
         given = part.tree.get("train", {})
         if aligned and part is not parts[-1]:
-            given = {key: value for key, value in given.items() if key not in (*ALIGN, "steps")}
-        train = merge(train, given)
+            given = {key: value for key, value in given.items() if key not in (*ALIGN, *LENGTH)}
+        train = _later(train, given)
         for phase in rows.phases(run):
-            train = merge(train, part.tree.get("phases", {}).get(phase, {}))
+            train = _later(train, part.tree.get("phases", {}).get(phase, {}))
     tree = seeded(tree, run)
     own = row.settings.get("train", {}).get("lr")
     alone = rows.method(run).stage == "train" and row.phase == "distil" and _grew_from_teacher(rows, run)
     if alone and own is None:  # the control of a jointly trained teacher: its rate, the contrastive loss only
         train["lr"] = train.get("teacher_lr") or train.get("lr", Train().lr)
     return _checked(loaded, dataset, tree | {"train": train})
+
+
+def _later(train: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`train` with what is given later: of `steps` and `epochs`, the later one says how long a training is."""
+    if given.get("epochs") is not None or "steps" in given:
+        train = {key: value for key, value in train.items() if key not in LENGTH}
+    return merge(train, given)
 
 
 def _grew_from_teacher(rows: Rows, run: str) -> bool:

@@ -20,6 +20,7 @@ from lead.config.sources import EvaluationSource
 from lead.errors import LeadError, Named
 from lead.plan.datasets import PlannedDataset
 from lead.plan.job import Job, Jobs
+from lead.plan.settings import LENGTH
 
 
 def settings_of(jobs: Jobs, stage: str, dataset: str, name: str | None = None) -> Tree:
@@ -106,9 +107,9 @@ def _align(job: Job) -> Tree:
     """`train` without what alignment does not read; `steps` only where the phase or the row gives them."""
     s, row = job.settings, job.row
     unread = {"negatives", "negatives_depth", "teacher_lr"}
-    steps = "steps" in s.phases.align or "steps" in row.settings.get("train", {})
-    train = s.train.model_dump(mode="json", exclude=unread if steps else {*unread, "steps"})
-    epochs = None if steps else s.align.epochs
+    steps = s.train.epochs is None and ("steps" in s.phases.align or "steps" in row.settings.get("train", {}))
+    train = s.train.model_dump(mode="json", exclude={*unread, "epochs"} if steps else {*unread, *LENGTH})
+    epochs = None if steps else s.train.epochs or s.align.epochs
     shared = _training(job) | {"train": train, "loss": s.align.loss, "epochs": epochs}
     if row.init is None:
         return shared
@@ -117,7 +118,10 @@ def _align(job: Job) -> Tree:
 
 def _training(job: Job) -> Tree:
     s, generation = job.settings, job.jobs.rows.generation(job.run)
-    return _json(seed=s.seed, train=s.train, generation=generation, relevance=s.evaluation.relevance)
+    made = _json(seed=s.seed, train=s.train, generation=generation, relevance=s.evaluation.relevance)
+    if s.train.epochs is not None:
+        del made["train"]["steps"]
+    return made
 
 
 def _encode(job: Job) -> Tree:

@@ -124,11 +124,15 @@ def _count(path: str) -> int:
 
 
 def steps_of(job: Job) -> int | None:
-    """Steps of a run that trains; None for an alignment whose texts are not known."""
-    if job.method.stage != "align" or (epochs := stage_settings(job, "align")["epochs"]) is None:
-        return job.settings.train.steps
-    texts = aligned_texts(job)
-    return None if texts is None else math.ceil(epochs * max(1, texts // job.settings.train.batch_size))
+    """Steps of a run that trains; None where it is told in epochs of texts or queries whose number is not known."""
+    aligned, train = job.method.stage == "align", job.settings.train
+    epochs = stage_settings(job, "align")["epochs"] if aligned else train.epochs
+    if epochs is None:
+        return train.steps
+    seen = aligned_texts(job) if aligned else shape(job).queries.get("train")
+    if not seen:
+        return None
+    return math.ceil(epochs * (max(1, seen // train.batch_size) if aligned else seen / train.batch_size))
 
 
 def step_work(job: Job) -> float | None:

@@ -62,7 +62,7 @@ def _training(made: Plan, job: Job) -> str:
     planned = made[job.wildcards["dataset"], job.wildcards["run"]]
     aligned, size, steps = planned.method.stage == "align", planned.settings.train.batch_size, steps_of(planned)
     if steps is None:
-        return f"  steps of {size} texts"
+        return f"  steps of {size} {'texts' if aligned else 'queries'}"
     seen = aligned_texts(planned) if aligned else shape(planned).queries.get("train")
     text = f"  {steps:,} steps of {size} {'texts' if aligned else 'queries'}"
     return text + (f", {steps * size / seen:.1f} epochs" if seen else "")

@@ -78,6 +78,8 @@ def _read(job: Job, key: str) -> bool:
         inside, _, part = second.partition(".")
         parts = job.method.reads.get(inside, set())
         return parts is True or part in parts
+    if key == "train.steps" and job.settings.train.epochs is not None:
+        return False
     if first in ("train", "phases"):
         return job.method.trains
     if first in ("models", "lengths"):

@@ -207,6 +207,8 @@ def _loop(
         depth = train.negatives_depth
         dev_judged = Queries(passages["pid"], dev_queries, dev_qrels, negatives, relevance, depth, group)
         dev = DevPool(passages, dev_judged, train.dev_queries, train.dev_negatives, index)
+    if train.epochs is not None:
+        train = train.model_copy(update={"steps": math.ceil(train.epochs * len(judged) / train.batch_size)})
     _say_epochs(train, len(judged))
     key = state_key(settings, files)
     if Exchange.here().rank == 0:
@@ -217,16 +219,16 @@ def _loop(
 def _say_epochs(train: Train, queries: int) -> None:
     """Say how often each train query is seen; warn where it is so often that a small set is memorised."""
     epochs = train.steps * train.batch_size / queries
-    log.info("%d train queries, %.2f epochs", queries, epochs)
+    log.info("%d train queries, %.2f epochs of %d steps", queries, epochs, math.ceil(queries / train.batch_size))
     if epochs > EPOCHS:
         log.warning(
-            "train.steps: %d steps of %d queries are %.1f epochs of the %d train queries; more than about %d tend to "
-            "overfit: %d steps are %d epochs",
+            "train.%s: %d steps of %d queries are %.1f epochs of the %d train queries; more than about %d tend to "
+            "overfit: set train.epochs: %d",
+            "steps" if train.epochs is None else "epochs",
             train.steps,
             train.batch_size,
             epochs,
             queries,
             EPOCHS,
-            math.ceil(EPOCHS * queries / train.batch_size),
             EPOCHS,
         )
