@@ -101,6 +101,7 @@ STAGES: dict[str, Stage] = {
             "texts+?": "more texts: .txt, a text a line, or files as of a corpus",
             "start?": "model folder of the student (instead of settings.model)",
             "teacher": "the dual encoder teacher's model folder",
+            "passages+?": "its vectors of the corpus, all shards (lead encode); else it encodes each passage once",
         },
         outputs={
             "out": "student's model folder",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,14 +20,17 @@ from test_resume import assert_same, inputs, outputs
 
 from lead.config.load import load
 from lead.config.schema import Lengths, ModelRef, Scoring, Train
-from lead.config.stages import AlignSettings
+from lead.config.stages import AlignSettings, EncodeSettings
 from lead.errors import LeadError, Preempted
 from lead.models.base import LayeredModel
 from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
+from lead.retrieval.encode import encode
 from lead.store.tables import read_table
 from lead.train.align import AlignData, AlignStep, align
+from lead.train.exchange import Exchange
+from lead.train.taught import Taught
 
 LENGTHS = Lengths(query=8, passage=24)
 
@@ -72,7 +77,7 @@ def test_an_epoch_shows_every_text_once_and_lengths_together(tiny_collection: Pa
 
 @pytest.mark.parametrize("distance", ["squared", "cosine"])
 def test_the_gradient_is_that_of_the_distance_whatever_the_ranks(
-    tiny_model: Path, teacher_folder: Path, tiny_collection: Path, distance: str
+    tiny_model: Path, tiny_collection: Path, tmp_path: Path, distance: str
 ) -> None:
     passages, queries = (read_table(tiny_collection / f"{n}.parquet")["text"] for n in ("corpus", "queries.train"))
     batch = AlignData(passages, queries, 8, seed=3).batch(0)
@@ -82,7 +87,9 @@ def test_the_gradient_is_that_of_the_distance_whatever_the_ranks(
         torch.manual_seed(0)
         train = Train(**{**TRAIN, "batch_size": 8, "dropout": 0.0, "cache_above": cache_above})
         student = make_retriever(tiny_model, **SCORING).train()
-        return AlignStep(student, make_retriever(tiny_model, normalise="none", pooling="mean"), train, distance, 3)
+        teacher = make_retriever(tiny_model, normalise="none", pooling="mean")
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        return AlignStep(student, teacher, train, distance, 3, Taught(folder, 208, teacher.size, Exchange()))
 
     one = step()
     x, y = [], []
@@ -109,6 +116,7 @@ def test_the_gradient_is_that_of_the_distance_whatever_the_ranks(
             if name in expected:
                 assert torch.allclose(p.grad / world, expected[name], atol=1e-5), name
         assert all(p.grad is None for p in made.teacher.parameters())
+        assert made.taught.known(batch.rows).all() and not made.prepare(batch).inputs["teacher"]["texts"]
 
 
 # --- the stage -------------------------------------------------------------------------------------------------------
@@ -139,6 +147,25 @@ def test_a_stopped_alignment_ends_in_the_same_bytes_in_the_teachers_space(
     assert len([line for line in lines if '"loss"' in line]) == 27  # 216 texts in batches of 8
     student = LayeredModel.load(whole["out"])
     assert student.size == 16 and student.n_layers == 3  # the linear layer is the last
+
+
+def test_passages_that_the_teacher_has_encoded_are_not_encoded_again(
+    tiny_model: Path, tiny_collection: Path, teacher: Path, tmp_path: Path
+) -> None:
+    vectors, queries = tmp_path / "passages.parquet", tmp_path / "queries.parquet"
+    for name, out in ("corpus", vectors), ("queries.train", queries):
+        texts = tiny_collection / f"{name}.parquet"
+        encode(settings=EncodeSettings(precision="fp32"), gpu=0, model=teacher, texts=texts, out=out)
+    found = {}
+    for name, passages in ("with", [vectors]), ("without", None):
+        paths = outputs(tmp_path / name) | {"passages": passages}
+        align(settings=settings(tiny_model), gpu=0, start=None, **files(tiny_collection, teacher), **paths)
+        lines = [json.loads(line) for line in paths["metrics"].read_text().splitlines()]
+        found[name] = [line["loss"]["align"] for line in lines if "loss" in line]
+    assert len(found["with"]) == 26 and found["with"] == pytest.approx(found["without"], rel=1e-3)
+    with pytest.raises(LeadError, match="queries.parquet is not the teacher's vectors of the corpus"):
+        paths = outputs(tmp_path / "other") | {"passages": [queries]}
+        align(settings=settings(tiny_model), gpu=0, start=None, **files(tiny_collection, teacher), **paths)
 
 
 def test_an_aligned_student_is_close_to_its_teacher(

@@ -122,6 +122,11 @@ class Job:
         """Files of the fixed passage vectors of a run with `passages` (ADORE); none otherwise."""
         return self.vectors() if self.row.passages else []
 
+    @property
+    def taught_passages(self) -> list[str]:
+        """Files of the teacher's vectors of the passages, which an alignment learns."""
+        return self.other(self.row.teacher).vectors()
+
     def vectors(self, shard: str | None = None) -> list[str]:
         """Files of the searched vectors: one for each shard, or only that of `shard`. Evaluation sets share them."""
         folder = f"{self.dataset.collection.folder}/embeddings/{self.row.passages or self.run}"

@@ -128,7 +128,7 @@ MEMORY = {
     # texts are mapped from a file; ids are looked up in memory
     "train": Memory(5000, {"corpus": 0.4, "queries": 5, "negatives": 14}, {"passages": 6}, ranks=True),
     "distil": Memory(7000, {"corpus": 0.4, "queries": 5, "negatives": 14}, ranks=True),
-    "align": Memory(6000, {"queries": 5, "corpus": 0.4}, ranks=True),
+    "align": Memory(6000, {"queries": 5, "corpus": 0.4}, {"passages": 6}, ranks=True),
     "tokenize": Memory(3000, shard={"texts": 3}),
     "encode_passages": Memory(4000, shard={"texts": 30}),  # 768 floats a text of 140 bytes
     "encode_queries": Memory(4000, {"texts": 130}),

@@ -228,6 +228,8 @@ def _made_by(job: Job) -> Tree:
             if row.passages is not None:
                 stages = _vector_stages(behind.other(row.passages))
                 made |= {f"{row.passages}.{s}": _recipe(jobs, s, collection, row.passages) for s in stages}
+            if behind.method.stage == "align":
+                made[f"{row.teacher}.encode"] = _recipe(jobs, "encode", collection, row.teacher)
             made |= {f"{n}.score": _recipe(jobs, "score", collection, n) for n in row.scores or () if n in jobs.rows}
             if row.denoise is not None:
                 denoised = f"{row.negatives}.{row.denoise}.denoise"

@@ -35,6 +35,7 @@ from lead.train.exchange import Exchange, join_ranks
 from lead.train.loop import Loop
 from lead.train.state import open_state, state_key, state_name
 from lead.train.step import Encoded, Inputs, Prepared, Step
+from lead.train.taught import Taught
 
 log = logging.getLogger("lead")
 
@@ -43,16 +44,26 @@ NOTHING = torch.zeros(0, 0)
 
 
 class Texts(Batch):
-    """A step's texts, or a rank's part: some queries and some passages, which have nothing to do with each other."""
+    """A step's texts, or a rank's part: some queries and some passages, which have nothing to do with each other.
 
-    def __init__(self, queries: list[str], passages: list[str]) -> None:
+    rows: their numbers among all texts, those of the queries first.
+    """
+
+    rows: RowNumbers
+
+    def __init__(self, queries: list[str], passages: list[str], rows: RowNumbers) -> None:
         super().__init__(queries, passages, NOTHING, NOTHING)
+        object.__setattr__(self, "rows", rows)
 
     def shard(self, rank: int, world: int) -> Texts:
         """Every `world`-th text, whatever its side: each rank has as many, so the mean of their means is the mean."""
+        return self.only(np.arange(rank, len(self.rows), world))
+
+    def only(self, places: RowNumbers) -> Texts:
+        """The texts at these places, queries counted first."""
         n = len(self.queries)
-        rows = range(rank, n + len(self.passages), world)
-        return Texts([self.queries[i] for i in rows if i < n], [self.passages[i - n] for i in rows if i >= n])
+        passages = [self.passages[i - n] for i in places if i >= n]
+        return Texts([self.queries[i] for i in places if i < n], passages, self.rows[places])
 
 
 class AlignData:
@@ -79,7 +90,7 @@ class AlignData:
         epoch, place = divmod(step, self.steps)
         rows = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         q, p = rows[rows >= self.passages], rows[rows < self.passages]
-        return Texts(take_texts(self.texts, q), take_texts(self.texts, p))
+        return Texts(take_texts(self.texts, q), take_texts(self.texts, p), np.concatenate([q, p]))
 
     def _order(self, epoch: int) -> RowNumbers:
         """The rows of an epoch's batches, one after another."""
@@ -104,37 +115,54 @@ def _lengths(chunk: pa.Array) -> np.ndarray[Any, np.dtype[np.int32]]:
 
 
 class AlignStep(Step):
-    """The student's vectors of a step's texts are drawn to the frozen teacher's."""
+    """The student's vectors of a step's texts are drawn to the frozen teacher's, which are computed once."""
 
     student: DualEncoder
 
-    def __init__(self, student: DualEncoder, teacher: DualEncoder, train: Train, loss: str, seed: int) -> None:
-        """`loss`: as in `lead.config.schema.Align`. Raises LeadError when the vectors differ in size."""
+    def __init__(
+        self, student: DualEncoder, teacher: DualEncoder, train: Train, loss: str, seed: int, taught: Taught
+    ) -> None:
+        """`loss`: as in `lead.config.schema.Align`. `taught`: the teacher's vectors that are known.
+
+        Raises LeadError when the vectors differ in size.
+        """
         super().__init__(student, train, seed)
         if student.size != teacher.size:
             raise LeadError(
                 f"method align: the student's vectors have {student.size} outputs, the teacher's {teacher.size}; "
                 f"give the student `linear: {{size: {teacher.size}}}`"
             )
-        self.teacher, self.distance = teacher.eval().requires_grad_(False), loss
-        self.alike = teacher.tokenization == student.tokenization
+        self.teacher, self.distance, self.taught = teacher.eval().requires_grad_(False), loss, taught
 
     def trained(self) -> dict[str, Any]:
         """The student."""
         return {"student": self.student}
 
     def inputs(self, batch: Batch) -> dict[str, Inputs]:
-        """Token ids of queries and passages in a row, for both models; made once where both tokenize alike."""
-        student = _tokenize(self.student, batch)
-        return {"student": student, "teacher": student if self.alike else _tokenize(self.teacher, batch)}
+        """Token ids of queries and passages in a row: all for the student, those not known yet for the teacher."""
+        assert isinstance(batch, Texts)
+        new = np.flatnonzero(~self.taught.known(batch.rows))
+        teacher = {**_tokenize(self.teacher, batch.only(new)), "rows": batch.rows[new].tolist()}
+        return {"student": _tokenize(self.student, batch), "teacher": teacher}
 
     def loss(self, prepared: Prepared, step: int) -> tuple[Loss, list[Encoded]]:
         """The distance of both models' vectors."""
+        assert isinstance(prepared.batch, Texts)
         ids, last = prepared.inputs, (self.student.n_layers,)
+        self._teach(ids["teacher"], step)
+        t = self.taught.take(prepared.batch.rows).to(self.device)
         (s,), replays = self.features(self.student, "student", ids["student"], last, step, frozen=False)
-        (t,), _ = self.features(self.teacher, "teacher", ids["teacher"], (self.teacher.n_layers,), step, frozen=True)
-        loss = align_loss(self.teacher.vectors(t), self.student.vectors(s), self.distance)
+        loss = align_loss(t, self.student.vectors(s), self.distance)
         return loss, [Encoded(self.student, (s,), replays, self.exchange)]
+
+    def _teach(self, inputs: Inputs, step: int) -> None:
+        """Compute the teacher's vectors that are still not known: since `inputs` was called, other steps were taken."""
+        rows = np.array(inputs["rows"], dtype=np.int64)
+        new = np.flatnonzero(~self.taught.known(rows))
+        if len(new):
+            texts = {"texts": [inputs["texts"][i] for i in new]}
+            (t,), _ = self.features(self.teacher, "teacher", texts, (self.teacher.n_layers,), step, frozen=True)
+            self.taught.put(rows[new], self.teacher.vectors(t).float().cpu().numpy())
 
 
 def _tokenize(model: BiEncoder, batch: Batch) -> Inputs:
@@ -152,13 +180,15 @@ def align(
     texts: list[Path] | None = None,
     start: Path | None,
     teacher: Path,
+    passages: list[Path] | None = None,
     out: Path,
     state: Path,
     metrics: Path,
 ) -> None:
     """Align a pretrained encoder, or the model in `start`, with the dual encoder in `teacher`, and write it to `out`.
 
-    `queries`: train queries, as texts. `dev_queries`, `dev_qrels`: to compare checkpoints only. `texts`: more texts. A
+    `queries`: train queries, as texts. `dev_queries`, `dev_qrels`: to compare checkpoints only. `texts`: more texts.
+    `passages`: the teacher's vectors of the corpus, if they are there. It encodes every other text once (`Taught`). A
     pretrained encoder whose vectors differ in size from the teacher's gets a linear layer. Memory of a rank: the
     student with gradients and two moments (16 bytes a parameter), the teacher's parameters, activations of
     `train.micro_tokens` tokens, `AlignData`, and the queries. Passages and texts are mapped (lead.data.texts).
@@ -168,15 +198,16 @@ def align(
     check_replaceable(out)
     on = device(gpu)
     join_ranks(on)
-    taught = DualEncoder.load(teacher).to(on)
-    student = (_pretrained(settings, taught.size) if start is None else DualEncoder.load(start)).to(on)
+    model = DualEncoder.load(teacher).to(on)
+    student = (_pretrained(settings, model.size) if start is None else DualEncoder.load(start)).to(on)
     files = {"corpus": corpus, "queries": queries, "dev_queries": dev_queries, "dev_qrels": dev_qrels}
     files |= {f"texts {i}": path for i, path in enumerate(texts or [], start=1)} | {"teacher": teacher}
     origin = start if settings.model is None else local_weights(settings.model.reference)
-    passages = mapped(corpus, state / "corpus.arrow", Exchange.here())
+    files |= {f"passages {i}": path for i, path in enumerate(passages or [], start=1)}
+    table = mapped(corpus, state / "corpus.arrow", Exchange.here())
     more = mapped_batches(lambda: read_texts(texts or []), state / "texts.arrow", Exchange.here())
     data = AlignData(
-        pa.chunked_array([*passages["text"].chunks, *more["text"].chunks], pa.string()),
+        pa.chunked_array([*table["text"].chunks, *more["text"].chunks], pa.string()),
         read_table(queries, "queries")["text"],
         settings.train.batch_size,
         settings.seed,
@@ -185,12 +216,16 @@ def align(
     steps = settings.train.steps if settings.epochs is None else math.ceil(settings.epochs * data.steps)
     train = settings.train.model_copy(update={"steps": steps})
     log.info("%d texts, %.2f epochs of %d steps", len(data.texts), steps / data.steps, data.steps)
-    step = AlignStep(student, taught, train, settings.loss, settings.seed)
-    dev = _dev_pool(passages, dev_queries, dev_qrels, settings)
+    dev = _dev_pool(table, dev_queries, dev_qrels, settings)
     key = state_key(settings, {**files, "start": origin})
     if Exchange.here().rank == 0:
         open_state(state, settings, key)
-    Loop(step, data, dev, train, state / state_name(key)).complete({out: student}, metrics)
+    own = state / state_name(key)
+    taught = Taught(own, len(data.texts), model.size, Exchange.here())
+    if passages:
+        taught.fill(passages, table["pid"].to_pylist(), Exchange.here())
+    step = AlignStep(student, model, train, settings.loss, settings.seed, taught)
+    Loop(step, data, dev, train, own).complete({out: student}, metrics)
 
 
 def _pretrained(settings: AlignSettings, size: int) -> DualEncoder:

@@ -8,6 +8,7 @@ rule align:
         texts=one_line(lambda w: plan[w.dataset, w.run].texts),
         start=one_line(lambda w: checked(plan[w.dataset, w.run]).start),
         teacher=one_line(lambda w: plan[w.dataset, w.run].teacher),
+        passages=one_line(lambda w: plan[w.dataset, w.run].taught_passages),
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
         metrics=f"{RESULTS}/{{dataset}}/metrics/{{run}}.jsonl",
@@ -34,5 +35,5 @@ rule align:
     shell:
         "lead align --corpus {input.corpus:q} --queries {input.queries:q}"
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} {params.texts} {params.start}"
-        " --teacher {input.teacher:q} --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"
+        " --teacher {input.teacher:q} --passages {input.passages:q} --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"
         " --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
