@@ -136,7 +136,7 @@ def steps_of(job: Job) -> int | None:
 
 
 def step_work(job: Job) -> float | None:
-    """Operations of a step of a run that trains."""
+    """Operations of a step of a run that trains. The teacher of an alignment has encoded the passages before."""
     of, train = shape(job), job.settings.train
     passages = train.batch_size * (1 + train.negatives) if job.row.passages is None else 0
 
@@ -156,7 +156,7 @@ def step_work(job: Job) -> float | None:
         return each * n * ((4 if n > train.cache_above else 3) if trained else 1)
 
     total = work(job, True)
-    if job.row.teacher is not None:
+    if job.row.teacher is not None and job.method.distils:
         total += work(job.other(job.row.teacher), job.method.moves_teacher(job.settings.distil))
     return None if math.isnan(total) else total
 
