@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from lead.errors import LeadError, nearest
 
 
+@functools.cache  # plans ask thousands of times
 def check_reference(reference: str, where: str) -> None:
     """Refuse a reference to a missing module or name. The module is not run. where: its record. Raises LeadError."""
     module, _, name = reference.partition(":")
