@@ -255,6 +255,7 @@ class Align(Strict):
         description="files of more texts, read as passages: .txt, a text a line, or any that a corpus may be (with "
         "ids); relative to the folder that the workflow runs in",
     )
+    queries: list[str] = Field([], description="files of more queries, like `texts`, but read as queries")
 
 
 class PhaseTrain(Strict):

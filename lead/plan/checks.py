@@ -41,9 +41,11 @@ def check(job: Job) -> None:
         if ancestor.method.joint and s.distil.joint != (split_seed(name)[0] in rows.joint()):
             raise LeadError(f"{_where(ancestor)}: distil.joint can be false only in a row's settings; move it there")
         _check_index(ancestor)
-        for file in ancestor.texts if ancestor.method.stage == "align" else ():
-            if not os.path.isfile(file):
-                raise LeadError(f"{_where(ancestor)}: key 'settings.align.texts': {file} does not exist; fix the path")
+        for key, files in (("texts", ancestor.texts), ("queries", ancestor.more_queries)):
+            for file in files if ancestor.method.stage == "align" else ():
+                if not os.path.isfile(file):
+                    where = f"{_where(ancestor)}: key 'settings.align.{key}'"
+                    raise LeadError(f"{where}: {file} does not exist; fix the path")
     _check_lists(job)
     from lead.evaluation.measures import check_measures
 

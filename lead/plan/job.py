@@ -106,8 +106,13 @@ class Job:
 
     @property
     def texts(self) -> list[str]:
-        """Files of further texts that it is aligned on."""
+        """Files of further texts that it is aligned on, read as passages."""
         return [os.path.expanduser(path) for path in self.settings.align.texts]
+
+    @property
+    def more_queries(self) -> list[str]:
+        """Files of further queries that it is aligned on."""
+        return [os.path.expanduser(path) for path in self.settings.align.queries]
 
     # --- vectors and lists -------------------------------------------------------------------------------------------
     @property

@@ -31,7 +31,7 @@ def add(commands: Any, parser: argparse.ArgumentParser) -> None:
     init.add_argument(
         "--corpus", required=True, metavar="PATH", help="file of passages, or a folder in BEIR's or MTEB's layout"
     )
-    init.add_argument("--queries", metavar="FILE", help="queries to train on; without --qrels: texts to align on")
+    init.add_argument("--queries", metavar="FILE", help="queries to train on; without --qrels: queries to align on")
     init.add_argument(
         "--qrels",
         metavar="FILE",

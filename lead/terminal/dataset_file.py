@@ -36,7 +36,7 @@ class Found:
     """What a collection was found to be, in lines for people, and what its dataset file says of it.
 
     queries: None where there are none to train on. Then train queries are drawn from the corpus, as `drawn` says (the
-    way, and why), and `texts` are aligned on too: a file and the number of its texts.
+    way, and why), and the unjudged queries `asked` are aligned on too.
     """
 
     source: dict[str, object]
@@ -47,7 +47,7 @@ class Found:
     lines: list[str] = field(default_factory=list)
     carved: dict[str, Split] = field(default_factory=dict)  # train and test, where `lead init` splits them
     drawn: tuple[str, str] | None = None
-    texts: tuple[str, int] | None = None
+    asked: Look | None = None
 
 
 def dataset_file(name: str, found: Found, path: Path) -> str:
@@ -120,18 +120,21 @@ def _trainings(train: int, preset: dict[str, Any], gpus: int, machine: str) -> l
 
 
 def _drawn(found: Found) -> tuple[int, list[str]]:
-    """The length of queries that are drawn from the corpus, and the runs that need no others."""
+    """A length for queries drawn from the corpus and those without judgements, and the runs that need no others."""
     assert found.drawn is not None
-    return WORDY[found.drawn[0]], ["bm25", "pretrained_teacher", ALIGNED] if "test" in found.judged else [ALIGNED]
+    asked = _length(found.asked, *QUERY) if found.asked else 0
+    return max(WORDY[found.drawn[0]], asked), ["bm25", "pretrained_teacher", ALIGNED] if "test" in found.judged else [
+        ALIGNED
+    ]
 
 
 def _alignment(found: Found, gpus: int, machine: str) -> list[str]:
     """Epochs and batch of an alignment."""
-    texts = found.corpus.count + min(found.corpus.count, DRAWN) + (found.texts[1] if found.texts else 0)
+    texts = found.corpus.count + min(found.corpus.count, DRAWN) + (found.asked.count if found.asked else 0)
     batch, epochs = min(int(ALIGN["batch_size"]), max(1, texts // 8)), Align().epochs
     most = ALIGN_STEPS[bool(gpus)] * batch / max(1, texts)
     epochs = epochs if most >= epochs else max(0.01, round(most, 2))
-    more = f", texts: [{_quoted(found.texts[0])}]" if found.texts else ""
+    more = f", queries: [{_quoted(str(found.asked.paths[0]))}]" if found.asked else ""
     smaller = [f"  phases: {{align: {{batch_size: {batch}}}}} # few texts"] if batch < ALIGN["batch_size"] else []
     return [
         f"  # for {machine}: about {texts:,} texts, {math.ceil(epochs * texts / batch):,} steps of {batch}",

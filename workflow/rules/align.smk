@@ -6,6 +6,7 @@ rule align:
         dev_queries=f"{DATA}/queries.dev.parquet",
         dev_qrels=f"{DATA}/qrels.dev.parquet",
         texts=one_line(lambda w: plan[w.dataset, w.run].texts),
+        more_queries=one_line(lambda w: plan[w.dataset, w.run].more_queries),
         start=one_line(lambda w: checked(plan[w.dataset, w.run]).start),
         teacher=one_line(lambda w: plan[w.dataset, w.run].teacher),
     output:
@@ -26,7 +27,7 @@ rule align:
     params:
         settings=settings("align"),
         execution=execution("align"),
-        texts=lambda w, input: option("texts", input.texts),
+        texts=lambda w, input: f"{option('texts', input.texts)} {option('more-queries', input.more_queries)}",
         start=lambda w, input: option("start", input.start),
         state=f"{RESULTS}/{{dataset}}/state/{{run}}",
     message:
