@@ -111,7 +111,7 @@ def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:
     job = plan["mine", "student_aligned"]
     check(job)
     assert plan.rows.method(str(job.row.teacher)).stage == "pretrained"  # no label is needed for the teacher either
-    assert job.settings.align.epochs == 3 and job.settings.train.batch_size == 22  # eight steps of 180 texts
+    assert job.settings.align.epochs == 20 and job.settings.train.batch_size == 22  # eight steps of 180 texts
     data = plan.datasets["mine"].data
     assert data.queries is not None and data.queries.model_dump() == {"from": "crops", "number": 90, "seed": 1}
     made = ["results/mine/models/student_aligned", "results/mine/embeddings/student_aligned/passages.parquet"]

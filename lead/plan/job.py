@@ -72,10 +72,15 @@ class Job:
     @property
     def model(self) -> str:
         """Model folder: its own; for `teacher_of` the one that the joint run leaves, for `asymmetric` its student's."""
-        if self.method.passages == "searched":
+        if self.searches_another:
             return self.start[0]
         name = self.run if self.row.of is None else f"{self.row.of}_teacher"
         return f"{self.dataset.collection.folder}/models/{name}"
+
+    @property
+    def searches_another(self) -> bool:
+        """Whether its queries search the vectors of another run (method asymmetric)."""
+        return self.method.passages == "searched"
 
     @property
     def start(self) -> list[str]:
