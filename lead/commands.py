@@ -186,7 +186,7 @@ STAGES: dict[str, Stage] = {
         gpu=True,
     ),
     "score": Stage(
-        "Score the passages that train queries are trained with, for `lead distil --scores`.",
+        "Score the passages of train queries, for `lead distil --scores`; of a run's model: lead score DATASET/RUN.",
         "lead.retrieval.score:score",
         "ScoreSettings",
         inputs={

@@ -21,11 +21,12 @@ from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
 from lead.plan.targets import wanted
 from lead.store.tables import write_json
+from lead.terminal.commands import snakemake_command
 from lead.terminal.cost import Rates, aligned_texts, job_work, step_seconds, step_work, steps_of
 from lead.terminal.disk import disk
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
-from lead.terminal.workflow import planned, snakemake_words
+from lead.terminal.workflow import planned, score_words, snakemake_words
 
 
 @pytest.fixture
@@ -66,6 +67,14 @@ def test_a_mistyped_short_name_is_one_line(plan: Plan) -> None:
     assert refusal(lambda: planned(["--configfile", "nope.yaml", "tiny/bm25"])).startswith(
         "--configfile nope.yaml: no s"
     )
+
+
+def test_scores_of_a_run_are_what_lead_score_makes(plan: Plan) -> None:
+    files = [f"all results/tiny/scores/{run}.parquet" for run in ("teacher_ce", "rd_cb-s2")]
+    given = score_words(["tiny/teacher_ce", "--cores", "2", "tiny/rd_cb-s2"])
+    assert given == [*files, "--cores", "2"] and targets(plan, *given) == files
+    assert "tiny/bm25: a list without a model" in refusal(lambda: score_words(["tiny/bm25"]))
+    assert snakemake_command(["score", "--model", "a/b"]) is None  # the stage
 
 
 def test_results_elsewhere_are_what_short_names_mean(plan: Plan) -> None:

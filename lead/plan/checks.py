@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lead.config.methods import METHODS, RENAMED
 from lead.config.schema import Prompts
 from lead.errors import LeadError
 from lead.methods.layers import check_layers
+from lead.plan.datasets import PlannedDataset
 from lead.plan.job import Job
 from lead.plan.rows import split_seed
 from lead.pretrained import check_hub, encoder_width, pretrained_layers, vector_width, vocabulary_sum
@@ -29,9 +31,7 @@ def check(job: Job) -> None:
         ancestor = job.other(name)
         s, row = ancestor.settings, ancestor.row
         check_scores(ancestor)
-        for file in (f for name, f in ancestor.dataset.scores.items() if name in (row.scores or ())):
-            if not os.path.isfile(file):
-                raise LeadError(f"{ancestor.dataset.file}: key 'scores': {file} does not exist; fix the path")
+        _check_score_files(ancestor)
         check_models(ancestor)
         try:
             if row.init is not None and not os.path.exists(ancestor.model):
@@ -74,6 +74,26 @@ def check_scores(job: Job) -> None:
                 f"{_where(job)}: key 'scores': no run '{name}' with a model, and no such file in the key 'scores' of "
                 f"{dataset.file}; add it there"
             )
+
+
+def _check_score_files(job: Job) -> None:
+    """Refuse a file of scores that does not exist, or that can teach nothing. Raises LeadError."""
+    dataset = job.dataset
+    for file in (file for name, file in dataset.scores.items() if name in (job.row.scores or ())):
+        where = f"{dataset.file}: key 'scores'"
+        if not os.path.isfile(file):
+            raise LeadError(f"{where}: {file} does not exist; fix the path")
+        try:
+            _read_scores(Path(file), os.stat(file).st_mtime_ns, dataset)
+        except LeadError as e:
+            raise LeadError(f"{where}: {e}") from None
+
+
+@functools.cache
+def _read_scores(file: Path, _written: int, dataset: PlannedDataset) -> None:
+    from lead.data.scores import check_file
+
+    check_file(file, dataset.train_ids())
 
 
 def check_grant(job: Job, granted: int) -> None:

@@ -95,8 +95,13 @@ class Job:
     @property
     def scores(self) -> list[str]:
         """Files of scores that teach it in the place of a teacher."""
-        made, folder = self.dataset.scores, self.dataset.collection.folder
-        return [made.get(name, f"{folder}/scores/{name}.parquet") for name in self.row.scores or ()]
+        given = self.dataset.scores
+        return [given[name] if name in given else self.other(name).own_scores for name in self.row.scores or ()]
+
+    @property
+    def own_scores(self) -> str:
+        """File of the scores of its own model (`lead score`)."""
+        return f"{self.dataset.collection.folder}/scores/{self.run}.parquet"
 
     @property
     def origin(self) -> Job:

@@ -16,6 +16,7 @@ from lead.config.load import load
 from lead.config.shipped import DEFAULT_CONFIG, shipped
 from lead.config.types import NAME
 from lead.errors import LeadError
+from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.targets import runs, wanted
 
@@ -66,6 +67,21 @@ def snakemake_words(plan: Plan, words: Sequence[str]) -> list[str]:
     if not any(word.partition("=")[0] in PARALLEL or re.match("-[cje][^-]", word) for word in options):
         options += ["--cores", "all"]
     return ["--snakefile", str(shown(shipped("workflow") / "Snakefile")), *options, *(["--", *found] if found else [])]
+
+
+def score_words(words: Sequence[str]) -> list[str]:
+    """The words of `lead run` for those of `lead score`: DATASET/RUN is short for the file of its scores.
+
+    Raises LeadError for a run without a model, and one that cannot be made.
+    """
+    plan = planned(words)
+    named = [(word, match) for word in words if (match := TARGET.fullmatch(word)) and match[1] in plan.datasets]
+    files = {word: plan[match[1], match[2]] for word, match in named}
+    for word, job in files.items():
+        if job.kind is None:
+            raise LeadError(f"{word}: a list without a model; lead score asks a dual encoder, ColBERT or cross encoder")
+        check(job)
+    return [*(job.own_scores for job in files.values()), *(word for word in words if word not in files)]
 
 
 def shown(path: Path) -> Path:
