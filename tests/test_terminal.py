@@ -80,6 +80,9 @@ def test_scores_of_a_run_are_what_lead_score_makes(plan: Plan) -> None:
 def test_results_elsewhere_are_what_short_names_mean(plan: Plan) -> None:
     words = ["tiny/bm25", "--configfile", "config/config.yaml", "--config", "results=else/where"]
     assert targets(planned(words), *words) == ["else/where/tiny/bm25.json"]
+    more = planned([*words, "settings={train: {steps: 3}}"])
+    assert more["tiny", "lead_cb"].settings.train.batch_size == plan["tiny", "lead_cb"].settings.train.batch_size
+    assert more["tiny", "student"].settings.train.steps == 3
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -209,9 +212,13 @@ def test_alignment_counts_texts_and_is_done_without_results(tmp_path: Path, monk
     job, wildcards = plan["mine", "aligned"], {"dataset": "mine", "run": "aligned"}
     assert aligned_texts(job) == 300 + 100 + 40 and steps_of(job) == 2 * (440 // 32)
     assert "embeddings/aligned/passages.parquet" in show(plan, "mine/aligned", None, False, False)
+    everything = show(plan, "mine/aligned", None, True, False)
+    assert "train.lr" in everything and "train.negatives" not in everything  # alignment reads none
     step, work = step_work(job), job_work(plan, "align", wildcards)
     assert step is not None and work == step * 26
     assert disk(plan, "align", wildcards)[0] == disk(plan, "train", wildcards)[0] > 0
+    smaller = Plan(load(config / "config.yaml", {"settings": {"models": {"student": {"linear": {"size": 8}}}}}))
+    assert disk(plan, "encode_passages", wildcards)[0] == 4 * disk(smaller, "encode_passages", wildcards)[0] > 0
     ready = wildcards | {"run": "pretrained_teacher"}
     assert job_work(plan, "pretrained", ready) == 0 and disk(plan, "pretrained", ready)[0] > 0
     cost = Rates(plan).cost("pretrained", ready)

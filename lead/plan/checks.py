@@ -142,7 +142,7 @@ def _gains_linear(job: Job) -> bool:
     origin = job.origin
     if origin.method.stage != "align" or origin.encoder.linear is not None:
         return False
-    own, taught = vector_width(origin.encoder), _width(origin.other(origin.row.teacher))
+    own, taught = vector_width(origin.encoder), width_of(origin.other(origin.row.teacher))
     return own is not None and taught is not None and own != taught
 
 
@@ -150,11 +150,11 @@ def _where(job: Job) -> str:
     return f"{job.jobs.rows.where}: run '{job.run}' on '{job.dataset.name}'"
 
 
-def _width(job: Job) -> int | None:
+def width_of(job: Job) -> int | None:
     """Width of its model's vectors; None where only the model itself can tell."""
     origin = job.origin
     if origin.method.stage == "align" and origin.encoder.linear is None:
-        return _width(origin.other(origin.row.teacher))
+        return width_of(origin.other(origin.row.teacher))
     return None if job.is_ready else vector_width(job.encoder)
 
 
@@ -177,7 +177,7 @@ def _check_widths(job: Job) -> None:
     """Refuse to learn vectors of another width: queries for passages (ADORE), or a teacher's. Raises LeadError."""
     row = job.row
     if job.method.stage == "align":
-        own, taught = (_width(of) for of in (job, job.other(row.teacher)))
+        own, taught = (width_of(of) for of in (job, job.other(row.teacher)))
         if own is not None and taught is not None and own != taught:
             raise LeadError(
                 f"its vectors have {own} outputs, those of `teacher: {row.teacher}` have {taught}: set its "
@@ -185,7 +185,7 @@ def _check_widths(job: Job) -> None:
             )
     if row.passages is None:
         return
-    q, p = (_width(job.other(name)) for name in (row.start, row.passages))
+    q, p = (width_of(job.other(name)) for name in (row.start, row.passages))
     if q is not None and p is not None and q != p:
         raise LeadError(
             f"'{row.start}' has {q} outputs, the vectors of `passages: {row.passages}` have {p}; name a run of equal "
@@ -224,6 +224,6 @@ def _check_index(job: Job) -> None:
     from lead.retrieval.engine import check_index
 
     try:
-        check_index(r.index, r.index_parameters, _width(job))
+        check_index(r.index, r.index_parameters, width_of(job))
     except LeadError as e:
         raise LeadError(f"{job.dataset.file}: run '{job.run}': {e}") from None

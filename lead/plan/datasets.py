@@ -10,7 +10,7 @@ from pathlib import Path
 from lead.config.folders import locate
 from lead.config.load import Loaded, seen_path, source_files, source_paths
 from lead.config.schema import Settings
-from lead.config.sources import IR_DATASETS, AnySource, BeirSource, EvaluationSource, FilesSource, OnDisk
+from lead.config.sources import IR_DATASETS, AnySource, EvaluationSource, OnDisk
 from lead.errors import LeadError, Named
 from lead.plan.settings import dataset_settings
 
@@ -79,7 +79,7 @@ class PlannedDataset:
     def has_test(self) -> bool:
         """Whether it has test queries. Without them there are models, but no results."""
         source = self.source
-        if self.data.queries is None or not isinstance(source, FilesSource | BeirSource):
+        if self.data.queries is None or not isinstance(source, OnDisk) or not source.on_disk:
             return True
         return "test" in locate(source).splits
 

@@ -7,17 +7,19 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from lead.config.experiments import Row
+from lead.config.experiments import Row, path_in_rules
 from lead.config.kinds import Kind
 from lead.config.load import Loaded
 from lead.config.methods import Method
 from lead.config.schema import ModelRef, Settings
-from lead.errors import Named
+from lead.errors import LeadError, Named
 from lead.plan.datasets import PlannedDataset
 from lead.plan.rows import Rows, split_seed
 from lead.plan.settings import run_settings
+from lead.pretrained import model_files
 
 
 class Jobs(dict[tuple[str, str], "Job"]):
@@ -113,6 +115,22 @@ class Job:
         """The pretrained encoder of its chain of trainings."""
         origin = self.origin
         return Named("model of `models`", origin.dataset.file, origin.settings.models)[str(origin.row.init)]
+
+    @property
+    def encoder_files(self) -> list[str]:
+        """Files of the pretrained encoder that it starts from, where that is a folder of the user's own.
+
+        None in a folder of the results, which the workflow may make. Raises LeadError for a name that no rule can hold.
+        """
+        if self.row.init is None:
+            return []
+        files = [
+            os.path.relpath(f) if f.is_relative_to(Path.cwd()) else str(f) for f in model_files(self.encoder.reference)
+        ]
+        try:
+            return [path_in_rules(f) for f in files if not Path(f).is_relative_to(self.jobs.loaded.config.results)]
+        except ValueError as e:
+            raise LeadError(f"models: {self.encoder.reference}: {e}") from None
 
     @property
     def texts(self) -> list[str]:

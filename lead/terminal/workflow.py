@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lead.config.load import load
+from lead.config.parse import parse_yaml
 from lead.config.shipped import DEFAULT_CONFIG, shipped
 from lead.config.types import NAME
 from lead.errors import LeadError
@@ -46,7 +47,8 @@ def planned(words: Sequence[str]) -> Plan:
     for file in files:
         if not os.path.isfile(file):
             raise LeadError(f"--configfile {file}: no such file; fix the path")
-    changed = dict(word.split("=", 1) for word in option(words, "--config") if word.startswith("results="))
+    given = option(words, "--config") or option(words, "-C")
+    changed = {key: parse_yaml(value, "--config") for key, equals, value in (w.partition("=") for w in given) if equals}
     return Plan(load(Path(files[-1]) if files else DEFAULT_CONFIG, changed or None))
 
 

@@ -8,6 +8,7 @@ rule align:
         texts=one_line(lambda w: plan[w.dataset, w.run].texts),
         more_queries=one_line(lambda w: plan[w.dataset, w.run].more_queries),
         start=one_line(lambda w: checked(plan[w.dataset, w.run]).start),
+        encoder=one_line(lambda w: plan[w.dataset, w.run].encoder_files),
         teacher=one_line(lambda w: plan[w.dataset, w.run].teacher),
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
