@@ -98,7 +98,8 @@ STAGES: dict[str, Stage] = {
             "queries": QUERIES + ": those of train, read as texts",
             "dev-queries": TRAINING_INPUTS["dev-queries"],
             "dev-qrels": TRAINING_INPUTS["dev-qrels"],
-            "texts+?": "more texts: .txt, a text a line, or files as of a corpus",
+            "texts+?": "more texts, read as passages: .txt, a text a line, or files as of a corpus",
+            "more-queries+?": "more queries, in such files",
             "start?": "model folder of the student (instead of settings.model)",
             "teacher": "the dual encoder teacher's model folder",
             "passages+?": "its vectors of the corpus, all shards (lead encode); else it encodes each passage once",
@@ -186,7 +187,7 @@ STAGES: dict[str, Stage] = {
         gpu=True,
     ),
     "score": Stage(
-        "Score the passages that train queries are trained with, for `lead distil --scores`.",
+        "Score the passages of train queries, for `lead distil --scores`; of a run's model: lead score DATASET/RUN.",
         "lead.retrieval.score:score",
         "ScoreSettings",
         inputs={

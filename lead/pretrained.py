@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,8 @@ NEEDED = (  # of a model on the hub: one of each
     ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json"),
     ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model"),
 )
+OF_MODEL = (".json", ".safetensors", ".bin", ".txt", ".model")  # endings of files that a model is read from
+MODULE = re.compile(r"\d+_\w+")  # folders of sentence-transformers' modules, such as 1_Pooling
 LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")  # keys of config.json, by architecture
 
 
@@ -97,6 +100,19 @@ def local_weights(reference: str) -> Path | None:
         return None
     files = (Path(resolve(reference)) / name for name in ("model.safetensors", "pytorch_model.bin"))
     return next((file for file in files if file.is_file()), None)
+
+
+def model_files(reference: str) -> list[Path]:
+    """What a model in a folder of the user's own (`path:`) is read from: weights, tokenizer, pooling, prompts, lengths.
+
+    None for other references: an installed package or a revision of the hub stays as it is. Raises LeadError.
+    """
+    if not reference.startswith("path:"):
+        return []
+    folder = Path(resolve(reference))
+    inside = [folder, *(path for path in folder.iterdir() if MODULE.fullmatch(path.name))]
+    found = (path for at in inside for path in at.iterdir() if path.is_file())
+    return sorted(path for path in found if path.suffix in OF_MODEL or path.name == "artifact.metadata")
 
 
 def check_hub(reference: str) -> None:

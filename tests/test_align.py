@@ -28,7 +28,7 @@ from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
 from lead.retrieval.encode import encode
 from lead.store.tables import read_table
-from lead.train.align import AlignData, AlignStep, align
+from lead.train.align import AlignData, AlignStep, align, align_data
 from lead.train.exchange import Exchange
 from lead.train.taught import Taught
 
@@ -126,7 +126,9 @@ def test_a_stopped_alignment_ends_in_the_same_bytes_in_the_teachers_space(
     """32 outputs become 16. The student's queries then find the teacher's vectors of the same texts."""
     more = tmp_path / "more.txt"
     more.write_text("".join(f"{words}\n\n" for words in TOPICS.values()), encoding="utf-8")
-    given = settings(tiny_model), files(tiny_collection, teacher) | {"texts": [more]}
+    more_queries = tmp_path / "more.jsonl"
+    more_queries.write_text("".join(f'{{"_id": "{n}", "text": "what is {n}"}}\n' for n in range(16)), encoding="utf-8")
+    given = settings(tiny_model), files(tiny_collection, teacher) | {"texts": [more], "more_queries": [more_queries]}
     whole, cut = outputs(tmp_path / "whole"), outputs(tmp_path / "cut")
     align(settings=given[0], gpu=0, start=None, **given[1], **whole)
 
@@ -144,7 +146,7 @@ def test_a_stopped_alignment_ends_in_the_same_bytes_in_the_teachers_space(
     align(settings=given[0], gpu=0, start=None, **given[1], **cut)
     assert_same(cut, whole, ("out",))
     lines = whole["metrics"].read_text().splitlines()
-    assert len([line for line in lines if '"loss"' in line]) == 27  # 216 texts in batches of 8
+    assert len([line for line in lines if '"loss"' in line]) == 29  # 232 texts in batches of 8
     student = LayeredModel.load(whole["out"])
     assert student.size == 16 and student.n_layers == 3  # the linear layer is the last
 
@@ -191,6 +193,20 @@ def test_an_aligned_student_is_close_to_its_teacher(
     start = paths["out"]
     with pytest.raises(LeadError, match=r"needs one of settings.model .* and --start"):
         align(settings=own, gpu=0, start=start, **files(tiny_collection, tmp_path / "teacher"), **paths)
+
+
+def test_files_of_texts_are_passages_and_those_of_queries_queries(
+    tiny_model: Path, tiny_collection: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more.txt").write_text("\n".join(f"text {n}" for n in range(8)), encoding="utf-8")
+    (tmp_path / "asked.tsv").write_text("\n".join(f"q{n}\twhat is {n}" for n in range(8)), encoding="utf-8")
+    passages, queries = (read_table(tiny_collection / f"{n}.parquet")["text"] for n in ("corpus", "queries.train"))
+    files = [tmp_path / "more.txt"], [tmp_path / "asked.tsv"]
+    data = align_data(settings(tiny_model), passages, queries, *files, tmp_path / "state")
+    epoch = [data.batch(step) for step in range(data.steps)]
+    more = {f"text {n}" for n in range(8)}, {f"what is {n}" for n in range(8)}
+    assert {t for batch in epoch for t in batch.passages} == set(passages.to_pylist()) | more[0]
+    assert {t for batch in epoch for t in batch.queries} == set(queries.to_pylist()) | more[1]
 
 
 def test_other_sizes_than_the_teachers_are_refused(
@@ -249,6 +265,8 @@ def test_what_cannot_be_aligned_is_refused_before_any_work(tmp_path: Path) -> No
     (tmp_path / "model" / "config.json").write_text('{"num_hidden_layers": 4, "hidden_size": 32}')
     missing = plan(folder, ROW, align={"texts": ["more.txt"]})
     assert "key 'settings.align.texts': more.txt does not exist" in refusal(lambda: check(missing["tiny", "aligned"]))
+    missing = plan(folder, align={"queries": ["asked.tsv"]})
+    assert "'settings.align.queries': asked.tsv does not exist" in refusal(lambda: check(missing["tiny", "aligned"]))
     smaller = plan(folder, "again: {method: align, start: student, teacher: teacher_de}",
                    models={"teacher": {"linear": {"size": 16}}})  # fmt: skip
     check(smaller["tiny", "aligned"])  # a linear layer is added

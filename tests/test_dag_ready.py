@@ -45,3 +45,5 @@ def test_ready_models_are_measured_teach_and_go_on_training(
     before, after = (load_file(folder / RESULTS / f"models/{run}/model.safetensors") for run in ("ready", "tuned"))
     assert any((before[name] != after[name]).any() for name in before)
     assert jobs(folder, "--", *targets) == {}
+    (folder / "bge/config_sentence_transformers.json").touch()  # not only weights are the model
+    assert jobs(folder, "--", f"{RESULTS}/ready.json")["pretrained"] == 1

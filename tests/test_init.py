@@ -111,7 +111,7 @@ def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:
     job = plan["mine", "student_aligned"]
     check(job)
     assert plan.rows.method(str(job.row.teacher)).stage == "pretrained"  # no label is needed for the teacher either
-    assert job.settings.align.epochs == 3 and job.settings.train.batch_size == 22  # eight steps of 180 texts
+    assert job.settings.align.epochs == 20 and job.settings.train.batch_size == 22  # eight steps of 180 texts
     data = plan.datasets["mine"].data
     assert data.queries is not None and data.queries.model_dump() == {"from": "crops", "number": 90, "seed": 1}
     made = ["results/mine/models/student_aligned", "results/mine/embeddings/student_aligned/passages.parquet"]
@@ -119,19 +119,20 @@ def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:
         assert snakemake_words(plan, words)[-2:] == made
 
 
-def test_queries_without_judgements_are_texts_to_align_on(here: Path) -> None:
+def test_queries_without_judgements_are_aligned_on_as_queries(here: Path) -> None:
     with gzip.open("with header.tsv.gz", "wt", encoding="utf-8") as file:
         file.writelines(["qid\tquery\n", "q1\twhat is a shape\n", "q2\twhat is an axis\n"])
-    assert "queries: with header.tsv.gz: 2 texts without judgements" in call(queries="with header.tsv.gz", qrels=None)
+    assert "queries: with header.tsv.gz: 2 without judgements" in call(queries="with header.tsv.gz", qrels=None)
     job = Plan(load("config/config.yaml"))["mine", "student_aligned"]
     check(job)
-    (batch,) = read_texts([Path(path) for path in job.texts])
+    (batch,) = read_texts([Path(path) for path in job.more_queries])
+    assert not job.texts
     assert batch["text"].to_pylist() == ["what is a shape", "what is an axis"]
     # judged queries to evaluate on only: results, and no query of the test is aligned on
     tested = {"queries": "my data/queries.tsv.gz", "qrels": None, "corpus": "my data/corpus.csv"}
     said = init("tested", test=(None, "my data/qrels.tsv"), force=False, **tested)  # type: ignore[arg-type]
     plan = Plan(load("config/config.yaml"))
-    assert "lead run tested " in said and not plan["tested", "student_aligned"].texts
+    assert "lead run tested " in said and not plan["tested", "student_aligned"].more_queries
     runs = ("bm25", "pretrained_teacher", "student_aligned")
     assert targets(plan, "tested") == [f"results/tested/{run}.json" for run in runs]
 
@@ -163,7 +164,7 @@ def test_a_folder_in_beir_s_layout_without_judgements(here: Path, asked: bool) -
     assert "lead run mine/student_aligned" in init("mine", "beir", None, None, (None, None), False)
     job = Plan(load("config/config.yaml"))["mine", "student_aligned"]
     check(job)
-    assert job.texts == (["beir/queries.jsonl"] if asked else [])
+    assert job.more_queries == (["beir/queries.jsonl"] if asked else [])
 
 
 @pytest.mark.parametrize("splits", [("train", "test"), ("train",), ("test",)])

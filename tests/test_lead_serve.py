@@ -18,7 +18,7 @@ import pytest
 from searchable import HOSTILE, HOSTILE_ID, HOSTILE_QUERY, Searchable
 
 from lead import cli
-from lead.search.server import HEADERS, make_server
+from lead.search.server import HEADERS, is_here, make_server
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
@@ -74,6 +74,7 @@ def test_only_this_machine_may_ask(ask: Ask) -> None:
         assert ask("/about", Host=host)[0] == 403, host
     for host in ("localhost:1", "127.0.0.1", "[::1]:8000", "192.168.1.7:8000"):
         assert ask("/about", Host=host)[0] == 200, host
+    assert is_here("search.example.org:8000", "0.0.0.0", "Search.example.org.")  # noqa: S104 (--allow-host)
     assert ask("/search?q=a", Sec_Fetch_Site="cross-site")[0] == 403
     assert ask("/search?q=a", Sec_Fetch_Site="same-origin")[0] == 200
     assert ask("/?q=a", Sec_Fetch_Site="cross-site")[0] == 200  # a link to an answer, in a mail

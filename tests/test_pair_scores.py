@@ -168,7 +168,18 @@ def test_runs_and_files_of_a_dataset_are_named_alike(tmp_path: Path) -> None:
     assert {"teacher_ce", "student", "miner"} <= set(made.rows.ancestors("x")) and made.rows.scored() == ["x"]
     assert "x" not in made.rows.frozen() and "score_weights" not in stage_settings(made["tiny", "rd_cb"], "distil")
     assert "key 'scores': " in refusal(lambda: check(job)) and "gpt.tsv does not exist" in refusal(lambda: check(job))
-    (tmp_path / "gpt.tsv").touch()
+    (tmp_path / "data/queries.train.jsonl").write_text('{"_id": "q7", "text": "what"}\n', encoding="utf-8")
+    for text, says in (
+        ("", "gpt.tsv cannot be read as qid, pid and score between tabs"),
+        ("q7\tp1\n", "gpt.tsv cannot be read as qid, pid and score between tabs"),
+        ("q7\tp1\tgood\n", "gpt.tsv cannot be read as qid, pid and score between tabs"),
+        ("7\tp1\t0.5\n", "gpt.tsv: no query id such as 7 is one of the train queries"),
+    ):
+        (tmp_path / "gpt.tsv").write_text(text, encoding="utf-8")
+        assert says in refusal(lambda: check(job))
+    (tmp_path / "gpt.tsv").write_text("7\tp1\t0.5\n" * 2000 + "q7\tp1\t0.5\n", encoding="utf-8")
+    assert "is scored twice" in refusal(lambda: check(job))
+    (tmp_path / "gpt.tsv").write_text("q7\tp1\t0.5\n", encoding="utf-8")
     check(job)
     assert "no run 'gpt' with a model" in refusal(lambda: check(made["docs", "x"]))
     assert "x" in sensible(made, "tiny") and "x" not in sensible(made, "docs")

@@ -10,7 +10,7 @@ import pytest
 from dag.project import empty_project, refusal
 
 from lead.config.load import load
-from lead.config.sources import BeirSource, FilesSource, PseudoQueries
+from lead.config.sources import BeirSource, FilesSource, HfSource, PseudoQueries
 from lead.config.stages import Bm25Settings, PrepareSettings
 from lead.data.prepare import prepare
 from lead.data.pseudo import fitting, pseudo_queries
@@ -125,17 +125,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["files", "beir"])
-def test_a_corpus_alone_gives_train_and_dev(corpus: Path, tmp_path: Path, kind: str) -> None:
-    source = (
-        FilesSource(kind="files", corpus=str(corpus / "corpus.jsonl"))
-        if kind == "files"
-        else BeirSource(kind="beir", folder=str(corpus), train=None)
-    )
+@pytest.mark.parametrize("kind", ["files", "beir", "hf"])
+def test_a_corpus_alone_gives_train_and_dev(
+    corpus: Path, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = {
+        "files": FilesSource(kind="files", corpus=str(corpus / "corpus.jsonl")),
+        "beir": BeirSource(kind="beir", folder=str(corpus), train=None),
+        "hf": HfSource(kind="hf", folder=str(corpus), train=None),
+    }[kind]
     settings = PrepareSettings(source=source, queries=PseudoQueries(**{"from": "titles"}), dev_share=0.1)
     prepare(settings=settings, out=tmp_path)
     tables = {s: read_table(tmp_path / f"queries.{s}.parquet", "queries") for s in ("train", "dev", "test")}
     assert {name: table.num_rows for name, table in tables.items()} == {"train": 54, "dev": 6, "test": 0}
+    assert "every passage begins with its query" in caplog.text
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["source"]["queries"] | {"from": "titles", "queries": 60} == report["source"]["queries"]
     every = {f"{part}_{s}": tmp_path / f"{part}.{s}.parquet" for part in ("queries", "qrels") for s in ("train", "dev")}
@@ -188,6 +191,13 @@ def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(
     monkeypatch.chdir(tmp_path)
     assert "make one with: lead run mine" in refusal(lambda: verify(made, "mine"))
     write_table(SCHEMAS["queries"].empty_table(), Path(folder) / "data/queries.test.parquet", "queries")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub/corpus.jsonl").touch()
+    file.write_text("source: {kind: hf, folder: ../../hub}\nqueries: {from: crops}\npreset: tiny\n")
+    hub = Plan(load(tmp_path / "config/config.yaml"))
+    assert not hub.datasets["mine"].has_test and hub.datasets["mine"].source_files == [
+        f"{tmp_path}/config/datasets/../../hub/corpus.jsonl"
+    ]
     assert [state for state, _ in verify(made, "mine")] == ["stale"]  # by hand: no record of how it was made
 
 

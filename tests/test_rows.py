@@ -61,6 +61,15 @@ def test_what_is_no_seed_of_a_run_is_refused(folder: Path, run: str) -> None:
     assert refusal(lambda: check(plan(folder)["tiny", run])).startswith(f"no run '{run}' in ")
 
 
+def test_two_models_together_have_a_seed_where_one_of_them_has(folder: Path) -> None:
+    """An alignment is shared by all seeds, unless the whole chain is made anew."""
+    with (folder / "experiments.yaml").open("a", encoding="utf-8") as file:
+        file.write("  aligned: {method: align, init: student, teacher: teacher_de}\n"
+                   "  both: {method: asymmetric, start: aligned, passages: teacher_de}\n")  # fmt: skip
+    assert "both-s2" not in plan(folder).rows and "aligned-s2" in plan(folder).rows
+    assert plan(folder, "chain")["tiny", "both-s2"].model == "all results/tiny/models/aligned-s2"
+
+
 def test_rules_match_a_run_and_its_seeds() -> None:
     import re
 

@@ -21,11 +21,12 @@ from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
 from lead.plan.targets import wanted
 from lead.store.tables import write_json
+from lead.terminal.commands import snakemake_command
 from lead.terminal.cost import Rates, aligned_texts, job_work, step_seconds, step_work, steps_of
 from lead.terminal.disk import disk
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
-from lead.terminal.workflow import planned, snakemake_words
+from lead.terminal.workflow import planned, score_words, snakemake_words
 
 
 @pytest.fixture
@@ -68,9 +69,20 @@ def test_a_mistyped_short_name_is_one_line(plan: Plan) -> None:
     )
 
 
+def test_scores_of_a_run_are_what_lead_score_makes(plan: Plan) -> None:
+    files = [f"all results/tiny/scores/{run}.parquet" for run in ("teacher_ce", "rd_cb-s2")]
+    given = score_words(["tiny/teacher_ce", "--cores", "2", "tiny/rd_cb-s2"])
+    assert given == [*files, "--cores", "2"] and targets(plan, *given) == files
+    assert "tiny/bm25: a list without a model" in refusal(lambda: score_words(["tiny/bm25"]))
+    assert snakemake_command(["score", "--model", "a/b"]) is None  # the stage
+
+
 def test_results_elsewhere_are_what_short_names_mean(plan: Plan) -> None:
     words = ["tiny/bm25", "--configfile", "config/config.yaml", "--config", "results=else/where"]
     assert targets(planned(words), *words) == ["else/where/tiny/bm25.json"]
+    more = planned([*words, "settings={train: {steps: 3}}"])
+    assert more["tiny", "lead_cb"].settings.train.batch_size == plan["tiny", "lead_cb"].settings.train.batch_size
+    assert more["tiny", "student"].settings.train.steps == 3
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -200,9 +212,13 @@ def test_alignment_counts_texts_and_is_done_without_results(tmp_path: Path, monk
     job, wildcards = plan["mine", "aligned"], {"dataset": "mine", "run": "aligned"}
     assert aligned_texts(job) == 300 + 100 + 40 and steps_of(job) == 2 * (440 // 32)
     assert "embeddings/aligned/passages.parquet" in show(plan, "mine/aligned", None, False, False)
+    everything = show(plan, "mine/aligned", None, True, False)
+    assert "train.lr" in everything and "train.negatives" not in everything  # alignment reads none
     step, work = step_work(job), job_work(plan, "align", wildcards)
     assert step is not None and work == step * 26
     assert disk(plan, "align", wildcards)[0] == disk(plan, "train", wildcards)[0] > 0
+    smaller = Plan(load(config / "config.yaml", {"settings": {"models": {"student": {"linear": {"size": 8}}}}}))
+    assert disk(plan, "encode_passages", wildcards)[0] == 4 * disk(smaller, "encode_passages", wildcards)[0] > 0
     ready = wildcards | {"run": "pretrained_teacher"}
     assert job_work(plan, "pretrained", ready) == 0 and disk(plan, "pretrained", ready)[0] > 0
     cost = Rates(plan).cost("pretrained", ready)

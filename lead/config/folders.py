@@ -91,14 +91,24 @@ def _hf(source: HfSource) -> Located:
     apart = configs
     if source.qrels is not None:
         apart = _configs(_folder(source.qrels) if source.folder is not None else _download(source.qrels, None))
-    corpus, queries = (_config(configs, (name,), folder) for name in ("corpus", "queries"))
-    qrels = _config(apart, ("qrels", "default", "data"), folder)
+    corpus = _config(configs, ("corpus",), folder)
+    judgements = ("qrels", "default", "data")
+    if source.train is None and not any(
+        name == end or name.endswith(f"-{end}") for name in apart for end in judgements
+    ):
+        return Located(_whole(corpus, source.test), {})  # a corpus alone
+    queries, qrels = _config(configs, ("queries",), folder), _config(apart, judgements, folder)
     splits = {}
     for name, files in _choose(source, qrels, folder).items():
         split = source.train if name == "train" else source.test if name == "test" else source.dev
         splits[name] = LocatedSplit(queries.get(str(split)) or _every(queries), files)
+    return Located(_whole(corpus, source.test), splits)
+
+
+def _whole(corpus: Splits, test: str) -> Sequence[Path]:
+    """Files of the passages."""
     whole = [path for split, files in corpus.items() if split.startswith("corpus") for path in files]  # corpus-2 too
-    return Located(whole or corpus.get(source.test) or _every(corpus), splits)
+    return whole or corpus.get(test) or _every(corpus)
 
 
 def _config(configs: Mapping[str, Splits], names: Sequence[str], folder: Path) -> Splits:
@@ -188,7 +198,7 @@ def _is_data(path: Path) -> bool:
 def _choose(source: BeirSource | HfSource, qrels: Splits, where: Path) -> dict[str, Sequence[Path]]:
     """The judgements of train, test and, if there are any, dev. Raises LeadError for a missing split."""
     taken = {source.train, source.test}
-    alone = source.train is None and isinstance(source, BeirSource) and source.test not in qrels
+    alone = source.train is None and source.test not in qrels
     dev = source.dev or next((name for name in DEV if name in qrels and name not in taken), None)
     wanted = {"train": source.train, "dev": dev, "test": None if alone else source.test}
     for key, name in wanted.items():

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, create_model, field_validator, model
 from lead.config.kinds import KINDS, Kind
 from lead.config.lists import Bm25, Denoise, Evaluation, Mining, Retrieval
 from lead.config.methods import STRATEGIES, StrategyName
+from lead.config.phases import Align, PhaseTrain
 from lead.config.recipe import ADDED, EXECUTION
 from lead.config.sources import AnySource, Checks, EvaluationSource, Expect, FilesSource, PseudoQueries
 from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Reference, Seed, Strict
@@ -239,43 +240,6 @@ class Distil(Strict):
         "even", description="fd: which teacher layers are compared with the student's: evenly spread, or the last M"
     )
     weights: LossWeights = LossWeights()
-
-
-ALIGN = {"lr": 3e-4, "batch_size": 32}  # what `train` is in the phase `align`, unless phases.align says otherwise
-
-
-class Align(Strict):
-    """Alignment without labels (method align): the student learns the teacher's vectors of passages and queries."""
-
-    loss: Literal["squared", "cosine"] = Field(
-        "squared",
-        description="squared: squared distance of the vectors whose products are scores (of unit length with "
-        "`normalise: unit`); cosine: 1 - their cosine",
-    )
-    epochs: Positive = Field(3.0, description="passes over the texts, unless phases.align gives `steps` or `epochs`")
-    texts: list[str] = Field(
-        [],
-        description="files of more texts, read as passages: .txt, a text a line, or any that a corpus may be (with "
-        "ids); relative to the folder that the workflow runs in",
-    )
-
-
-class PhaseTrain(Strict):
-    """Overrides of `train` in one phase. Keys are those of `train`."""
-
-    miner: dict[str, Any] = Field({}, description="the 12DE that mines negatives")
-    teacher: dict[str, Any] = Field({}, description="warm-up of the teachers on mined negatives")
-    student: dict[str, Any] = Field({}, description="warm-up of the student on mined negatives")
-    align: dict[str, Any] = Field(
-        {},
-        description="alignment without labels. It does not read lr (3e-4 here), batch_size (32 texts), steps and "
-        "epochs of `train`",
-    )
-    distil: dict[str, Any] = Field({}, description="distillation and its controls")
-    cross: dict[str, Any] = Field(
-        {}, description="overrides the others in runs that train a cross encoder or learn from one"
-    )
-    teacher_ce: dict[str, Any] = Field({}, description="overrides `cross` in the warm-up of a cross encoder")
 
 
 # --- the whole -------------------------------------------------------------------------------------------------------

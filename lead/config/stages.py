@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 from lead.config.kinds import KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
+from lead.config.phases import Align
 from lead.config.recipe import ADDED, EXECUTION
-from lead.config.schema import Align, Distil, Lengths, ModelRef, Scoring, Train
+from lead.config.schema import Distil, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
 from lead.config.types import Positive, PositiveInt, Reference, Seed, Strict
 

@@ -88,6 +88,11 @@ def prepare(*, settings: PrepareSettings, out: Path, corpus: Path | None = None)
         facts = {"kind": source.kind} | collection.facts
         if settings.queries is not None:
             texts = partial(_texts, temporary)
+            if getattr(settings.queries, "from") == "titles" and "title" in getattr(source, "fields", ()):
+                log.warning(
+                    "queries.from: titles: every passage begins with its query, which is fine to align on, but teaches "
+                    "a run that trains on them little; give the source `fields: [text]`, or draw sentences"
+                )
             found["train"], facts["queries"] = pseudo_queries(
                 settings.queries, texts, collection.titles, settings.relevance
             )

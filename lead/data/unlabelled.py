@@ -37,9 +37,9 @@ def read_texts(paths: Sequence[Path]) -> Iterator[pa.RecordBatch]:
 def _texts(paths: Sequence[Path]) -> Iterator[str]:
     for path in paths:
         if not os.path.isfile(path):
-            raise LeadError(f"align.texts: no file {path}; fix the path")
+            raise LeadError(f"align: no file {path}; fix the path")
         if format_of(path) is None:
-            raise LeadError(f"align.texts: the name of {path} has no known ending; expected .txt, .tsv, .jsonl, ..")
+            raise LeadError(f"align: the name of {path} has no known ending; expected .txt, .tsv, .jsonl, ..")
         if ".txt" in path.suffixes[-2:]:
             yield from (text for _, line in lines(path) if (text := line.strip()))
         else:

@@ -54,7 +54,7 @@ def card(job: Job, model: DualEncoder, about: Interchange, extras: Extras, name:
         *_licences(references),
         *vectors(facts),
         "",
-        *_extras(extras),
+        *_extras(job, extras),
         *usage(name, facts, onnx),
     ]
     return "\n".join(lines)
@@ -207,7 +207,7 @@ def _licences(references: dict[str, list[str]]) -> list[str]:
     ]
 
 
-def _extras(extras: Extras) -> list[str]:
+def _extras(job: Job, extras: Extras) -> list[str]:
     lines = []
     if extras.difference is not None:
         lines.append(
@@ -224,7 +224,8 @@ def _extras(extras: Extras) -> list[str]:
             f"passages a second, fp32 {q.speed[0]:.0f}",
             f"  ({q.speed[1] / q.speed[0]:.1f} times as many; threads: {q.threads}; it depends on the CPU).",
         ]
-    lines += ["- `vectors/`: the passages' vectors (Parquet: id, vector)."] if extras.vectors else []
+    by = f" by `{job.row.passages}`, which this model's queries search" if job.searches_another else ""
+    lines += [f"- `vectors/`: the passages' vectors{by} (Parquet: id, vector)."] if extras.vectors else []
     lines += (
         ["- `trec/`: the run's lists on the test queries (run.txt) and their judgements (qrels.txt)."]
         if extras.trec

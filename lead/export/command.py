@@ -26,17 +26,20 @@ def add(commands: Any, path: Any) -> None:
     sub.add_argument("--push-to-hub", metavar="NAME", help="upload the folder to this repository of the hub")
     sub.add_argument("--private", action="store_true", help="make the repository private, if it is new")
     sub.add_argument("--config", type=path, default=DEFAULT_CONFIG, metavar="PATH")
+    sub.add_argument("--overrides", metavar="JSON", help="keys that win over the config's: {results: FOLDER}")
     sub.set_defaults(call=_export)
 
 
 def _export(args: argparse.Namespace) -> None:
     from lead.config.load import load
+    from lead.config.parse import parse_yaml
     from lead.plan.plan import Plan
 
     dataset, _, run = args.target.partition("/")
     if not run:
         raise LeadError(f"'{args.target}' is not DATASET/RUN; `lead show` lists both")
-    job = Plan(load(args.config))[dataset, run]
+    overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
+    job = Plan(load(args.config, overrides))[dataset, run]
     from lead.export.export import Wanted, export
 
     wanted = Wanted(args.onnx, args.int8, args.vectors, args.trec, args.push_to_hub, args.private)

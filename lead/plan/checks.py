@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lead.config.methods import METHODS, RENAMED
 from lead.config.schema import Prompts
 from lead.errors import LeadError
 from lead.methods.layers import check_layers
+from lead.plan.datasets import PlannedDataset
 from lead.plan.job import Job
 from lead.plan.rows import split_seed
 from lead.pretrained import check_hub, encoder_width, pretrained_layers, vector_width, vocabulary_sum
@@ -29,9 +31,7 @@ def check(job: Job) -> None:
         ancestor = job.other(name)
         s, row = ancestor.settings, ancestor.row
         check_scores(ancestor)
-        for file in (f for name, f in ancestor.dataset.scores.items() if name in (row.scores or ())):
-            if not os.path.isfile(file):
-                raise LeadError(f"{ancestor.dataset.file}: key 'scores': {file} does not exist; fix the path")
+        _check_score_files(ancestor)
         check_models(ancestor)
         try:
             if row.init is not None and not os.path.exists(ancestor.model):
@@ -41,9 +41,11 @@ def check(job: Job) -> None:
         if ancestor.method.joint and s.distil.joint != (split_seed(name)[0] in rows.joint()):
             raise LeadError(f"{_where(ancestor)}: distil.joint can be false only in a row's settings; move it there")
         _check_index(ancestor)
-        for file in ancestor.texts if ancestor.method.stage == "align" else ():
-            if not os.path.isfile(file):
-                raise LeadError(f"{_where(ancestor)}: key 'settings.align.texts': {file} does not exist; fix the path")
+        for key, files in (("texts", ancestor.texts), ("queries", ancestor.more_queries)):
+            for file in files if ancestor.method.stage == "align" else ():
+                if not os.path.isfile(file):
+                    where = f"{_where(ancestor)}: key 'settings.align.{key}'"
+                    raise LeadError(f"{where}: {file} does not exist; fix the path")
     _check_lists(job)
     from lead.evaluation.measures import check_measures
 
@@ -72,6 +74,26 @@ def check_scores(job: Job) -> None:
                 f"{_where(job)}: key 'scores': no run '{name}' with a model, and no such file in the key 'scores' of "
                 f"{dataset.file}; add it there"
             )
+
+
+def _check_score_files(job: Job) -> None:
+    """Refuse a file of scores that does not exist, or that can teach nothing. Raises LeadError."""
+    dataset = job.dataset
+    for file in (file for name, file in dataset.scores.items() if name in (job.row.scores or ())):
+        where = f"{dataset.file}: key 'scores'"
+        if not os.path.isfile(file):
+            raise LeadError(f"{where}: {file} does not exist; fix the path")
+        try:
+            _read_scores(Path(file), os.stat(file).st_mtime_ns, dataset)
+        except LeadError as e:
+            raise LeadError(f"{where}: {e}") from None
+
+
+@functools.cache
+def _read_scores(file: Path, _written: int, dataset: PlannedDataset) -> None:
+    from lead.data.scores import check_file
+
+    check_file(file, dataset.train_ids())
 
 
 def check_grant(job: Job, granted: int) -> None:
@@ -120,7 +142,7 @@ def _gains_linear(job: Job) -> bool:
     origin = job.origin
     if origin.method.stage != "align" or origin.encoder.linear is not None:
         return False
-    own, taught = vector_width(origin.encoder), _width(origin.other(origin.row.teacher))
+    own, taught = vector_width(origin.encoder), width_of(origin.other(origin.row.teacher))
     return own is not None and taught is not None and own != taught
 
 
@@ -128,11 +150,11 @@ def _where(job: Job) -> str:
     return f"{job.jobs.rows.where}: run '{job.run}' on '{job.dataset.name}'"
 
 
-def _width(job: Job) -> int | None:
+def width_of(job: Job) -> int | None:
     """Width of its model's vectors; None where only the model itself can tell."""
     origin = job.origin
     if origin.method.stage == "align" and origin.encoder.linear is None:
-        return _width(origin.other(origin.row.teacher))
+        return width_of(origin.other(origin.row.teacher))
     return None if job.is_ready else vector_width(job.encoder)
 
 
@@ -155,7 +177,7 @@ def _check_widths(job: Job) -> None:
     """Refuse to learn vectors of another width: queries for passages (ADORE), or a teacher's. Raises LeadError."""
     row = job.row
     if job.method.stage == "align":
-        own, taught = (_width(of) for of in (job, job.other(row.teacher)))
+        own, taught = (width_of(of) for of in (job, job.other(row.teacher)))
         if own is not None and taught is not None and own != taught:
             raise LeadError(
                 f"its vectors have {own} outputs, those of `teacher: {row.teacher}` have {taught}: set its "
@@ -163,7 +185,7 @@ def _check_widths(job: Job) -> None:
             )
     if row.passages is None:
         return
-    q, p = (_width(job.other(name)) for name in (row.start, row.passages))
+    q, p = (width_of(job.other(name)) for name in (row.start, row.passages))
     if q is not None and p is not None and q != p:
         raise LeadError(
             f"'{row.start}' has {q} outputs, the vectors of `passages: {row.passages}` have {p}; name a run of equal "
@@ -202,6 +224,6 @@ def _check_index(job: Job) -> None:
     from lead.retrieval.engine import check_index
 
     try:
-        check_index(r.index, r.index_parameters, _width(job))
+        check_index(r.index, r.index_parameters, width_of(job))
     except LeadError as e:
         raise LeadError(f"{job.dataset.file}: run '{job.run}': {e}") from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 from lead.config.folders import locate
 from lead.config.load import Loaded, seen_path, source_files, source_paths
 from lead.config.schema import Settings
-from lead.config.sources import IR_DATASETS, AnySource, BeirSource, EvaluationSource, FilesSource
+from lead.config.sources import IR_DATASETS, AnySource, EvaluationSource, OnDisk
 from lead.errors import LeadError, Named
 from lead.plan.settings import dataset_settings
 
@@ -77,7 +79,7 @@ class PlannedDataset:
     def has_test(self) -> bool:
         """Whether it has test queries. Without them there are models, but no results."""
         source = self.source
-        if self.data.queries is None or not isinstance(source, FilesSource | BeirSource):
+        if self.data.queries is None or not isinstance(source, OnDisk) or not source.on_disk:
             return True
         return "test" in locate(source).splits
 
@@ -88,6 +90,19 @@ class PlannedDataset:
                 f"{self.file}: no test queries, so no results; make a model (lead run {self.name}/student_aligned), or "
                 "add source.test"
             )
+
+    def train_ids(self) -> Iterator[str] | None:
+        """Ids of its train queries: those prepared, else of its files; None where nothing tells. Raises LeadError."""
+        from lead.data.layout import QUERIES, Layout, rows
+        from lead.store.tables import read_table
+
+        prepared, source = Path(self.collection.folder) / "data/queries.train.parquet", self.source
+        if prepared.exists():
+            return iter(read_table(prepared, columns=["qid"])["qid"].to_pylist())
+        split = locate(source).splits.get("train") if isinstance(source, OnDisk) and source.on_disk else None
+        if split is None:
+            return None
+        return (str(row.get("qid")) for path in split.queries for _, row in rows(path, QUERIES, Layout()))
 
     @property
     def source_files(self) -> list[str]:

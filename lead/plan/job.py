@@ -7,17 +7,19 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from lead.config.experiments import Row
+from lead.config.experiments import Row, path_in_rules
 from lead.config.kinds import Kind
 from lead.config.load import Loaded
 from lead.config.methods import Method
 from lead.config.schema import ModelRef, Settings
-from lead.errors import Named
+from lead.errors import LeadError, Named
 from lead.plan.datasets import PlannedDataset
 from lead.plan.rows import Rows, split_seed
 from lead.plan.settings import run_settings
+from lead.pretrained import model_files
 
 
 class Jobs(dict[tuple[str, str], "Job"]):
@@ -72,10 +74,15 @@ class Job:
     @property
     def model(self) -> str:
         """Model folder: its own; for `teacher_of` the one that the joint run leaves, for `asymmetric` its student's."""
-        if self.method.passages == "searched":
+        if self.searches_another:
             return self.start[0]
         name = self.run if self.row.of is None else f"{self.row.of}_teacher"
         return f"{self.dataset.collection.folder}/models/{name}"
+
+    @property
+    def searches_another(self) -> bool:
+        """Whether its queries search the vectors of another run (method asymmetric)."""
+        return self.method.passages == "searched"
 
     @property
     def start(self) -> list[str]:
@@ -90,8 +97,13 @@ class Job:
     @property
     def scores(self) -> list[str]:
         """Files of scores that teach it in the place of a teacher."""
-        made, folder = self.dataset.scores, self.dataset.collection.folder
-        return [made.get(name, f"{folder}/scores/{name}.parquet") for name in self.row.scores or ()]
+        given = self.dataset.scores
+        return [given[name] if name in given else self.other(name).own_scores for name in self.row.scores or ()]
+
+    @property
+    def own_scores(self) -> str:
+        """File of the scores of its own model (`lead score`)."""
+        return f"{self.dataset.collection.folder}/scores/{self.run}.parquet"
 
     @property
     def origin(self) -> Job:
@@ -105,9 +117,30 @@ class Job:
         return Named("model of `models`", origin.dataset.file, origin.settings.models)[str(origin.row.init)]
 
     @property
+    def encoder_files(self) -> list[str]:
+        """Files of the pretrained encoder that it starts from, where that is a folder of the user's own.
+
+        None in a folder of the results, which the workflow may make. Raises LeadError for a name that no rule can hold.
+        """
+        if self.row.init is None:
+            return []
+        files = [
+            os.path.relpath(f) if f.is_relative_to(Path.cwd()) else str(f) for f in model_files(self.encoder.reference)
+        ]
+        try:
+            return [path_in_rules(f) for f in files if not Path(f).is_relative_to(self.jobs.loaded.config.results)]
+        except ValueError as e:
+            raise LeadError(f"models: {self.encoder.reference}: {e}") from None
+
+    @property
     def texts(self) -> list[str]:
-        """Files of further texts that it is aligned on."""
+        """Files of further texts that it is aligned on, read as passages."""
         return [os.path.expanduser(path) for path in self.settings.align.texts]
+
+    @property
+    def more_queries(self) -> list[str]:
+        """Files of further queries that it is aligned on."""
+        return [os.path.expanduser(path) for path in self.settings.align.queries]
 
     # --- vectors and lists -------------------------------------------------------------------------------------------
     @property

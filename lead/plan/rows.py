@@ -44,9 +44,16 @@ class Rows(Named[Row]):
         self.where, self.seeds = where, seeds
 
     def __contains__(self, name: object) -> bool:
-        """Whether the row exists, with or without a seed. BM25, an external run and a ready model have no seeds."""
+        """Whether the row exists, with or without a seed. BM25, an external run and a ready model have no seeds.
+
+        A run whose model is another run's has only seeds for which that is another model.
+        """
         base, seed = split_seed(str(name))
-        return super().__contains__(base) and (seed == 1 or self.method(base).has_seeds)
+        if not super().__contains__(base) or seed == 1:
+            return super().__contains__(base)
+        row, method = self[base], self.method(base)
+        source = row.of or row.start
+        return method.has_seeds and (method.stage is not None or self.reference(source, seed) != source)
 
     def __missing__(self, name: str) -> Row:
         """The row of another seed; `reference` replaces the runs that it names. Raises LeadError."""

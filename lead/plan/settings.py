@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lead.config.load import Loaded, merge, validate
-from lead.config.schema import ALIGN, Settings, Train
+from lead.config.phases import ALIGN
+from lead.config.schema import Settings, Train
 from lead.errors import LeadError
 from lead.plan.rows import Rows, seeded, split_seed
 

@@ -50,6 +50,8 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--port", type=int, default=8000, metavar="N", help="default: 8000; 0: any that is free")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                        help="address to listen at (default: 127.0.0.1, this machine alone)")  # fmt: skip
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                       help="another name of this machine in the address, such as its full domain name")  # fmt: skip
     serve.set_defaults(call=_serve)
     for command in (search, serve):
         command.add_argument(
@@ -101,4 +103,4 @@ def _serve(args: argparse.Namespace) -> None:
     from lead.search.systems import Collection
 
     found = Collection.find(args.target, args.config, _overrides(args.overrides))
-    serve(found, [found.system(), found.against(args.against)], args.host, args.port)
+    serve(found, [found.system(), found.against(args.against)], args.host, args.port, args.allow_host)

@@ -24,11 +24,19 @@ class Model:
     """A dual encoder, and the passages that it searches.
 
     folder: where it was loaded from. passages: what `search` searches, None before `index` where a folder was loaded.
+    of_passages: the model that encodes passages: itself, but of a run of method asymmetric the teacher.
     """
 
-    def __init__(self, folder: Path, passages: Passages | None = None, vectors: Vectors | None = None) -> None:
-        """`vectors`: those of `passages`, made by this model or by one whose vectors its queries are searched in."""
+    def __init__(
+        self,
+        folder: Path,
+        passages: Passages | None = None,
+        vectors: Vectors | None = None,
+        of_passages: Model | None = None,
+    ) -> None:
+        """`vectors`: those of `passages`, made by `of_passages` (None: this model)."""
         self.folder, self.passages, self._vectors = folder, passages, vectors
+        self.of_passages = of_passages or self
 
     def __repr__(self) -> str:
         """Folder and number of passages."""
@@ -40,7 +48,7 @@ class Model:
 
     def encode_passages(self, texts: Sequence[str]) -> Floats:
         """Vectors [n, d] of n passages, float32."""
-        return self._encode("passage", texts)
+        return self.of_passages._encode("passage", texts)
 
     def index(self, passages: Sequence[str] | str | Path) -> Model:
         """Encode passages, and search them from now on. Returns the model itself.

@@ -76,9 +76,18 @@ class Answers:
                 for hit in found.hits:
                     snippet = self.marker.snippet(query, hit.text)
                     more = {"snippet": snippet.parts(), "whole": snippet.whole, "relevant": judged.get(hit.id)}
-                    results.append(vars(hit) | more | {"text": hit.text[:SHOWN]})
+                    results.append(vars(hit) | more | {"text": cut(hit.text)})
                 lists.append({"milliseconds": round(1000 * found.seconds, 1), "results": results})
         return {"query": query, "relevant": sum(judged.values()), "judged": bool(judged), "lists": lists}
+
+
+def cut(text: str) -> str:
+    """A passage as the page shows it: its first characters, and how many there are.
+
+    >>> cut("a text"), cut("x" * 30_000)[19_998:]
+    ('a text', 'xx … (20,000 of 30,000 characters)')
+    """
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} … ({SHOWN:,} of {len(text):,} characters)"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,9 +96,9 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 30  # seconds in which a request must have come
     server_version, sys_version = "lead", ""
 
-    def __init__(self, answers: Answers, host: str, *arguments: Any) -> None:
-        """`host`: the address or name that the server listens at."""
-        self.answers, self.host = answers, host
+    def __init__(self, answers: Answers, names: Sequence[str], *arguments: Any) -> None:
+        """`names`: the address or name that the server listens at, and others that it is reached by."""
+        self.answers, self.names = answers, names
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
@@ -99,8 +108,9 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             self._send(HTTPStatus.BAD_REQUEST, "text/plain", b"this is no address\n")
             return
-        if not is_here(self.headers.get("Host", ""), self.host):
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", b"this name is not one of this machine's\n")
+        if not is_here(self.headers.get("Host", ""), *self.names):
+            said = b"this name is not one of this machine's; if it is, start: lead serve --allow-host NAME\n"
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", said)
         elif url.path != "/" and self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"not from another site\n")
         elif url.path in PAGE:
@@ -142,15 +152,15 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing of requests."""
 
 
-def is_here(host: str, listening: str) -> bool:
-    """Whether a Host header names this machine: an IP address, localhost, its name, or what it listens at.
+def is_here(host: str, *names: str) -> bool:
+    """Whether a Host header names this machine: an IP address, localhost, its own name, or one of these.
 
     >>> is_here("127.0.0.1:8000", "127.0.0.1"), is_here("[::1]:8000", "::1"), is_here("evil.example:8000", "127.0.0.1")
     (True, True, False)
     """
     try:
         name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        if name in ("localhost", listening.lower(), socket.gethostname().lower()):
+        if name in ("localhost", socket.gethostname().lower(), *(known.lower().rstrip(".") for known in names)):
             return True
         ipaddress.ip_address(name)
     except ValueError:
@@ -158,8 +168,10 @@ def is_here(host: str, listening: str) -> bool:
     return True
 
 
-def make_server(collection: Collection, systems: Sequence[System], host: str, port: int) -> ThreadingHTTPServer:
-    """A server that listens already. Raises LeadError if it cannot."""
+def make_server(
+    collection: Collection, systems: Sequence[System], host: str, port: int, names: Sequence[str] = ()
+) -> ThreadingHTTPServer:
+    """A server that listens already. `names`: others that it is reached by. Raises LeadError if it cannot."""
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -172,15 +184,15 @@ def make_server(collection: Collection, systems: Sequence[System], host: str, po
     if not 0 <= port <= 65535:
         raise LeadError(f"--port {port}: give 1 to 65535, or 0 for any that is free")
     try:
-        return Server((host, port), partial(Handler, Answers(collection, systems), host))
+        return Server((host, port), partial(Handler, Answers(collection, systems), [host, *names]))
     except OSError as e:
         remedy = "give another --port" if e.errno == errno.EADDRINUSE else "give another --host or --port"
         raise LeadError(f"cannot listen at {host}, port {port}: {e.strerror or e}; {remedy}") from e
 
 
-def serve(collection: Collection, systems: Sequence[System], host: str, port: int) -> None:
-    """Listen until Ctrl-C. Raises LeadError if it cannot."""
-    with make_server(collection, systems, host, port) as server:
+def serve(collection: Collection, systems: Sequence[System], host: str, port: int, names: Sequence[str] = ()) -> None:
+    """Listen until Ctrl-C. Arguments as of `make_server`. Raises LeadError if it cannot."""
+    with make_server(collection, systems, host, port, names) as server:
         shown = f"[{host}]" if ":" in host else host
         if not is_loopback(host):
             log.warning("--host %s: whoever can reach this machine can search here, and read the passages", host)

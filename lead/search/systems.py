@@ -149,7 +149,8 @@ class Collection:
         folder = self.made_file(job.model, job)
         if job.kind.ranks_by == "rerank":
             return Reranked(job.run, job.kind.title, folder, first or self.system(job.reranked), self.passages)
-        return Dense(job.run, job.kind.title, self.model(job), self.passages)
+        by = f"queries by {job.row.start}, passages by {job.row.passages}: " if job.searches_another else ""
+        return Dense(job.run, f"{by}{job.kind.title}", self.model(job), self.passages)
 
     def model(self, job: Job | None = None) -> Model:
         """The dual encoder of a run with the vectors that the run searches. Raises LeadError if they are not made."""
@@ -159,16 +160,18 @@ class Collection:
             raise LeadError(f"run '{job.run}' is no dual encoder ({what}); it has no vectors of texts")
         folder, files = self.made_file(job.model, job), [self.made_file(path, job) for path in job.vectors()]
         indexes = [self.made_file(path, job) for path in job.indexes()]
-        how = job.settings.retrieval.index_parameters
-        return Model(folder, self.passages, Vectors.of_files(files, indexes, how, self.passages))
+        vectors = Vectors.of_files(files, indexes, job.settings.retrieval.index_parameters, self.passages)
+        another = Model(Path(job.other(job.row.passages).model)) if job.searches_another else None
+        return Model(folder, self.passages, vectors, another)
 
     def against(self, run: str) -> System:
         """What the run is compared with. If that is its teacher and a reranker, it reranks the run's first passages."""
         return self.system(run, self.system() if run == self.job.row.teacher else None)
 
     def compared(self) -> list[Callable[[], System]]:
-        """BM25 and the run's teacher, each made when it is called."""
-        names = ["bm25", self.job.row.teacher]
+        """BM25 and the run's teacher, or the model of its passages; each made when it is called."""
+        row = self.job.row
+        names = ["bm25", row.passages if self.job.searches_another else row.teacher]
         return [partial(self.against, name) for name in names if name is not None and name != self.job.run]
 
     # --- judgements --------------------------------------------------------------------------------------------------

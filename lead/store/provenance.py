@@ -90,12 +90,13 @@ def make_record(stage: str, settings: Any, paths: Iterable[Path]) -> Record:
 
 
 def named_files(settings: Any) -> list[Path]:
-    """Files that the settings of a stage name: a dataset's source and the ranked lists that come with it.
+    """Files that the settings of a stage name: a source, ranked lists that come with it, a model of the user's own.
 
-    A source whose folder is missing has none.
+    A folder that is missing has none.
     """
     from lead.config.load import source_files
     from lead.config.sources import IR_DATASETS
+    from lead.pretrained import model_files
 
     source, run = getattr(settings, "source", None), getattr(settings, "external_run", None)
     files: list[str] = []
@@ -103,7 +104,11 @@ def named_files(settings: Any) -> list[Path]:
         with contextlib.suppress(LeadError):
             files = source_files(source)
     files += [os.path.expanduser(run)] if run and not run.startswith(IR_DATASETS) else []
-    return [Path(name) for name in files]
+    reference, model = getattr(getattr(settings, "model", None), "reference", None), list[Path]()
+    if reference is not None:
+        with contextlib.suppress(LeadError):
+            model = model_files(reference)
+    return [*map(Path, files), *model]
 
 
 def pretrained(reference: str) -> str | None:

@@ -31,7 +31,7 @@ def add(commands: Any, parser: argparse.ArgumentParser) -> None:
     init.add_argument(
         "--corpus", required=True, metavar="PATH", help="file of passages, or a folder in BEIR's or MTEB's layout"
     )
-    init.add_argument("--queries", metavar="FILE", help="queries to train on; without --qrels: texts to align on")
+    init.add_argument("--queries", metavar="FILE", help="queries to train on; without --qrels: queries to align on")
     init.add_argument(
         "--qrels",
         metavar="FILE",
@@ -63,7 +63,9 @@ def add(commands: Any, parser: argparse.ArgumentParser) -> None:
 
 def snakemake_command(argv: Sequence[str]) -> argparse.Namespace | None:
     """The arguments of a command that passes its words on, unless help is asked for."""
-    if not argv or argv[0] not in SNAKEMAKE or {"-h", "--help"} & set(argv):
+    if not argv or argv[0] not in _CALLS or {"-h", "--help"} & set(argv):
+        return None
+    if argv[0] == "score" and (len(argv) == 1 or argv[1].startswith("-")):  # the stage, with files
         return None
     return argparse.Namespace(command=argv[0], words=list(argv[1:]), call=_CALLS[argv[0]])
 
@@ -72,6 +74,13 @@ def _run(args: argparse.Namespace) -> int:
     from lead.terminal.run import run
 
     return run(args.words)
+
+
+def _score(args: argparse.Namespace) -> int:
+    from lead.terminal.run import run
+    from lead.terminal.workflow import score_words
+
+    return run(score_words(args.words))
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -112,4 +121,4 @@ def _completion(args: argparse.Namespace, parser: argparse.ArgumentParser) -> No
     print(script(parser, args.shell))
 
 
-_CALLS: dict[str, Callable[[argparse.Namespace], int | None]] = {"run": _run, "plan": _plan}
+_CALLS: dict[str, Callable[[argparse.Namespace], int | None]] = {"run": _run, "plan": _plan, "score": _score}

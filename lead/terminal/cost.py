@@ -107,16 +107,18 @@ def per_token(job: Job) -> float | None:
 
 
 def aligned_texts(job: Job) -> int | None:
-    """Texts that a run is aligned on: passages, train queries, and those of `align.texts`; None if not known."""
-    of = shape(job)
-    if of.passages is None:
-        return None
-    return of.passages + of.queries.get("train", 0) + sum(_count(path) for path in job.texts)
+    """Texts that a run is aligned on: passages, train queries, and those of files; None if not known."""
+    passages = shape(job).passages
+    return None if passages is None else passages + sum(map(_count, job.texts)) + _aligned_queries(job)
+
+
+def _aligned_queries(job: Job) -> int:
+    return shape(job).queries.get("train", 0) + sum(map(_count, job.more_queries))
 
 
 @functools.cache
 def _count(path: str) -> int:
-    """Texts in a file of `align.texts`; none where it cannot be read, which the stage says."""
+    """Texts in a file to align on; none where it cannot be read, which the stage says."""
     try:
         return sum(batch.num_rows for batch in read_texts([Path(path)]))
     except LeadError:
@@ -142,8 +144,7 @@ def step_work(job: Job) -> float | None:
 
     def tokens(model: Job) -> float:
         if job.method.stage == "align":
-            queries = of.queries.get("train", 0)
-            share = queries / max(1, queries + (of.passages or 0))
+            share = _aligned_queries(job) / max(1, aligned_texts(job) or 0)
             return train.batch_size * (share * of.query + (1 - share) * of.passage)
         if model.kind is not None and model.kind.candidates == "own":
             return passages * (of.query + of.passage)

@@ -14,7 +14,8 @@ from typing import Any
 from lead.config.folders import expand
 from lead.config.load import validate
 from lead.config.parse import read_yaml
-from lead.config.schema import ALIGN, Align, Settings
+from lead.config.phases import ALIGN, Align
+from lead.config.schema import Settings
 from lead.config.shipped import shipped
 from lead.data.collection import Split
 from lead.terminal.look import Look
@@ -25,6 +26,7 @@ ALIGNED = "student_aligned"  # the run that needs no judged queries
 PHASES = ("miner", "teacher", "teacher_ce", "student", "distil")
 EPOCHS = 3  # a small train set is seen at most so often in each training
 ALIGN_STEPS = 3000, 60_000  # of an alignment, at most: without and with a GPU
+ALIGN_LEAST, ALIGN_EPOCHS = 500, 20  # a small collection is seen more often: so many steps, at most so many times
 DRAWN = 20_000  # queries that are drawn from a corpus, at most
 WORDY = {"titles": 32, "sentences": 64, "crops": 32}  # tokens of drawn queries
 PASSAGE, QUERY = (0.95, 256), (0.99, 64)  # this share of the texts is not cut, but no length is above so many tokens
@@ -36,7 +38,7 @@ class Found:
     """What a collection was found to be, in lines for people, and what its dataset file says of it.
 
     queries: None where there are none to train on. Then train queries are drawn from the corpus, as `drawn` says (the
-    way, and why), and `texts` are aligned on too: a file and the number of its texts.
+    way, and why), and the unjudged queries `asked` are aligned on too.
     """
 
     source: dict[str, object]
@@ -47,7 +49,7 @@ class Found:
     lines: list[str] = field(default_factory=list)
     carved: dict[str, Split] = field(default_factory=dict)  # train and test, where `lead init` splits them
     drawn: tuple[str, str] | None = None
-    texts: tuple[str, int] | None = None
+    asked: Look | None = None
 
 
 def dataset_file(name: str, found: Found, path: Path) -> str:
@@ -120,21 +122,25 @@ def _trainings(train: int, preset: dict[str, Any], gpus: int, machine: str) -> l
 
 
 def _drawn(found: Found) -> tuple[int, list[str]]:
-    """The length of queries that are drawn from the corpus, and the runs that need no others."""
+    """A length for queries drawn from the corpus and those without judgements, and the runs that need no others."""
     assert found.drawn is not None
-    return WORDY[found.drawn[0]], ["bm25", "pretrained_teacher", ALIGNED] if "test" in found.judged else [ALIGNED]
+    asked = _length(found.asked, *QUERY) if found.asked else 0
+    runs = ["bm25", "pretrained_teacher", ALIGNED] if "test" in found.judged else [ALIGNED]
+    return max(WORDY[found.drawn[0]], asked), runs
 
 
 def _alignment(found: Found, gpus: int, machine: str) -> list[str]:
     """Epochs and batch of an alignment."""
-    texts = found.corpus.count + min(found.corpus.count, DRAWN) + (found.texts[1] if found.texts else 0)
+    texts = found.corpus.count + min(found.corpus.count, DRAWN) + (found.asked.count if found.asked else 0)
     batch, epochs = min(int(ALIGN["batch_size"]), max(1, texts // 8)), Align().epochs
-    most = ALIGN_STEPS[bool(gpus)] * batch / max(1, texts)
+    epoch = max(1, texts // batch)  # steps of one
+    epochs = max(epochs, min(ALIGN_EPOCHS, math.ceil(ALIGN_LEAST / epoch)))
+    most = ALIGN_STEPS[bool(gpus)] / epoch
     epochs = epochs if most >= epochs else max(0.01, round(most, 2))
-    more = f", texts: [{_quoted(found.texts[0])}]" if found.texts else ""
+    more = f", queries: [{_quoted(str(found.asked.paths[0]))}]" if found.asked else ""
     smaller = [f"  phases: {{align: {{batch_size: {batch}}}}} # few texts"] if batch < ALIGN["batch_size"] else []
     return [
-        f"  # for {machine}: about {texts:,} texts, {math.ceil(epochs * texts / batch):,} steps of {batch}",
+        f"  # for {machine}: about {texts:,} texts, {math.ceil(epochs * epoch):,} steps of {batch}",
         f"  align: {{epochs: {epochs:g}{more}}}",
         *smaller,
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lead.plan.checks import width_of
 from lead.plan.job import Job
 from lead.plan.plan import Plan
 from lead.pretrained import encoder_width, local_weights, pretrained_layers
@@ -23,7 +24,7 @@ def disk(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> tuple[float, fl
         size = _weights(job) + (_weights(job.other(job.row.teacher)) if rule == "distil_joint" else 0)
         return size, 3 * size * job.settings.train.checkpoint_keep
     if rule == "encode_passages":
-        width, n = encoder_width(job.encoder.reference) or 768, shape(job).passages or 0
+        width, n = width_of(job) or encoder_width(job.encoder.reference) or 768, shape(job).passages or 0
         return (2.0 if job.settings.retrieval.fp16 else 4.0) * width * n / len(job.dataset.shards), 0.0
     return 1e6, 0.0
 

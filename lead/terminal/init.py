@@ -27,7 +27,7 @@ from lead.data.unlabelled import read_texts
 from lead.errors import LeadError
 from lead.store.atomic import atomic_file
 from lead.terminal.dataset_file import ALIGNED, Found, dataset_file
-from lead.terminal.look import SAMPLE, Look, look
+from lead.terminal.look import SAMPLE, Look, look, words_of
 
 TEST_SHARE, TEST_MOST = 0.2, 1000  # judged queries that are held out where no test split is given
 
@@ -44,7 +44,7 @@ def init(
     """Write config/datasets/NAME.yaml; returns what people read. `test`: queries and judgements to evaluate on.
 
     Without judged queries, the dataset is for alignment: training queries are drawn from the corpus, and `queries` are
-    texts to align on. Raises LeadError for files that cannot be read, and a dataset that is there.
+    aligned on too. Raises LeadError for files that cannot be read, and a dataset that is there.
     """
     if not re.fullmatch(NAME, name):
         raise LeadError(f"'{name}' is no name of a dataset; use letters, digits, '_', '.' and '-'")
@@ -147,7 +147,7 @@ def _files(corpus: str, queries: str | None, qrels: str | None, test: tuple[str 
 
 
 def _unjudged(corpus: str, queries: str | None, test: tuple[str | None, str | None]) -> Found:
-    """A corpus without judged queries to train on: some are drawn from it. `queries` are texts to align on."""
+    """A corpus without judged queries to train on: some are drawn from it. `queries` are aligned on too."""
     path = expand(corpus)
     asked, judged = test[0] or queries, test[1]
     source: dict[str, object] = {"kind": "files", "corpus": corpus}
@@ -165,9 +165,9 @@ def _unjudged(corpus: str, queries: str | None, test: tuple[str | None, str | No
     way, why = found.drawn = fitting((str(row.get("title") or ""), str(row.get("text") or "")) for row in sample)
     found.lines.append(f"no judged queries to train on: training queries are drawn from the corpus ({way}: {why})")
     if queries is not None and (judged is None or test[0] is not None):
-        count = sum(batch.num_rows for batch in read_texts([expand(queries)]))
-        found.texts = queries, count
-        found.lines.append(f"queries: {queries}: {count:,} texts without judgements, to align on")
+        words = sorted(words_of(text) for batch in read_texts([expand(queries)]) for text in batch["text"].to_pylist())
+        found.asked = Look([Path(queries)], len(words), True, words, Layout())
+        found.lines.append(f"queries: {queries}: {len(words):,} without judgements, to align on")
     return found
 
 

@@ -57,6 +57,11 @@ def quantile(values: Sequence[int], share: float) -> int:
     return values[max(0, -int(-share * len(values) // 1) - 1)] if values else 0
 
 
+def words_of(text: str) -> int:
+    """Words of a text; a character of a script without spaces counts as a word."""
+    return len(text.split()) + len(UNSPACED.findall(text))
+
+
 def look(paths: Sequence[Path], kind: FileKind) -> Look:
     """Look at files that are read one after the other. Raises LeadError with file and line for a malformed row.
 
@@ -72,7 +77,7 @@ def look(paths: Sequence[Path], kind: FileKind) -> Look:
             titled = titled or bool(row.get("title"))
             size += sum(len(str(value).encode(errors="replace")) for value in row.values())
             letters, other = letters + len(text), other + len(NOT_LATIN.findall(text))
-            words.append(len(text.split()) + len(UNSPACED.findall(text)))
+            words.append(words_of(text))
             read += 1
         if not whole:
             break

@@ -78,10 +78,10 @@ def _read(job: Job, key: str) -> bool:
         inside, _, part = second.partition(".")
         parts = job.method.reads.get(inside, set())
         return parts is True or part in parts
-    if key == "train.steps" and job.settings.train.epochs is not None:
-        return False
+    if first == "train" and job.method.trains:
+        return second in stage_settings(job, str(job.method.stage))["train"]
     if first in ("train", "phases"):
-        return job.method.trains
+        return False
     if first in ("models", "lengths"):
         return job.method.has_model
     if first == "denoise":

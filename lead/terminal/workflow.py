@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from lead.config.load import load
+from lead.config.parse import parse_yaml
 from lead.config.shipped import DEFAULT_CONFIG, shipped
 from lead.config.types import NAME
 from lead.errors import LeadError
+from lead.plan.checks import check
 from lead.plan.plan import Plan
 from lead.plan.targets import runs, wanted
 
@@ -45,7 +47,8 @@ def planned(words: Sequence[str]) -> Plan:
     for file in files:
         if not os.path.isfile(file):
             raise LeadError(f"--configfile {file}: no such file; fix the path")
-    changed = dict(word.split("=", 1) for word in option(words, "--config") if word.startswith("results="))
+    given = option(words, "--config") or option(words, "-C")
+    changed = {key: parse_yaml(value, "--config") for key, equals, value in (w.partition("=") for w in given) if equals}
     return Plan(load(Path(files[-1]) if files else DEFAULT_CONFIG, changed or None))
 
 
@@ -66,6 +69,21 @@ def snakemake_words(plan: Plan, words: Sequence[str]) -> list[str]:
     if not any(word.partition("=")[0] in PARALLEL or re.match("-[cje][^-]", word) for word in options):
         options += ["--cores", "all"]
     return ["--snakefile", str(shown(shipped("workflow") / "Snakefile")), *options, *(["--", *found] if found else [])]
+
+
+def score_words(words: Sequence[str]) -> list[str]:
+    """The words of `lead run` for those of `lead score`: DATASET/RUN is short for the file of its scores.
+
+    Raises LeadError for a run without a model, and one that cannot be made.
+    """
+    plan = planned(words)
+    named = [(word, match) for word in words if (match := TARGET.fullmatch(word)) and match[1] in plan.datasets]
+    files = {word: plan[match[1], match[2]] for word, match in named}
+    for word, job in files.items():
+        if job.kind is None:
+            raise LeadError(f"{word}: a list without a model; lead score asks a dual encoder, ColBERT or cross encoder")
+        check(job)
+    return [*(job.own_scores for job in files.values()), *(word for word in words if word not in files)]
 
 
 def shown(path: Path) -> Path:

@@ -77,7 +77,7 @@ class AlignData:
         self, passages: pa.ChunkedArray, queries: pa.ChunkedArray, batch_size: int, seed: int, generation: int = 0
     ) -> None:
         """`passages`, `queries`: their texts. Raises LeadError when a batch cannot be filled."""
-        self.texts = pa.chunked_array([*passages.chunks, *queries.chunks], pa.string())
+        self.texts = _joined(passages, queries)
         self.passages, self.batch_size, self.key = len(passages), batch_size, (seed, generation)
         if batch_size > len(self.texts):
             raise LeadError(f"train.batch_size: {batch_size} is more than the {len(self.texts)} texts; lower it")
@@ -122,7 +122,7 @@ class AlignStep(Step):
     def __init__(
         self, student: DualEncoder, teacher: DualEncoder, train: Train, loss: str, seed: int, taught: Taught
     ) -> None:
-        """`loss`: as in `lead.config.schema.Align`. `taught`: the teacher's vectors that are known.
+        """`loss`: as in `lead.config.phases.Align`. `taught`: the teacher's vectors that are known.
 
         Raises LeadError when the vectors differ in size.
         """
@@ -178,6 +178,7 @@ def align(
     dev_queries: Path,
     dev_qrels: Path,
     texts: list[Path] | None = None,
+    more_queries: list[Path] | None = None,
     start: Path | None,
     teacher: Path,
     passages: list[Path] | None = None,
@@ -187,11 +188,12 @@ def align(
 ) -> None:
     """Align a pretrained encoder, or the model in `start`, with the dual encoder in `teacher`, and write it to `out`.
 
-    `queries`: train queries, as texts. `dev_queries`, `dev_qrels`: to compare checkpoints only. `texts`: more texts.
-    `passages`: the teacher's vectors of the corpus, if they are there. It encodes every other text once (`Taught`). A
-    pretrained encoder whose vectors differ in size from the teacher's gets a linear layer. Memory of a rank: the
-    student with gradients and two moments (16 bytes a parameter), the teacher's parameters, activations of
-    `train.micro_tokens` tokens, `AlignData`, and the queries. Passages and texts are mapped (lead.data.texts).
+    `queries`: train queries, as texts. `dev_queries`, `dev_qrels`: to compare checkpoints only. `texts`: more passages.
+    `more_queries`: more queries. `passages`: the teacher's vectors of the corpus, if they are there; it encodes every
+    other text once (`Taught`). A pretrained encoder whose vectors differ in size from the teacher's gets a linear
+    layer. Memory of a rank: the student with gradients and two moments (16 bytes a parameter), the teacher's
+    parameters, activations of `train.micro_tokens` tokens, `AlignData`, and the train queries. All other texts are
+    mapped (lead.data.texts).
     """
     if (settings.model is None) == (start is None):
         raise LeadError("lead align needs one of settings.model (a pretrained encoder) and --start (a model folder)")
@@ -201,18 +203,14 @@ def align(
     model = DualEncoder.load(teacher).to(on)
     student = (_pretrained(settings, model.size) if start is None else DualEncoder.load(start)).to(on)
     files = {"corpus": corpus, "queries": queries, "dev_queries": dev_queries, "dev_qrels": dev_qrels}
-    files |= {f"texts {i}": path for i, path in enumerate(texts or [], start=1)} | {"teacher": teacher}
+    given = {"texts": texts or [], "more queries": more_queries or []}
+    files |= {f"{key} {i}": path for key, paths in given.items() for i, path in enumerate(paths, start=1)}
+    files |= {"teacher": teacher}
     origin = start if settings.model is None else local_weights(settings.model.reference)
     files |= {f"passages {i}": path for i, path in enumerate(passages or [], start=1)}
     table = mapped(corpus, state / "corpus.arrow", Exchange.here())
-    more = mapped_batches(lambda: read_texts(texts or []), state / "texts.arrow", Exchange.here())
-    data = AlignData(
-        pa.chunked_array([*table["text"].chunks, *more["text"].chunks], pa.string()),
-        read_table(queries, "queries")["text"],
-        settings.train.batch_size,
-        settings.seed,
-        settings.generation,
-    )
+    asked = read_table(queries, "queries")["text"]
+    data = align_data(settings, table["text"], asked, texts or [], more_queries or [], state)
     steps = settings.train.steps if settings.epochs is None else math.ceil(settings.epochs * data.steps)
     train = settings.train.model_copy(update={"steps": steps})
     log.info("%d texts, %.2f epochs of %d steps", len(data.texts), steps / data.steps, data.steps)
@@ -226,6 +224,29 @@ def align(
         taught.fill(passages, table["pid"].to_pylist(), Exchange.here())
     step = AlignStep(student, model, train, settings.loss, settings.seed, taught)
     Loop(step, data, dev, train, own).complete({out: student}, metrics)
+
+
+def align_data(
+    settings: AlignSettings,
+    passages: pa.ChunkedArray,
+    queries: pa.ChunkedArray,
+    texts: list[Path],
+    more_queries: list[Path],
+    state: Path,
+) -> AlignData:
+    """Passages and queries, with those of the files. `state`: where the temporary files are. LeadError: a bad file."""
+    more, asked = (_mapped(files, state / f"{n}.arrow") for n, files in (("texts", texts), ("queries", more_queries)))
+    train = settings.train
+    passages, queries = _joined(passages, more), _joined(queries, asked)
+    return AlignData(passages, queries, train.batch_size, settings.seed, settings.generation)
+
+
+def _mapped(files: list[Path], beside: Path) -> pa.ChunkedArray:
+    return mapped_batches(lambda: read_texts(files), beside, Exchange.here())["text"]
+
+
+def _joined(*columns: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
 
 def _pretrained(settings: AlignSettings, size: int) -> DualEncoder:

@@ -6,7 +6,9 @@ rule align:
         dev_queries=f"{DATA}/queries.dev.parquet",
         dev_qrels=f"{DATA}/qrels.dev.parquet",
         texts=one_line(lambda w: plan[w.dataset, w.run].texts),
+        more_queries=one_line(lambda w: plan[w.dataset, w.run].more_queries),
         start=one_line(lambda w: checked(plan[w.dataset, w.run]).start),
+        encoder=one_line(lambda w: plan[w.dataset, w.run].encoder_files),
         teacher=one_line(lambda w: plan[w.dataset, w.run].teacher),
         passages=one_line(lambda w: plan[w.dataset, w.run].taught_passages),
     output:
@@ -27,7 +29,7 @@ rule align:
     params:
         settings=settings("align"),
         execution=execution("align"),
-        texts=lambda w, input: option("texts", input.texts),
+        texts=lambda w, input: f"{option('texts', input.texts)} {option('more-queries', input.more_queries)}",
         start=lambda w, input: option("start", input.start),
         state=f"{RESULTS}/{{dataset}}/state/{{run}}",
     message:

@@ -1,5 +1,7 @@
 # Ready retrievers, as they are.
 rule pretrained:
+    input:
+        encoder=one_line(lambda w: plan[w.dataset, w.run].encoder_files),
     output:
         directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
     log:
@@ -31,6 +33,7 @@ rule train:
         dev_qrels=f"{DATA}/qrels.dev.parquet",
         negatives=one_line(lambda w: plan[w.dataset, w.run].negatives),
         start=one_line(lambda w: checked(plan[w.dataset, w.run]).start),
+        encoder=one_line(lambda w: plan[w.dataset, w.run].encoder_files),
         passages=one_line(lambda w: plan[w.dataset, w.run].passages),
     output:
         model=directory(f"{RESULTS}/{{dataset}}/models/{{run}}"),
