@@ -21,6 +21,12 @@ from lead.config.types import Positive, PositiveInt, Reference, Seed, Strict
 OwnIds = Annotated[bool, Field(description="leave out the passage with the query's own id")]
 
 
+class PackagesSettings(Strict):
+    """Read by `lead packages`."""
+
+    python: str = Field("3.12", pattern=r"^3\.\d+$", description="the Python whose wheels are taken, on any machine")
+
+
 class PrepareSettings(Strict):
     """Read by `lead prepare`."""
 

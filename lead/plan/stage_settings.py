@@ -54,6 +54,10 @@ def _within(part: Tree, settings: Tree) -> Tree:
 
 
 # --- stages of a dataset ---------------------------------------------------------------------------------------------
+def _packages(dataset: PlannedDataset, s: Settings) -> Tree:
+    return {}
+
+
 def _prepare(dataset: PlannedDataset, s: Settings) -> Tree:
     source = dataset.source
     share: Tree = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
@@ -175,6 +179,7 @@ def _searching(job: Job) -> Tree:
 
 
 OF_DATASET: dict[str, Callable[[PlannedDataset, Settings], Tree]] = {
+    "packages": _packages,
     "prepare": _prepare,
     "bm25": _bm25,
     "external": _external,
