@@ -92,7 +92,7 @@ def main() -> None:
         for teacher, *features in distillations(args.kinds.split(",")):
             both = [LayeredModel.load(made / name) for name in ("student raw", teacher)]
             for model, how in zip(both, features, strict=True):
-                model.scoring = model.scoring.model_copy(update={"layer_normalise": how})
+                model.set_scoring(layer_normalise=how)
             distil = Distil(layers=Layers(k=both[0].n_layers, strategy="last"))
             step = DistilStep(*both, train, distil, 1, "lead")
             show(

@@ -32,8 +32,9 @@ def wheel(folder: Path, name: str, version: str = "1.0") -> str:
         f"{name}/solve.py": "".join(function(f"f{i}", f"Function number {i} of {name}.") for i in range(20)),
         f"{name}/_fast.cpython-312-x86_64-linux-gnu.so": "machine code",
         f"{name}/data/table.csv": "1,2\n",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: nothing-of-that\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: cp312-cp312-manylinux_2_17_x86_64\n",
+        f"{name}/tests/test_it.py": function("test", "Test that tests are not kept."),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: nothing\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: cp312-cp312-manylinux_2_17_x86_64\n",
         f"{info}/licenses/LICENSE": "Anybody may read this.\n",
     }
     record = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
@@ -64,7 +65,7 @@ def installed(requirements: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_only_sources_and_licences_stay(installed: Path) -> None:
     kept = {str(path.relative_to(installed)) for path in installed.rglob("*") if path.is_file()}
     assert {"leadone/solve.py", "leadtwo/__init__.py", "leadone-1.0.dist-info/licenses/LICENSE"} <= kept
-    assert not [file for file in kept if file.endswith((".so", ".csv", ".pyc"))]
+    assert not [file for file in kept if file.endswith((".so", ".csv", ".pyc")) or "/tests/" in file]
     assert check_folder(installed) == installed  # with checksums, as every folder of lead
 
 

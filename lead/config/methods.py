@@ -22,6 +22,7 @@ LEAD: Mapping[str, Any] = {
     "layer_weights_tau": True,
     "joint": True,
     "detach_target": True,
+    "layer_normalise": True,
     "candidates": True,
     "contrastive_candidates": True,
     "weights": {"lyr", "rep", "tch", "stu"},

@@ -1,11 +1,12 @@
 """Every key of the configuration: its type, default, bounds and meaning.
 
 `lead schema` prints the JSON Schema generated from these models; `lead <stage> --help` prints the keys of a stage.
-Defaults are the paper's (section 4.3, Table 10) wherever the paper gives a value.
+Defaults are the paper's (section 4.3, Table 10) wherever the paper gives a value, and of scores the preset `paper`'s.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -117,8 +118,17 @@ def check_scoring(kind: Kind, scoring: Scoring) -> Scoring:
     return scoring
 
 
+def scoring_class(kind: Kind) -> type[Scoring]:
+    """`Scoring` with the defaults of a kind of model."""
+    of, fields = Scoring.model_fields, dict[str, Any]()
+    for key, default in kind.scoring.items():
+        fields[key] = of[key].annotation, Field(default, description=of[key].description)
+    return create_model("Scoring", __base__=Scoring, __doc__=Scoring.__doc__, **fields) if fields else Scoring
+
+
 _BY_KIND: dict[str, Any] = {
-    kind.name: (Annotated[Scoring, AfterValidator(partial(check_scoring, kind))], Scoring()) for kind in KINDS.values()
+    kind.name: (Annotated[made, AfterValidator(partial(check_scoring, kind))], made())
+    for kind, made in ((kind, scoring_class(kind)) for kind in KINDS.values())
 }
 ScoringByKind = create_model("ScoringByKind", __base__=Strict, __doc__="`Scoring` for each kind of model.", **_BY_KIND)
 
@@ -223,6 +233,11 @@ class Distil(Strict):
         True, description="train the teacher too (section 3.4); false: frozen, L_tch and KL(s, t) removed"
     )
     detach_target: bool = Field(False, description="no gradient reaches the target side of each KL")
+    layer_normalise: Literal["none", "unit", "standard"] | None = Field(
+        None,
+        description="layer features of both models (`scoring.*.layer_normalise`); null: as each was warmed up",
+        json_schema_extra=ADDED,
+    )
     candidates: Literal["batch", "own"] = Field(
         "batch",
         description="passages of a distribution: the whole (cross-)batch, or the query's own (always "
@@ -241,6 +256,9 @@ class Distil(Strict):
 ALIGN = {"lr": 3e-4, "batch_size": 32}  # what `train` is in the phase `align`, unless phases.align says otherwise
 
 
+Between = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+
+
 class Align(Strict):
     """Alignment without labels (method align): the student learns the teacher's vectors of passages and queries."""
 
@@ -250,11 +268,26 @@ class Align(Strict):
         "`normalise: unit`); cosine: 1 - their cosine",
     )
     epochs: Positive = Field(3.0, description="passes over the texts, unless phases.align gives `steps`")
+    between: Between | None = Field(
+        None,
+        description="fewest and most steps, whatever `epochs` says: a small collection needs more passes",
+        json_schema_extra=ADDED,
+    )
     texts: list[str] = Field(
         [],
         description="files of more texts, read as passages: .txt, a text a line, or any that a corpus may be (with "
         "ids); relative to the folder that the workflow runs in",
     )
+
+
+def align_steps(epochs: float, between: list[int] | None, an_epoch: int) -> int:
+    """Steps of an alignment with so many steps an epoch.
+
+    >>> align_steps(3.0, None, 60), align_steps(3.0, [3000, 20000], 60), align_steps(3.0, [3000, 20000], 9000)
+    (180, 3000, 20000)
+    """
+    fewest, most = between or (1, math.inf)
+    return int(min(max(math.ceil(epochs * an_epoch), fewest), most))
 
 
 class PhaseTrain(Strict):

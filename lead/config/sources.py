@@ -38,7 +38,7 @@ class PydocsSource(Source):
     folder: str | None = Field(
         None,
         min_length=1,
-        description="where the packages are (pip install --target), relative to the dataset file; null: the environment",
+        description="of the packages (pip install --target), relative to the dataset file; null: the environment",
         json_schema_extra=ADDED,
     )
     requirements: str | None = Field(

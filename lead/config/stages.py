@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lead.config.kinds import KindName
+from lead.config.kinds import KINDS, KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
 from lead.config.recipe import ADDED, EXECUTION
-from lead.config.schema import Align, Distil, Lengths, ModelRef, Scoring, Train
+from lead.config.schema import Align, Between, Distil, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
 from lead.config.types import Positive, PositiveInt, Reference, Seed, Strict
 
@@ -63,7 +63,18 @@ Generation = Annotated[
 ]
 
 
-class TrainSettings(Strict):
+class OfKind(Strict):
+    """Settings of a stage that makes a model of a kind: `scoring` has the defaults of that kind."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scoring_of_kind(cls, tree: Any) -> Any:
+        kind = KINDS.get(str(tree.get("kind"))) if isinstance(tree, dict) else None
+        given = tree.get("scoring", {}) if kind is not None else None
+        return {**tree, "scoring": {**kind.scoring, **given}} if kind is not None and isinstance(given, dict) else tree
+
+
+class TrainSettings(OfKind):
     """Read by `lead train`."""
 
     seed: Seed = 1
@@ -78,7 +89,7 @@ class TrainSettings(Strict):
     relevance: PositiveInt = 1
 
 
-class PretrainedSettings(Strict):
+class PretrainedSettings(OfKind):
     """Read by `lead pretrained`."""
 
     model: ModelRef
@@ -120,6 +131,7 @@ class AlignSettings(Strict):
     train: Train = Train()
     loss: Literal["squared", "cosine"] = Field("squared", description=Align.model_fields["loss"].description)
     epochs: Positive | None = Field(None, description="passes over the texts; null: train.steps steps")
+    between: Between | None = Field(None, description="fewest and most steps", json_schema_extra=ADDED)
     generation: Generation = 0
     relevance: PositiveInt = 1
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from lead.config.stages import PackagesSettings
+from lead.data.pydocs import is_documentation
 from lead.errors import LeadError
 from lead.store.atomic import atomic_folder
 
@@ -23,8 +24,8 @@ PIP = "install --quiet --disable-pip-version-check --root-user-action ignore --n
 def packages(*, settings: PackagesSettings, requirements: Path, out: Path) -> None:
     """Install what `requirements` pins into the folder `out`, without what it depends on, and keep its sources.
 
-    Kept are modules (.py) and each package's *.dist-info, which holds its licence. Disk while pip works: the unpacked
-    wheels. Memory: pip's. Raises LeadError with the last line of pip if it fails.
+    Kept are the modules that may be read (`is_documentation`) and each package's *.dist-info, which holds its licence.
+    Disk while pip works: the unpacked wheels. Memory: pip's. Raises LeadError with the last line of pip if it fails.
     """
     with atomic_folder(out) as temporary:
         log.info("pip downloads and unpacks the packages of %s; this takes minutes", requirements)
@@ -36,11 +37,12 @@ def packages(*, settings: PackagesSettings, requirements: Path, out: Path) -> No
             text=True,
         )
         if done.returncode:
-            last = ([line for line in done.stderr.splitlines() if line.startswith("ERROR")] or [done.stderr.strip()])[-1]
-            raise LeadError(f"{requirements}: pip cannot install it: {last.removeprefix('ERROR: ')}")
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")] or [done.stderr.strip()]
+            raise LeadError(f"{requirements}: pip cannot install it: {errors[-1].removeprefix('ERROR: ')}")
         for path in sorted(temporary.rglob("*"), reverse=True):  # what is in a folder before the folder
-            inside = path.relative_to(temporary).parts
-            if path.is_symlink() or (path.is_file() and path.suffix != ".py" and ".dist-info" not in inside[0]):
+            inside = path.relative_to(temporary)
+            read = inside.parts[0].endswith(".dist-info") or (path.suffix == ".py" and is_documentation(inside))
+            if path.is_symlink() or (path.is_file() and not read):
                 path.unlink()
             elif path.is_dir() and not any(path.iterdir()):
                 path.rmdir()

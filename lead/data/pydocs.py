@@ -119,7 +119,7 @@ def _versions(packages: list[str], folder: Path | None) -> dict[str, str]:
     return {package: ", ".join(sorted(versions)) or "unknown" for package, versions in found.items()}
 
 
-def _is_documentation(file: Path) -> bool:
+def is_documentation(file: Path) -> bool:
     """Whether to parse a file of a package: no tests, vendored or private folders, or templates of other files.
 
     Private folders hold internals (compilers, adapters). The exception is numpy's `_core`, which holds much of its
@@ -131,7 +131,7 @@ def _is_documentation(file: Path) -> bool:
 
 def _docstrings(package: str, roots: list[Path]) -> Iterator[Docstring]:
     files = [(root, path.relative_to(root)) for root in roots for path in root.rglob("*.py")]
-    files = sorted((f for f in files if _is_documentation(f[1])), key=lambda f: f[1].parts)
+    files = sorted((f for f in files if is_documentation(f[1])), key=lambda f: f[1].parts)
     collecting = gc.isenabled()
     gc.disable()  # syntax trees hold no cycles; the collector would visit each many times
     try:

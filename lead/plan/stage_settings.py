@@ -112,8 +112,10 @@ def _align(job: Job) -> Tree:
     unread = {"negatives", "negatives_depth", "teacher_lr"}
     steps = "steps" in s.phases.align or "steps" in row.settings.get("train", {})
     train = s.train.model_dump(mode="json", exclude=unread if steps else {*unread, "steps"})
-    epochs = None if steps else s.align.epochs
-    shared = _training(job) | {"train": train, "loss": s.align.loss, "epochs": epochs}
+    length: Tree = {"epochs": None} if steps else {"epochs": s.align.epochs}
+    if not steps and s.align.between is not None:
+        length["between"] = s.align.between
+    shared = _training(job) | {"train": train, "loss": s.align.loss, **length}
     if row.init is None:
         return shared
     return shared | _json(model=s.models[row.init], scoring=getattr(s.scoring, row.kind), lengths=s.lengths)

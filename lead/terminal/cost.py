@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lead.config.folders import locate
+from lead.config.schema import align_steps
 from lead.config.sources import BeirSource, FilesSource, HfSource, PydocsSource
 from lead.data.layout import CORPUS, QUERIES
 from lead.data.unlabelled import read_texts
@@ -125,10 +126,12 @@ def _count(path: str) -> int:
 
 def steps_of(job: Job) -> int | None:
     """Steps of a run that trains; None for an alignment whose texts are not known."""
-    if job.method.stage != "align" or (epochs := stage_settings(job, "align")["epochs"]) is None:
+    said = stage_settings(job, "align") if job.method.stage == "align" else {"epochs": None}
+    if said["epochs"] is None:
         return job.settings.train.steps
     texts = aligned_texts(job)
-    return None if texts is None else math.ceil(epochs * max(1, texts // job.settings.train.batch_size))
+    an_epoch = None if texts is None else max(1, texts // job.settings.train.batch_size)
+    return None if an_epoch is None else align_steps(said["epochs"], said.get("between"), an_epoch)
 
 
 def step_work(job: Job) -> float | None:

@@ -7,7 +7,6 @@ a space: the student's queries search the teacher's passages, and the student is
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from lead.config.schema import Linear, Train
+from lead.config.schema import Linear, Train, align_steps
 from lead.config.stages import AlignSettings
 from lead.data.copies import same_text
 from lead.data.texts import mapped, mapped_batches, take_texts
@@ -182,7 +181,9 @@ def align(
         settings.seed,
         settings.generation,
     )
-    steps = settings.train.steps if settings.epochs is None else math.ceil(settings.epochs * data.steps)
+    steps = settings.train.steps
+    if settings.epochs is not None:
+        steps = align_steps(settings.epochs, settings.between, data.steps)
     train = settings.train.model_copy(update={"steps": steps})
     log.info("%d texts, %.2f epochs of %d steps", len(data.texts), steps / data.steps, data.steps)
     step = AlignStep(student, taught, train, settings.loss, settings.seed)
