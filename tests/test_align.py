@@ -17,7 +17,7 @@ from steps import SCORING, TRAIN
 from test_resume import assert_same, inputs, outputs
 
 from lead.config.load import load
-from lead.config.schema import Lengths, ModelRef, Scoring, Train
+from lead.config.schema import Lengths, ModelRef, Scoring, Train, align_steps
 from lead.config.stages import AlignSettings
 from lead.errors import LeadError, Preempted
 from lead.models.base import LayeredModel
@@ -139,6 +139,17 @@ def test_a_stopped_alignment_ends_in_the_same_bytes_in_the_teachers_space(
     assert len([line for line in lines if '"loss"' in line]) == 27  # 216 texts in batches of 8
     student = LayeredModel.load(whole["out"])
     assert student.size == 16 and student.n_layers == 3  # the linear layer is the last
+
+
+def test_a_small_collection_gets_more_passes(
+    tiny_model: Path, tiny_collection: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """26 steps are an epoch: half of one would be 13."""
+    train = Train(batch_size=8, precision="fp32", dev_queries=0)
+    own, paths = settings(tiny_model, train=train, epochs=0.5, between=[20, 40]), outputs(tmp_path / "run")
+    align(settings=own, gpu=0, start=None, **files(tiny_collection, teacher), **paths)
+    assert len(paths["metrics"].read_text().splitlines()) == 20
+    assert [align_steps(epochs, [20, 40], 26) for epochs in (1.0, 9.0)] == [26, 40]
 
 
 def test_an_aligned_student_is_close_to_its_teacher(

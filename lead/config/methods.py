@@ -144,7 +144,7 @@ METHODS: Named[Method] = Named(
                 "distil",
                 "maps",
                 "lead.methods.fd:fd",
-                reads={"contrastive_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
+                reads={"contrastive_candidates": True, "map_layers": True, "maps": True, "weights": {"map", "stu"}},
             ),
             Method("lead", "LEAD (eqs. 4 to 12)", "distil", "layers", "lead.methods.lead:lead", LEAD, joint=True),
         )

@@ -250,6 +250,11 @@ class Distil(Strict):
     map_layers: Literal["even", "last"] = Field(
         "even", description="fd: which teacher layers are compared with the student's: evenly spread, or the last M"
     )
+    maps: Literal["virt", "released"] = Field(
+        "virt",
+        description="fd: virt: as VIRT has them; released: as the released code of LEAD has them (docs/decisions.md)",
+        json_schema_extra=ADDED,
+    )
     weights: LossWeights = LossWeights()
 
 

@@ -149,8 +149,8 @@ class LayeredModel(nn.Module):
         """Return a function that scores rows of passages for a row of queries. Overridden where `ranks_by: rerank`."""
         raise NotImplementedError
 
-    def map_view(self) -> MapView:
-        """The model seen as query-passage maps, for FD. Overridden."""
+    def map_view(self, released: bool = False) -> MapView:
+        """The model seen as query-passage maps, for FD; `released`: as the released code does. Overridden."""
         raise NotImplementedError
 
     def write_others(self, folder: Path) -> None:
