@@ -16,8 +16,9 @@ from dag.project import empty_project, refusal
 from steps import SCORING, TRAIN
 from test_resume import assert_same, inputs, outputs
 
+from lead.config.alignment import align_steps
 from lead.config.load import load
-from lead.config.schema import Lengths, ModelRef, Scoring, Train, align_steps
+from lead.config.schema import Lengths, ModelRef, Scoring, Train
 from lead.config.stages import AlignSettings
 from lead.errors import LeadError, Preempted
 from lead.models.base import LayeredModel

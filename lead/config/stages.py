@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from lead.config.alignment import Align, Between
 from lead.config.kinds import KINDS, KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
 from lead.config.recipe import ADDED, EXECUTION
-from lead.config.schema import Align, Between, Distil, Lengths, ModelRef, Scoring, Train
+from lead.config.schema import Distil, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
 from lead.config.types import Positive, PositiveInt, Reference, Seed, Strict
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from lead.config.alignment import ALIGN
 from lead.config.load import Loaded, merge, validate
-from lead.config.schema import ALIGN, Settings, Train
+from lead.config.schema import Settings, Train
 from lead.errors import LeadError
 from lead.plan.rows import Rows, seeded, split_seed
 

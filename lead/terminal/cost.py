@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lead.config.alignment import align_steps
 from lead.config.folders import locate
-from lead.config.schema import align_steps
 from lead.config.sources import BeirSource, FilesSource, HfSource, PydocsSource
 from lead.data.layout import CORPUS, QUERIES
 from lead.data.unlabelled import read_texts

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lead.config.alignment import ALIGN, Align
 from lead.config.folders import expand
 from lead.config.load import validate
 from lead.config.parse import read_yaml
-from lead.config.schema import ALIGN, Align, Settings
+from lead.config.schema import Settings
 from lead.config.shipped import shipped
 from lead.data.collection import Split
 from lead.terminal.look import Look

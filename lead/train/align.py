@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from lead.config.schema import Linear, Train, align_steps
+from lead.config.alignment import align_steps
+from lead.config.schema import Linear, Train
 from lead.config.stages import AlignSettings
 from lead.data.copies import same_text
 from lead.data.texts import mapped, mapped_batches, take_texts
