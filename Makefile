@@ -19,6 +19,7 @@ CORES      ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null
 JOBS       ?= 2
 EXTRAS     ?= cpu,demo,test
 TORCH_ARGS ?=
+DATASET    ?= demo
 DEMO_RUNS  ?= bm25 student student_more rd_cb teacher_de teacher_cb lead_de lead_cb
 
 # The environment is as old as what it was made from: the stamp's name holds the checksum of that.
@@ -34,7 +35,7 @@ IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 # Runs a set-up step: $(call step,what it does,the command). One line, with the seconds it took.
 step = printf '%s ... ' '$(1)'; SECONDS=0; $(2); printf '%d s\n' "$$SECONDS"
 
-.PHONY: help demo test test-fast test-slurm lint clean constraints setup
+.PHONY: help demo reproduce test test-fast test-slurm lint clean constraints setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -44,6 +45,9 @@ demo: $(STAMP) ## distil on the built-in collection, end to end, and print the t
 	{ s=$$?; [ -z "$$(ls .snakemake/locks 2>/dev/null)" ] || \
 	echo 'error: this directory is locked; if no other Snakemake works in it: $(BIN)/snakemake --unlock && make demo' >&2; exit $$s; }
 	@$(IN_VENV) lead table $(DEMO_RUNS:%=results/demo/%.json)
+
+reproduce: $(STAMP) ## make the documented values of the demo again from nothing, and compare each (DATASET=pydocs: another)
+	@$(IN_VENV) python benchmarks/reproduce.py docs/values/$(DATASET).json --cores $(CORES)
 
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: $(STAMP) ## the tests of the daily loop: losses, layers, scores, configuration, plan, the DAG's dry runs

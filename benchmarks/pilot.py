@@ -1,10 +1,11 @@
 """Variants of distillation from finished warm-ups, compared on dev: what to try before a full run is worth its time.
 
     python benchmarks/pilot.py pydocs rd_cb lead_cb 'lead_cb:{"distil": {"joint": false}}'
+    python benchmarks/pilot.py pydocs --gpu 1 --steps 300 @benchmarks/lead_chance.txt
 
-A variant is a run, or RUN:JSON with settings laid over the run's. Needs the models of its student and teacher and the
-mined negatives. MRR@10 of dev queries against the whole corpus, with the standard error of the paired difference
-from the first variant. No evaluation query is looked at; results/ is not written to.
+A variant is a run, or RUN:JSON with settings laid over the run's; @FILE: a variant a line. Needs the models of its
+student and teacher and the mined negatives. MRR@10 of dev queries against the whole corpus, with the standard error of
+the paired difference from the first variant. No evaluation query is looked at; results/ is not written to.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from lead.config.load import load, merge
 from lead.config.stages import DistilSettings
+from lead.device import device
 from lead.models.base import LayeredModel
 from lead.models.bi_encoder import BiEncoder
 from lead.models.microbatch import MicroBatchEncoder
@@ -33,8 +35,10 @@ from lead.train.stages import make_step
 
 def main() -> None:
     """Run each variant and print its MRR@10 on dev."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, fromfile_prefix_chars="@")
     parser.add_argument("dataset")
+    parser.add_argument("--gpu", type=int, default=0, help="GPUs granted (default 0)")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--queries", type=int, default=1000, help="dev queries, at most")
     parser.add_argument("variants", nargs="+", metavar="RUN[:JSON]")
@@ -44,6 +48,7 @@ def main() -> None:
     corpus = read_table(data / "corpus.parquet", "corpus")
     encode = MicroBatchEncoder(16384)
     first: torch.Tensor | None = None
+    on = device(args.gpu)
     for variant in args.variants:
         run, _, text = variant.partition(":")
         change = json.loads(text or "{}")
@@ -56,8 +61,7 @@ def main() -> None:
             for s in ("train", "dev")
         ]
         pool = DevPool(corpus, splits[1], args.queries, None)
-        student = BiEncoder.load(job.start[0])
-        teacher = LayeredModel.load(job.teacher)
+        student, teacher = BiEncoder.load(job.start[0]).to(on), LayeredModel.load(job.teacher).to(on)
         before = pool.mrr(student, encode)
         step = make_step(settings, student, teacher)
         sizes = settings.train.batch_size, settings.train.negatives

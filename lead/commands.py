@@ -37,6 +37,13 @@ TRAINING_INPUTS = {
 }
 
 STAGES: dict[str, Stage] = {
+    "packages": Stage(
+        "Install pinned packages into a folder of their own, whose docstrings are a collection.",
+        "lead.data.packages:packages",
+        "PackagesSettings",
+        inputs={"requirements": "packages with versions and hashes, in pip's format"},
+        outputs={"out": "folder for their sources, which are read and never imported"},
+    ),
     "prepare": Stage(
         "Convert a collection to Parquet: corpus, queries and judgements of train, dev and test.",
         "lead.data.prepare:prepare",

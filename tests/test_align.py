@@ -19,6 +19,7 @@ from steps import SCORING, TRAIN
 from test_resume import assert_same, inputs, outputs
 
 from lead.config.load import load
+from lead.config.phases import align_steps
 from lead.config.schema import Lengths, ModelRef, Scoring, Train
 from lead.config.stages import AlignSettings, EncodeSettings
 from lead.errors import LeadError, Preempted
@@ -168,6 +169,17 @@ def test_passages_that_the_teacher_has_encoded_are_not_encoded_again(
     with pytest.raises(LeadError, match="queries.parquet is not the teacher's vectors of the corpus"):
         paths = outputs(tmp_path / "other") | {"passages": [queries]}
         align(settings=settings(tiny_model), gpu=0, start=None, **files(tiny_collection, teacher), **paths)
+
+
+def test_a_small_collection_gets_more_passes(
+    tiny_model: Path, tiny_collection: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """26 steps are an epoch: half of one would be 13."""
+    train = Train(batch_size=8, precision="fp32", dev_queries=0)
+    own, paths = settings(tiny_model, train=train, epochs=0.5, between=[20, 40]), outputs(tmp_path / "run")
+    align(settings=own, gpu=0, start=None, **files(tiny_collection, teacher), **paths)
+    assert len(paths["metrics"].read_text().splitlines()) == 20
+    assert [align_steps(epochs, [20, 40], 26) for epochs in (1.0, 9.0)] == [26, 40]
 
 
 def test_an_aligned_student_is_close_to_its_teacher(

@@ -6,7 +6,8 @@ architecture needs one class and one row here (docs/extending.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from lead.config.registry import check_reference, imported
@@ -22,7 +23,8 @@ class Kind:
     in a training step: all passages of the `batch`, or a query's `own` list. ranks_by: `search` (one vector for each
     text, inner products) or `rerank` (it reorders another run's list). adds_tokens: whether `scoring.markers` and
     `scoring.expand` add tokens to its texts. keeps_width: whether a linear layer must have equal numbers of inputs and
-    outputs. vectors: whether scores are products of vectors, which may be normalised to unit length.
+    outputs. vectors: whether scores are products of vectors, which may be normalised to unit length. scoring: keys of
+    `scoring.KIND` whose defaults are others than in `lead.config.schema.Scoring`.
     """
 
     name: str  # in configuration and on disk
@@ -33,6 +35,7 @@ class Kind:
     adds_tokens: bool = False
     keeps_width: bool = False
     vectors: bool = True
+    scoring: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def a(self) -> str:
@@ -60,6 +63,7 @@ class Kind:
         return f"kind of model '{self.name}' (lead.config.kinds)"
 
 
+UNIT = {"normalise": "unit", "layer_normalise": "unit"}
 KINDS: Named[Kind] = Named(
     "kind of model",
     "lead.config.kinds",
@@ -67,7 +71,8 @@ KINDS: Named[Kind] = Named(
         kind.name: kind
         for kind in (
             Kind("de", "dual encoder", "lead.models.dual_encoder:DualEncoder", "batch", "search"),
-            Kind("cb", "ColBERT", "lead.models.colbert:ColBERT", "batch", "rerank", adds_tokens=True),
+            # raw token vectors saturate it (docs/decisions.md)
+            Kind("cb", "ColBERT", "lead.models.colbert:ColBERT", "batch", "rerank", adds_tokens=True, scoring=UNIT),
             # w is shared by all layers
             Kind(
                 "ce",

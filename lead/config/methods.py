@@ -22,6 +22,7 @@ LEAD: Mapping[str, Any] = {
     "layer_weights_tau": True,
     "joint": True,
     "detach_target": True,
+    "layer_normalise": True,
     "candidates": True,
     "contrastive_candidates": True,
     "weights": {"lyr", "rep", "tch", "stu"},
@@ -143,7 +144,7 @@ METHODS: Named[Method] = Named(
                 "distil",
                 "maps",
                 "lead.methods.fd:fd",
-                reads={"contrastive_candidates": True, "map_layers": True, "weights": {"map", "stu"}},
+                reads={"contrastive_candidates": True, "map_layers": True, "maps": True, "weights": {"map", "stu"}},
             ),
             Method("lead", "LEAD (eqs. 4 to 12)", "distil", "layers", "lead.methods.lead:lead", LEAD, joint=True),
         )

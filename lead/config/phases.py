@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lead.config.types import Positive, Strict
+from lead.config.recipe import ADDED
+from lead.config.types import Positive, PositiveInt, Strict
 
 ALIGN = {"lr": 3e-4, "batch_size": 32}  # what `train` is in the phase `align`, unless phases.align says otherwise
+
+
+Between = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
 class Align(Strict):
@@ -20,12 +25,27 @@ class Align(Strict):
         "`normalise: unit`); cosine: 1 - their cosine",
     )
     epochs: Positive = Field(3.0, description="passes over the texts, unless phases.align gives `steps` or `epochs`")
+    between: Between | None = Field(
+        None,
+        description="fewest and most steps, whatever `epochs` here says: a small collection needs more passes",
+        json_schema_extra=ADDED,
+    )
     texts: list[str] = Field(
         [],
         description="files of more texts, read as passages: .txt, a text a line, or any that a corpus may be (with "
         "ids); relative to the folder that the workflow runs in",
     )
     queries: list[str] = Field([], description="files of more queries, like `texts`, but read as queries")
+
+
+def align_steps(epochs: float, between: list[int] | None, an_epoch: int) -> int:
+    """Steps of an alignment with so many steps an epoch.
+
+    >>> align_steps(3.0, None, 60), align_steps(3.0, [3000, 20000], 60), align_steps(3.0, [3000, 20000], 9000)
+    (180, 3000, 20000)
+    """
+    fewest, most = between or (1, math.inf)
+    return int(min(max(math.ceil(epochs * an_epoch), fewest), most))
 
 
 class PhaseTrain(Strict):

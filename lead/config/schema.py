@@ -1,7 +1,7 @@
 """Every key of the configuration: its type, default, bounds and meaning.
 
 `lead schema` prints the JSON Schema generated from these models; `lead <stage> --help` prints the keys of a stage.
-Defaults are the paper's (section 4.3, Table 10) wherever the paper gives a value.
+Defaults are the paper's (section 4.3, Table 10) wherever the paper gives a value, and of scores the preset `paper`'s.
 """
 
 from __future__ import annotations
@@ -118,8 +118,17 @@ def check_scoring(kind: Kind, scoring: Scoring) -> Scoring:
     return scoring
 
 
+def scoring_class(kind: Kind) -> type[Scoring]:
+    """`Scoring` with the defaults of a kind of model."""
+    of, fields = Scoring.model_fields, dict[str, Any]()
+    for key, default in kind.scoring.items():
+        fields[key] = of[key].annotation, Field(default, description=of[key].description)
+    return create_model("Scoring", __base__=Scoring, __doc__=Scoring.__doc__, **fields) if fields else Scoring
+
+
 _BY_KIND: dict[str, Any] = {
-    kind.name: (Annotated[Scoring, AfterValidator(partial(check_scoring, kind))], Scoring()) for kind in KINDS.values()
+    kind.name: (Annotated[made, AfterValidator(partial(check_scoring, kind))], made())
+    for kind, made in ((kind, scoring_class(kind)) for kind in KINDS.values())
 }
 ScoringByKind = create_model("ScoringByKind", __base__=Strict, __doc__="`Scoring` for each kind of model.", **_BY_KIND)
 
@@ -227,6 +236,11 @@ class Distil(Strict):
         True, description="train the teacher too (section 3.4); false: frozen, L_tch and KL(s, t) removed"
     )
     detach_target: bool = Field(False, description="no gradient reaches the target side of each KL")
+    layer_normalise: Literal["none", "unit", "standard"] | None = Field(
+        None,
+        description="layer features of both models (`scoring.*.layer_normalise`); null: as each was warmed up",
+        json_schema_extra=ADDED,
+    )
     candidates: Literal["batch", "own"] = Field(
         "batch",
         description="passages of a distribution: the whole (cross-)batch, or the query's own (always "
@@ -238,6 +252,11 @@ class Distil(Strict):
     )
     map_layers: Literal["even", "last"] = Field(
         "even", description="fd: which teacher layers are compared with the student's: evenly spread, or the last M"
+    )
+    maps: Literal["virt", "released"] = Field(
+        "virt",
+        description="fd: virt: as VIRT has them; released: as the released code of LEAD has them (docs/decisions.md)",
+        json_schema_extra=ADDED,
     )
     weights: LossWeights = LossWeights()
 

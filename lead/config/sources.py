@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, create_model, model_validator
 
+from lead.config.recipe import ADDED
 from lead.config.types import Name, PositiveInt, Seed, Strict
 
 IR_DATASETS = "ir_datasets:"  # before an id of the library, where a file could stand
@@ -28,13 +29,38 @@ class Source(Strict):
 
 
 class PydocsSource(Source):
-    """Docstrings of installed packages: query = summary line, passage = the rest."""
+    """Docstrings of packages: query = summary line, passage = the rest."""
 
     collect = "lead.data.pydocs:collect"
+    paths = frozenset({"folder", "requirements"})
     kind: Literal["pydocs"]
     packages: list[str] = Field(min_length=1, description="import names; sources are parsed, never imported")
+    folder: str | None = Field(
+        None,
+        min_length=1,
+        description="of the packages (pip install --target), relative to the dataset file; null: the environment",
+        json_schema_extra=ADDED,
+    )
+    requirements: str | None = Field(
+        None,
+        min_length=1,
+        description="instead of folder: a file of pinned packages with hashes, relative to the dataset file; the "
+        "workflow keeps their sources in results/{dataset}/packages (`lead packages`)",
+        json_schema_extra=ADDED,
+    )
     evaluation: PositiveInt = Field(1000, description="queries held out for evaluation (by hash)")
     passages: PositiveInt | None = Field(None, description="keep only about this many passages (by hash); null: all")
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the packages are in a folder, not in the environment."""
+        return self.folder is not None or self.requirements is not None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> PydocsSource:
+        if self.folder is not None and self.requirements is not None:
+            raise ValueError("give either `folder` or `requirements`")
+        return self
 
 
 class SplitFiles(Strict):

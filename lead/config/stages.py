@@ -10,16 +10,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lead.config.kinds import KindName
+from lead.config.kinds import KINDS, KindName
 from lead.config.lists import Bm25, Evaluation, Mining
 from lead.config.methods import DistilMethodName
-from lead.config.phases import Align
+from lead.config.phases import Align, Between
 from lead.config.recipe import ADDED, EXECUTION
 from lead.config.schema import Distil, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
 from lead.config.types import Positive, PositiveInt, Reference, Seed, Strict
 
 OwnIds = Annotated[bool, Field(description="leave out the passage with the query's own id")]
+
+
+class PackagesSettings(Strict):
+    """Read by `lead packages`."""
+
+    python: str = Field("3.12", pattern=r"^3\.\d+$", description="the Python whose wheels are taken, on any machine")
 
 
 class PrepareSettings(Strict):
@@ -58,7 +64,18 @@ Generation = Annotated[
 ]
 
 
-class TrainSettings(Strict):
+class OfKind(Strict):
+    """Settings of a stage that makes a model of a kind: `scoring` has the defaults of that kind."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scoring_of_kind(cls, tree: Any) -> Any:
+        kind = KINDS.get(str(tree.get("kind"))) if isinstance(tree, dict) else None
+        given = tree.get("scoring", {}) if kind is not None else None
+        return {**tree, "scoring": {**kind.scoring, **given}} if kind is not None and isinstance(given, dict) else tree
+
+
+class TrainSettings(OfKind):
     """Read by `lead train`."""
 
     seed: Seed = 1
@@ -73,7 +90,7 @@ class TrainSettings(Strict):
     relevance: PositiveInt = 1
 
 
-class PretrainedSettings(Strict):
+class PretrainedSettings(OfKind):
     """Read by `lead pretrained`."""
 
     model: ModelRef
@@ -115,6 +132,7 @@ class AlignSettings(Strict):
     train: Train = Train()
     loss: Literal["squared", "cosine"] = Field("squared", description=Align.model_fields["loss"].description)
     epochs: Positive | None = Field(None, description="passes over the texts; null: train.steps steps")
+    between: Between | None = Field(None, description="fewest and most steps", json_schema_extra=ADDED)
     generation: Generation = 0
     relevance: PositiveInt = 1
 

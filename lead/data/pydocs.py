@@ -1,6 +1,6 @@
-"""The built-in collection: docstrings of installed packages, query = the summary, passage = the rest.
+"""The built-in collections: docstrings of packages, query = the summary, passage = the rest.
 
-Sources are parsed, never imported: no foreign code runs. The result depends only on the installed versions. Everything
+Sources are parsed, never imported: no foreign code runs. The result depends only on the packages' versions. Everything
 is sorted, and every choice is made by hash, so the same versions give the same bytes.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm import tqdm
 
+from lead.config.folders import expand
 from lead.config.sources import PydocsSource
 from lead.data.collection import Collection, Split
 from lead.errors import LeadError
@@ -58,10 +59,10 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def collect(source: PydocsSource) -> Collection:
     """Collect docstrings: splits `train` and `test`, every judgement of relevance 1.
 
-    Memory: the docstrings, some tens of MB. Raises LeadError when a package is not installed.
+    Memory: the docstrings, some tens of MB. Raises LeadError when a package is not there.
     """
-    packages = sorted(set(source.packages))
-    roots = {package: _roots(package) for package in packages}  # find all before parsing any
+    packages, folder = sorted(set(source.packages)), None if source.folder is None else expand(source.folder)
+    roots = {package: _roots(package, folder) for package in packages}  # find all before parsing any
     docstrings = _merge([d for package in packages for d in _docstrings(package, roots[package])])
     groups = _groups(docstrings)
     if source.passages is not None:
@@ -82,11 +83,18 @@ def collect(source: PydocsSource) -> Collection:
         "test": _split([d for d in kept if d.name in held_out], passage_ids),
     }
     corpus = pa.table({"pid": list(passage_ids.values()), "text": list(passage_ids)}, schema=SCHEMAS["corpus"])
-    return Collection(iter(corpus.to_batches()), splits, _facts(packages, splits, passage_ids))
+    return Collection(iter(corpus.to_batches()), splits, _facts(_versions(packages, folder), splits, passage_ids))
 
 
-def _roots(package: str) -> list[Path]:
-    """Folders of a top-level package, found without importing it (finding `a.b` would import `a`)."""
+def _roots(package: str, folder: Path | None = None) -> list[Path]:
+    """Folders of a top-level package, in `folder` or the environment, found without importing it.
+
+    Finding `a.b` in the environment would import `a`.
+    """
+    if folder is not None:
+        if not package.isidentifier() or not (folder / package).is_dir():
+            raise LeadError(f"source.packages: '{package}' is no package in {folder}; install it there, or take it off")
+        return [folder / package]
     try:
         spec = None if "." in package else importlib.util.find_spec(package)
     except ValueError:  # an empty name, or a module without a spec
@@ -98,13 +106,20 @@ def _roots(package: str) -> list[Path]:
     return sorted(Path(folder) for folder in spec.submodule_search_locations)
 
 
-def _version(package: str) -> str:
-    """Installed version of the distribution that provides an import name (`sklearn`: that of scikit-learn)."""
-    distributions = importlib.metadata.packages_distributions().get(package, [])
-    return ", ".join(sorted({importlib.metadata.version(d) for d in distributions})) or "unknown"
+def _versions(packages: list[str], folder: Path | None) -> dict[str, str]:
+    """Versions of the distributions that provide import names (`sklearn`: that of scikit-learn)."""
+    if folder is None:
+        providers = importlib.metadata.packages_distributions()
+        found = {p: {importlib.metadata.version(d) for d in providers.get(p, [])} for p in packages}
+    else:
+        found = {p: set() for p in packages}
+        for distribution in importlib.metadata.distributions(path=[str(folder)]):
+            for package in {file.parts[0] for file in distribution.files or []} & found.keys():
+                found[package].add(distribution.version)
+    return {package: ", ".join(sorted(versions)) or "unknown" for package, versions in found.items()}
 
 
-def _is_documentation(file: Path) -> bool:
+def is_documentation(file: Path) -> bool:
     """Whether to parse a file of a package: no tests, vendored or private folders, or templates of other files.
 
     Private folders hold internals (compilers, adapters). The exception is numpy's `_core`, which holds much of its
@@ -116,7 +131,7 @@ def _is_documentation(file: Path) -> bool:
 
 def _docstrings(package: str, roots: list[Path]) -> Iterator[Docstring]:
     files = [(root, path.relative_to(root)) for root in roots for path in root.rglob("*.py")]
-    files = sorted((f for f in files if _is_documentation(f[1])), key=lambda f: f[1].parts)
+    files = sorted((f for f in files if is_documentation(f[1])), key=lambda f: f[1].parts)
     collecting = gc.isenabled()
     gc.disable()  # syntax trees hold no cycles; the collector would visit each many times
     try:
@@ -230,11 +245,11 @@ def _split(docstrings: list[Docstring], passage_ids: dict[str, str]) -> Split:
     )
 
 
-def _facts(packages: list[str], splits: dict[str, Split], passage_ids: dict[str, str]) -> dict[str, Any]:
+def _facts(versions: dict[str, str], splits: dict[str, Split], passage_ids: dict[str, str]) -> dict[str, Any]:
     passages = Counter(_package(pid) for pid in passage_ids.values())
     queries = Counter(_package(qid) for split in splits.values() for qid in split.queries["qid"].to_pylist())
     return {
-        "packages": {p: {"version": _version(p), "passages": passages[p], "queries": queries[p]} for p in packages},
+        "packages": {p: {"version": v, "passages": passages[p], "queries": queries[p]} for p, v in versions.items()},
     }
 
 

@@ -11,12 +11,17 @@ from lead.models.maps import Maps
 
 
 def fd(student: Scores, candidates: Candidates, teacher_maps: Maps, student_maps: Maps, distil: Distil) -> Loss:
-    """L_stu + L_virt in both directions of attention, with a frozen teacher. `student`: scores of `candidates`."""
+    """L_stu + L_virt in both directions of attention, with a frozen teacher. `student`: scores of `candidates`.
+
+    The released code has the direction to the passage only.
+    """
     t, s = teacher_maps, student_maps
     parts = {
         "stu": contrastive_loss(student.final, candidates),
-        "map": map_loss(t.to_passage, s.to_passage, s.keep) + map_loss(t.to_query, s.to_query, s.keep),
+        "map": map_loss(t.to_passage, s.to_passage, s.keep),
     }
+    if distil.maps == "virt":
+        parts["map"] = parts["map"] + map_loss(t.to_query, s.to_query, s.keep)
     return Loss(weighted(parts, distil), parts, {})
 
 

@@ -74,10 +74,7 @@ class LayeredModel(nn.Module):
         self.encoder, self.tokenizer = encoder, tokenizer
         self.scoring, self.lengths, self.prompts = scoring, lengths, prompts or Prompts()
         self.width = self.size = int(encoder.config.hidden_size)  # type: ignore[union-attr,arg-type]
-        try:
-            check_scoring(self.about, scoring)
-        except ValueError as e:
-            raise LeadError(f"scoring.{self.kind}: {e}") from None
+        self.set_scoring()
         self.tokenizing = threading.Lock()  # a tokenizer stores how it cuts texts, so one thread at a time may use it
         check_vocabulary(encoder, tokenizer)
         self.linear = None
@@ -91,6 +88,14 @@ class LayeredModel(nn.Module):
         self.wide = max(self.width, self.size)  # of features
         self.n_layers = depth(encoder) + (linear is not None)
         self.build()
+
+    def set_scoring(self, **keys: Any) -> None:
+        """Replace keys of `scoring`, after a check against the kind. Raises LeadError."""
+        scoring = self.scoring.model_copy(update=keys)
+        try:
+            self.scoring = check_scoring(self.about, scoring)
+        except ValueError as e:
+            raise LeadError(f"scoring.{self.kind}: {e}") from None
 
     # --- what a kind of model decides ---------------------------------------------------------------------------------
     def build(self) -> None:
@@ -144,8 +149,8 @@ class LayeredModel(nn.Module):
         """Return a function that scores rows of passages for a row of queries. Overridden where `ranks_by: rerank`."""
         raise NotImplementedError
 
-    def map_view(self) -> MapView:
-        """The model seen as query-passage maps, for FD. Overridden."""
+    def map_view(self, released: bool = False) -> MapView:
+        """The model seen as query-passage maps, for FD; `released`: as the released code does. Overridden."""
         raise NotImplementedError
 
     def write_others(self, folder: Path) -> None:

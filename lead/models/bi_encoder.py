@@ -71,6 +71,6 @@ class BiEncoder(LayeredModel):
         x = features.x[-1, ..., : self.size]
         return normalize(x, dim=-1) if self.scoring.normalise == "unit" else x
 
-    def map_view(self) -> MapView:
+    def map_view(self, released: bool = False) -> MapView:
         """Token vectors at every layer, whose softmaxed products are the maps."""
-        return TokenView(self)
+        return TokenView(self, released)

@@ -124,6 +124,6 @@ class CrossEncoder(LayeredModel):
 
         return score
 
-    def map_view(self) -> MapView:
+    def map_view(self, released: bool = False) -> MapView:
         """Its attention between query and passage."""
-        return AttentionView(self.encoder, self.padded_pairs)
+        return AttentionView(self.encoder, self.padded_pairs, self.lengths.passage if released else None)

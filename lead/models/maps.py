@@ -4,6 +4,9 @@ The one place where a distillation method sees more than scores, and so needs te
 A map is a pair of log-distributions [L, n, X, Y] of n query-passage pairs: over the passage's tokens for each query
 token, and over the query's tokens for each passage token. Special tokens take no part, so that the tokens of a cross
 encoder's pair and of a dual encoder's two texts are the same tokens.
+
+`released`: the maps of the released code of LEAD instead (`distil.maps`). Special tokens take part, products are not
+divided by sqrt(d), and a cross encoder's attention is softmaxed again and compared with the tokens one place before.
 """
 
 from __future__ import annotations
@@ -85,9 +88,9 @@ class TokenModel(Protocol):
 class TokenView:
     """A dual encoder or ColBERT seen as token vectors at every layer."""
 
-    def __init__(self, model: TokenModel) -> None:
+    def __init__(self, model: TokenModel, released: bool = False) -> None:
         """`model`: its weights, mode and device do not change."""
-        self.model, self.device = model, model.device
+        self.model, self.device, self.released = model, model.device, released
 
     @property
     def training(self) -> bool:
@@ -99,26 +102,28 @@ class TokenView:
         padded, mask = self.model.padded(ids, self.model.tokenizer.pad_token_id or 0)
         # what the tokenizer put around the text, by place: a text may hold a literal [SEP]
         content = mask.clone()
-        content[:, 0] = False
-        content[torch.arange(len(ids)), mask.sum(1) - 1] = False
+        if not self.released:
+            content[:, 0] = False
+            content[torch.arange(len(ids)), mask.sum(1) - 1] = False
         return Features(torch.stack(self.model.states(padded, mask.long(), layers)), layers, content)
 
     def maps(self, encoded: tuple[Any, ...], own: Tensor) -> Maps:
         """Virtual maps, from the token vectors of queries and passages."""
         queries, passages = encoded
-        return virtual_maps(queries, passages, own)
+        return virtual_maps(queries, passages, own, scaled=not self.released)
 
 
-def virtual_maps(queries: Features, passages: Features, index: Tensor) -> Maps:
+def virtual_maps(queries: Features, passages: Features, index: Tensor, scaled: bool = True) -> Maps:
     """Virtual interaction of a model that encodes texts apart: softmax of q_x . p_y / sqrt(d), both ways.
 
-    index [Q, C]: the passages of each query; pairs are in its order, row by row. Memory: L Q C X Y numbers.
+    index [Q, C]: the passages of each query; pairs are in its order, row by row. scaled: whether products are divided
+    by sqrt(d). Memory: L Q C X Y numbers.
     """
     assert queries.mask is not None and passages.mask is not None
     q, q_mask = _content(queries.x, queries.mask)
     p, p_mask = _content(passages.x, passages.mask)
     (_, n, x, d), c = q.shape, index.shape[1]
-    logits = torch.einsum("lqxd,lqcyd->lqcxy", q, p[:, index]) / d**0.5
+    logits = torch.einsum("lqxd,lqcyd->lqcxy", q, p[:, index]) / (d**0.5 if scaled else 1.0)
     keep = q_mask[:, None, :, None] & p_mask[index][:, :, None, :]
     shape = (n * c, x, p.shape[2])
     logits, keep = logits.reshape(len(q), *shape), keep.reshape(shape)
@@ -142,14 +147,18 @@ class AttentionView:
     """A cross encoder seen as its attention between the two segments. It is never trained: only a teacher is one."""
 
     def __init__(
-        self, encoder: nn.Module, padded: Callable[[list[Pair]], tuple[Tensor, Tensor, Tensor | None]]
+        self,
+        encoder: nn.Module,
+        padded: Callable[[list[Pair]], tuple[Tensor, Tensor, Tensor | None]],
+        released: int | None = None,
     ) -> None:
         """`encoder` is set to eager attention, the only one that returns its probabilities.
 
-        padded: from pairs to token ids, mask and token types, [n, T] each.
+        padded: from pairs to token ids, mask and token types, [n, T] each. released: most tokens of a passage, for the
+        maps of the released code; None: ours.
         """
         encoder.set_attn_implementation("eager")  # type: ignore[operator]
-        self.encoder, self.padded = encoder, padded
+        self.encoder, self.padded, self.released = encoder, padded, released
 
     @property
     def device(self) -> torch.device:
@@ -180,6 +189,8 @@ class AttentionView:
             back[:, n, : len(q), : len(p)] = attention[:, n, p.start : p.stop, q.start : q.stop].transpose(1, 2)
             keep[n, : len(q), : len(p)] = True
         tiny = torch.finfo(torch.float32).tiny
+        if self.released is not None:
+            return released_attention(block, keep, self.released)
         return Maps(
             _maps(block.clamp(min=tiny).log(), keep).to_passage, _maps(back.clamp(min=tiny).log(), keep).to_query, keep
         )
@@ -189,3 +200,21 @@ class AttentionView:
         (maps,) = encoded
         assert isinstance(maps, Maps)
         return maps
+
+
+def released_attention(block: Tensor, keep: Tensor, longest: int) -> Maps:
+    """What the released code compares a cross encoder's attention with: it has two errors (pitfalls of its FD).
+
+    block [L, n, X, Y]: attention from query to passage; keep [n, X, Y]. The probabilities go through a second softmax.
+    They lie in a table that begins at the first token of the texts, and the student's at its [CLS]: row and column i of
+    one is i + 1 of the other. Two rows are left over, and hold 1 / longest in each of as many columns. Only the
+    direction to the passage exists, so both maps are that one.
+    """
+    x, y = keep.any(2).sum(1), keep.any(1).sum(1)  # tokens of each text, without special ones
+    rows, columns = (torch.arange(size + 2, device=keep.device) for size in keep.shape[1:])
+    again = pad(block.masked_fill(~keep, torch.finfo(block.dtype).min / 2).softmax(-1) * keep, (0, 2, 0, 2))
+    left_over = (rows >= x[:, None])[:, :, None]
+    again = torch.where(left_over, torch.full_like(again, 1 / longest), again)
+    seen = (rows < x[:, None] + 2)[:, :, None] & (columns < y[:, None] + 2)[:, None, :]
+    log = again.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return Maps(log, log, seen)

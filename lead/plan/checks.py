@@ -23,8 +23,8 @@ def check(job: Job) -> None:
     The runs that it depends on are checked too.
     """
     check_meant(job)
-    for file in job.dataset.source_files:
-        if not os.path.isfile(file):
+    for file in job.dataset.requirements or job.dataset.source_files:
+        if not os.path.exists(file):
             raise LeadError(f"{job.dataset.file}: key 'source': {file} does not exist; fix the path")
     rows = job.jobs.rows
     for name in rows.ancestors(job.run):

@@ -10,7 +10,7 @@ from pathlib import Path
 from lead.config.folders import locate
 from lead.config.load import Loaded, seen_path, source_files, source_paths
 from lead.config.schema import Settings
-from lead.config.sources import IR_DATASETS, AnySource, EvaluationSource, OnDisk
+from lead.config.sources import IR_DATASETS, AnySource, EvaluationSource, OnDisk, PydocsSource
 from lead.errors import LeadError, Named
 from lead.plan.settings import dataset_settings
 
@@ -69,11 +69,22 @@ class PlannedDataset:
 
     @property
     def source(self) -> AnySource:
-        """Its source, with paths as they are seen from here, and no train split where that is drawn from the corpus."""
+        """Its source, with paths as they are seen from here, and no train split where that is drawn from the corpus.
+
+        Packages that are installed for it have a folder.
+        """
         source = source_paths(self.data.source, self.file)
+        if isinstance(source, PydocsSource) and source.requirements is not None:
+            return source.model_copy(update={"folder": f"{self.folder}/packages", "requirements": None})
         if self.data.queries is None or "train" not in type(source).model_fields:
             return source
         return source.model_copy(update={"train": None})
+
+    @property
+    def requirements(self) -> list[str]:
+        """The file of pinned packages that are installed for it; none for another source."""
+        source = source_paths(self.data.source, self.file)
+        return [source.requirements] if isinstance(source, PydocsSource) and source.requirements is not None else []
 
     @property
     def has_test(self) -> bool:

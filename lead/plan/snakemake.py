@@ -119,6 +119,7 @@ class Memory(NamedTuple):
 
 # From measured peaks (docs/scale.md) and the size of a row in memory: files are compressed, tables in memory are not.
 MEMORY = {
+    "packages": Memory(2000),
     "prepare": Memory(3000, {"sources": 0.3, "corpus": 1}),
     "bm25": Memory(2000, {"corpus": 4, "queries": 150}),  # the index; 100 negatives a query
     # ids of the corpus; lists hold texts, or compressed ids

@@ -55,6 +55,10 @@ def _within(part: Tree, settings: Tree) -> Tree:
 
 
 # --- stages of a dataset ---------------------------------------------------------------------------------------------
+def _packages(dataset: PlannedDataset, s: Settings) -> Tree:
+    return {}
+
+
 def _prepare(dataset: PlannedDataset, s: Settings) -> Tree:
     source = dataset.source
     share: Tree = {} if isinstance(source, EvaluationSource) else {"dev_share": s.dev_share}
@@ -109,8 +113,10 @@ def _align(job: Job) -> Tree:
     unread = {"negatives", "negatives_depth", "teacher_lr"}
     steps = s.train.epochs is None and ("steps" in s.phases.align or "steps" in row.settings.get("train", {}))
     train = s.train.model_dump(mode="json", exclude={*unread, "epochs"} if steps else {*unread, *LENGTH})
-    epochs = None if steps else s.train.epochs or s.align.epochs
-    shared = _training(job) | {"train": train, "loss": s.align.loss, "epochs": epochs}
+    length: Tree = {"epochs": None if steps else s.train.epochs or s.align.epochs}
+    if not steps and s.train.epochs is None and s.align.between is not None:
+        length["between"] = s.align.between
+    shared = _training(job) | {"train": train, "loss": s.align.loss, **length}
     if row.init is None:
         return shared
     return shared | _json(model=s.models[row.init], scoring=getattr(s.scoring, row.kind), lengths=s.lengths)
@@ -179,6 +185,7 @@ def _searching(job: Job) -> Tree:
 
 
 OF_DATASET: dict[str, Callable[[PlannedDataset, Settings], Tree]] = {
+    "packages": _packages,
     "prepare": _prepare,
     "bm25": _bm25,
     "external": _external,

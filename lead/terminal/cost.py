@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lead.config.folders import locate
+from lead.config.load import Tree
+from lead.config.phases import align_steps
 from lead.config.sources import BeirSource, FilesSource, HfSource, PydocsSource
 from lead.data.layout import CORPUS, QUERIES
 from lead.data.unlabelled import read_texts
@@ -128,13 +130,15 @@ def _count(path: str) -> int:
 def steps_of(job: Job) -> int | None:
     """Steps of a run that trains; None where it is told in epochs of texts or queries whose number is not known."""
     aligned, train = job.method.stage == "align", job.settings.train
-    epochs = stage_settings(job, "align")["epochs"] if aligned else train.epochs
-    if epochs is None:
+    said: Tree = stage_settings(job, "align") if aligned else {"epochs": train.epochs}
+    if said["epochs"] is None:
         return train.steps
     seen = aligned_texts(job) if aligned else shape(job).queries.get("train")
     if not seen:
         return None
-    return math.ceil(epochs * (max(1, seen // train.batch_size) if aligned else seen / train.batch_size))
+    if aligned:
+        return align_steps(said["epochs"], said.get("between"), max(1, seen // train.batch_size))
+    return math.ceil(said["epochs"] * seen / train.batch_size)
 
 
 def step_work(job: Job) -> float | None:

@@ -7,7 +7,6 @@ a space: the student's queries search the teacher's passages, and the student is
 from __future__ import annotations
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from lead.config.phases import align_steps
 from lead.config.schema import Linear, Train
 from lead.config.stages import AlignSettings
 from lead.data.copies import same_text
@@ -211,7 +211,9 @@ def align(
     table = mapped(corpus, state / "corpus.arrow", Exchange.here())
     asked = read_table(queries, "queries")["text"]
     data = align_data(settings, table["text"], asked, texts or [], more_queries or [], state)
-    steps = settings.train.steps if settings.epochs is None else math.ceil(settings.epochs * data.steps)
+    steps = settings.train.steps
+    if settings.epochs is not None:
+        steps = align_steps(settings.epochs, settings.between, data.steps)
     train = settings.train.model_copy(update={"steps": steps})
     log.info("%d texts, %.2f epochs of %d steps", len(data.texts), steps / data.steps, data.steps)
     dev = _dev_pool(table, dev_queries, dev_qrels, settings)

@@ -144,6 +144,9 @@ class DistilStep(Step):
         self.loss_of = load_loss(self.method)
         if self.method.sees == "layers":
             check_layers(distil.layers, teacher.n_layers, student.n_layers)
+            if distil.layer_normalise is not None:
+                for model in (student, teacher):
+                    model.set_scoring(layer_normalise=distil.layer_normalise)
         self.joint = self.method.moves_teacher(distil)
         teacher.train(self.joint).requires_grad_(self.joint)
         if self.joint:

@@ -1,3 +1,28 @@
+# Packages whose docstrings are a collection, where its file pins some. Only this rule needs a package index.
+rule packages:
+    input:
+        requirements=one_line(lambda w: plan.datasets[w.dataset].requirements),
+    output:
+        packages=directory(f"{RESULTS}/{{dataset}}/packages"),
+    log:
+        f"{RESULTS}/{{dataset}}/logs/packages.log",
+    benchmark:
+        f"{RESULTS}/{{dataset}}/timings/packages.tsv"
+    wildcard_constraints:
+        dataset=exactly(name for name in plan.collections() if plan.datasets[name].requirements),
+    threads: 1
+    resources:
+        mem_mb=memory("packages"),
+        runtime=lambda w, attempt: 60 * attempt,
+        gpu=0,
+    params:
+        settings=settings("packages"),
+    message:
+        "{wildcards.dataset}: installing the packages that it reads"
+    shell:
+        "lead packages --requirements {input.requirements:q} --out {output.packages:q} --settings {params.settings:q} --threads {threads} --log {log:q}"
+
+
 # Raw text to Parquet: corpus, queries and judgements of train, dev and test.
 rule prepare:
     input:

@@ -1,0 +1,42 @@
+"""`make reproduce`: documented values are compared with results, and those in docs/ are those of docs/results.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from lead.store.tables import write_json
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks/reproduce.py"
+
+
+def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPT, *arguments]
+    return subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_values_are_recorded_and_compared(tmp_path: Path) -> None:
+    """A value too far off, and a missing one, are told by name."""
+    (tmp_path / "tiny").mkdir()
+    for run, mean in (("rd_cb", 0.5), ("lead_cb", 0.6)):
+        write_json({"metrics": {"RR@10": {"mean": mean}}}, tmp_path / f"tiny/{run}.json")
+    values = tmp_path / "tiny.json"
+    assert call(values, "--results", tmp_path, "--record", "rd_cb", "lead_cb", "--within", "0.02").returncode == 0
+    same = call(values, "--results", tmp_path)
+    assert same.returncode == 0 and "2 of 2 as documented" in same.stdout
+    write_json({"metrics": {"RR@10": {"mean": 0.519}}}, tmp_path / "tiny/rd_cb.json")
+    (tmp_path / "tiny/lead_cb.json").unlink()
+    other = call(values, "--results", tmp_path)
+    assert other.returncode == 1 and "1 of 2 as documented" in other.stdout
+    assert re.search(r"^OFF  lead_cb ", other.stdout, re.M) and re.search(r"^ok   rd_cb .*\+0.0190", other.stdout, re.M)
+
+
+def test_the_demos_values_are_those_of_its_table() -> None:
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8").partition("## The demo")[2]
+    table = {m[1].partition(",")[0]: float(m[2]) for m in re.finditer(r"^\| ([a-z_]+[^|]*?) \| (\.\d+) \|", text, re.M)}
+    documented = json.loads((ROOT / "docs/values/demo.json").read_text(encoding="utf-8"))["values"]
+    assert {run: value for run, (value, _) in documented.items()} == table
