@@ -216,7 +216,10 @@ def test_the_projects_own_rows_and_datasets() -> None:
     same = {
         d: [(n, t) for n in sensible(made, d) if (t := twin(made[d, n])) != n] for d in ("pydocs", "mspas", "msdoc")
     }
-    assert list(same.values()) == [[(f"lead_cb_k{k}", "lead_cb")] for k in (3, 5, 6)]  # each has its own K
+    names = [("best_unlabelled", "student_aligned")], [("lead_best", "lead_cb_aligned_frozen")]
+    assert list(same.values()) == [
+        [*names[0], (f"lead_cb_k{k}", "lead_cb"), *names[1]] for k in (3, 5, 6)
+    ]  # own K each
     stems = [Path(target).stem for target in targets(made, "pydocs")]
     assert {"lead_cb_k1", "lead_cb_k2"} < set(stems) and "lead_cb_k3" not in stems
     assert made.rows.kind("lead_ce_teacher").name == "ce" and made.rows.kind("prod_lead_s3").name == "de"
