@@ -9,6 +9,7 @@ from pathlib import Path
 from lead.config.checks import check_linear, check_maps
 from lead.config.methods import METHODS, RENAMED
 from lead.config.schema import Prompts
+from lead.config.sources import PydocsSource
 from lead.errors import LeadError
 from lead.methods.layers import check_layers
 from lead.plan.datasets import PlannedDataset
@@ -23,8 +24,9 @@ def check(job: Job) -> None:
     The runs that it depends on are checked too.
     """
     check_meant(job)
+    packages = isinstance(job.dataset.source, PydocsSource) and not job.dataset.requirements
     for file in job.dataset.requirements or job.dataset.source_files:
-        if not os.path.exists(file):
+        if not (os.path.isdir if packages else os.path.isfile)(file):
             raise LeadError(f"{job.dataset.file}: key 'source': {file} does not exist; fix the path")
     rows = job.jobs.rows
     for name in rows.ancestors(job.run):

@@ -102,7 +102,8 @@ def _pretrained(job: Job) -> Tree:
 
 
 def _distil(job: Job) -> Tree:
-    distil = job.settings.distil.model_dump(mode="json", include=dict(job.method.reads))
+    read = job.settings.distil.model_dump(mode="json", include=dict(job.method.reads))
+    distil = _within(read, recipe(job.settings.distil))  # keys that came later are there if they are not the default
     weights = {} if job.row.scores is None else {"score_weights": list(job.row.scores.values())}
     return _training(job) | {"method": job.row.method, "distil": distil, **weights}
 
