@@ -6,8 +6,6 @@ import csv
 import io
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -314,18 +312,3 @@ def test_text_is_text_in_every_format() -> None:
     assert "<svg" not in html_table("t", [["", "x"], ["a", "1"]], [], [(0, 1, 2)])  # nothing to compare it with
     page = html_page("<b>", [html_table("<i>", cells, ["run `a<b` & c"])])
     assert "<script>" not in page and "<code>a&lt;b</code> &amp; c" in page and "<b>" not in page and "<i>" not in page
-
-
-def test_a_command_reads_a_table_without_pandas_which_stays_within_reach(tmp_path: Path) -> None:
-    write_table(pa.table({"qid": ["a"], "text": ["b"]}), tmp_path / "t.parquet", "queries")
-    code = """if True:
-        import sys
-        from lead.store.tables import leave_pandas_out, read_table
-        leave_pandas_out()
-        table = read_table(sys.argv[1], columns=["text", "qid"])
-        assert table.to_pydict() == {"text": ["b"], "qid": ["a"]} and "pandas" not in sys.modules
-        assert len(table.to_pandas()) == 1 and "pandas" in sys.modules
-    """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "t.parquet")], check=True)
-    with pytest.raises(LeadError, match=r"no column rel"):
-        read_table(tmp_path / "t.parquet", columns=["qid", "rel"])
