@@ -46,7 +46,8 @@ def card(job: Job, model: DualEncoder, about: Interchange, extras: Extras, name:
         "",
         f"A dual encoder for retrieval: {model.n_layers} layers, {_millions(model)} million weights, vectors of "
         f"{model.size} numbers.",
-        f"{_capital(job.row.about or job.method.about)}. Made by LEAD, which distils strong retrievers into small ones.",
+        f"{_capital(job.row.about or job.method.about)}. "
+        "Made by LEAD, which distils strong retrievers into small ones.",
         "",
         *_results(job, results),
         *_training(job, made),
