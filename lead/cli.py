@@ -114,7 +114,9 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
     module, function = stage.function.split(":")
     started = time.monotonic()
     from lead.store.provenance import made_by, make_record
+    from lead.store.tables import leave_pandas_out
 
+    leave_pandas_out()
     with made_by(make_record(args.command, settings, _paths(stage.inputs, keywords))):
         getattr(importlib.import_module(module), function)(**keywords)
     logging.getLogger("lead").info("%s done in %.1f s", args.command, time.monotonic() - started)

@@ -45,5 +45,6 @@ def test_ready_models_are_measured_teach_and_go_on_training(
     before, after = (load_file(folder / RESULTS / f"models/{run}/model.safetensors") for run in ("ready", "tuned"))
     assert any((before[name] != after[name]).any() for name in before)
     assert jobs(folder, "--", *targets) == {}
-    (folder / "bge/config_sentence_transformers.json").touch()  # not only weights are the model
+    prompts = folder / "bge/config_sentence_transformers.json"  # not only weights are the model
+    prompts.write_text(prompts.read_text() + "\n", encoding="utf-8")
     assert jobs(folder, "--", f"{RESULTS}/ready.json")["pretrained"] == 1

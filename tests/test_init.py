@@ -167,6 +167,21 @@ def test_a_folder_in_beir_s_layout_without_judgements(here: Path, asked: bool) -
     assert job.more_queries == (["beir/queries.jsonl"] if asked else [])
 
 
+@pytest.mark.parametrize("judged", [True, False])
+def test_a_folder_in_mteb_s_layout_without_train_judgements(here: Path, judged: bool) -> None:
+    texts = {"corpus/corpus": "".join(f'{{"_id": "d{i}", "title": "", "text": "a text of {i}"}}\n' for i in range(30))}
+    if judged:
+        texts |= {"queries/queries": '{"_id": "q1", "text": "what"}\n',
+                  "qrels/test": '{"query-id": "q1", "corpus-id": "d3", "score": 1}\n'}  # fmt: skip
+    for name, text in texts.items():
+        (here / "hub" / name).parent.mkdir(parents=True)
+        (here / "hub" / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    assert "lead run mine/student_aligned" in init("mine", "hub", None, None, (None, None), False)
+    plan = Plan(load("config/config.yaml"))
+    check(plan["mine", "student_aligned"])
+    assert plan.datasets["mine"].has_test == judged and plan.datasets["mine"].data.source.kind == "hf"
+
+
 @pytest.mark.parametrize("splits", [("train", "test"), ("train",), ("test",)])
 def test_a_folder_in_beir_s_layout(here: Path, splits: tuple[str, ...]) -> None:
     folder = here / "beir"

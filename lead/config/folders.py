@@ -17,6 +17,7 @@ from lead.errors import LeadError
 DATA = re.compile(r"\.(parquet|jsonl|json|ndjson|tsv|csv|txt)(\.gz|\.zst)?$")
 SHARD = re.compile(r"-\d+-of-\d+$")
 OTHER_JSON = ("dataset_infos.json", "dataset_info.json", "state.json")  # files of the library datasets without data
+JUDGED = ("qrels", "default", "data")  # configurations of judgements in MTEB's layout
 DEV = ("dev", "validation", "valid")
 Splits = Mapping[str, Sequence[Path]]
 
@@ -92,12 +93,9 @@ def _hf(source: HfSource) -> Located:
     if source.qrels is not None:
         apart = _configs(_folder(source.qrels) if source.folder is not None else _download(source.qrels, None))
     corpus = _config(configs, ("corpus",), folder)
-    judgements = ("qrels", "default", "data")
-    if source.train is None and not any(
-        name == end or name.endswith(f"-{end}") for name in apart for end in judgements
-    ):
+    if source.train is None and not _named(apart, JUDGED):
         return Located(_whole(corpus, source.test), {})  # a corpus alone
-    queries, qrels = _config(configs, ("queries",), folder), _config(apart, judgements, folder)
+    queries, qrels = _config(configs, ("queries",), folder), _config(apart, JUDGED, folder)
     splits = {}
     for name, files in _choose(source, qrels, folder).items():
         split = source.train if name == "train" else source.test if name == "test" else source.dev
@@ -111,16 +109,28 @@ def _whole(corpus: Splits, test: str) -> Sequence[Path]:
     return whole or corpus.get(test) or _every(corpus)
 
 
+def judged_splits(folder: Path) -> Sequence[str]:
+    """Splits of the judgements in a folder in MTEB's layout; none where it has none."""
+    return sorted(_named(_configs(folder), JUDGED) or {})
+
+
 def _config(configs: Mapping[str, Splits], names: Sequence[str], folder: Path) -> Splits:
+    """As `_named`. Raises LeadError where there is none."""
+    if (found := _named(configs, names)) is not None:
+        return found
+    raise LeadError(
+        f"source: {folder} has no configuration {' or '.join(names)}, only {', '.join(configs) or 'nothing'}; give a "
+        "dataset in MTEB's layout (corpus, queries, qrels)"
+    )
+
+
+def _named(configs: Mapping[str, Splits], names: Sequence[str]) -> Splits | None:
     """The first of these configurations that exists, also as `en-corpus` if there is only one language."""
     for name in names:
         fitting = [c for c in configs if c == name or c.endswith(f"-{name}")]
         if name in fitting or len(fitting) == 1:
             return configs[name if name in fitting else fitting[0]]
-    raise LeadError(
-        f"source: {folder} has no configuration {' or '.join(names)}, only {', '.join(configs) or 'nothing'}; give a "
-        "dataset in MTEB's layout (corpus, queries, qrels)"
-    )
+    return None
 
 
 def _every(splits: Splits) -> list[Path]:

@@ -46,7 +46,8 @@ def card(job: Job, model: DualEncoder, about: Interchange, extras: Extras, name:
         "",
         f"A dual encoder for retrieval: {model.n_layers} layers, {_millions(model)} million weights, vectors of "
         f"{model.size} numbers.",
-        f"{job.row.about or job.method.about}. Made by LEAD, which distils strong retrievers into small ones.",
+        f"{_capital(job.row.about or job.method.about)}. "
+        "Made by LEAD, which distils strong retrievers into small ones.",
         "",
         *_results(job, results),
         *_training(job, made),
@@ -232,6 +233,10 @@ def _extras(job: Job, extras: Extras) -> list[str]:
         else []
     )
     return ["## Also here", "", *lines, ""] if lines else []
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _millions(model: DualEncoder) -> str:

@@ -10,7 +10,9 @@ import contextlib
 import errno
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,26 @@ SCHEMAS: dict[str, pa.Schema] = {
     "scores": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("score", pa.float32())]),
     "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
 }
+
+
+class _NoPandas(MetaPathFinder):
+    """Finds no pandas."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
+        """Refuse pandas; leave others to the next finder."""
+        if name == "pandas":
+            raise ImportError(name)
+
+
+def leave_pandas_out() -> None:
+    """Spare this process the import of pandas (.4 s), which pyarrow does for its first array, to know its types.
+
+    For our own commands, which give pyarrow no pandas object. `to_pandas` imports it all the same.
+    """
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, finder := _NoPandas())
+        pa.array([0])
+        sys.meta_path.remove(finder)
 
 
 def write_table(
@@ -99,8 +121,13 @@ def read_table(path: str | Path, schema: str | None = None, columns: list[str] |
     path = Path(path)
     with _reading(path):
         read_checksum(path)
-        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
-        _ = table.column_names  # raises where the footer's names are not UTF-8
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:  # pq.read_table imports much more
+            table = file.read(columns)
+        names = table.column_names  # raises where the footer's names are not UTF-8
+        if columns is not None and names != columns:
+            if missing := sorted(set(columns) - set(names)):
+                raise ValueError(f"no column {missing[0]}")
+            table = table.select(columns)
     if schema is not None and columns is None:
         _check_schema(table.schema, schema, path)
     metadata = {k: v for k, v in (table.schema.metadata or {}).items() if k != KEY.encode()}

@@ -178,6 +178,8 @@ def _source(found: Found, path: Path, name: str) -> list[str]:
         way, why = found.drawn
         number = min(found.corpus.count, DRAWN)
         lines.append(f"# training queries are drawn from the corpus: {why}; titles, sentences or crops")
+        if way == "titles":
+            lines.append("# a passage begins with its title: fine to align on; to train on such pairs: fields: [text]")
         lines.append(f"queries: {{from: {way}, number: {number}}}")
     return lines
 

@@ -6,12 +6,13 @@ import glob
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 
-from lead.config.folders import Located, LocatedSplit, expand, locate
+from lead.config.folders import Located, LocatedSplit, expand, judged_splits, locate
 from lead.config.load import validate
 from lead.config.parse import parse_yaml
 from lead.config.schema import Dataset
@@ -107,8 +108,11 @@ def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[st
             "--corpus the file of its passages"
         )
     if not beir:
-        source: BeirSource | HfSource = HfSource(kind="hf", folder=name)
-        return _located({"kind": "hf", "folder": name}, locate(source))
+        source: dict[str, object] = {"kind": "hf", "folder": name}
+        if set(judged_splits(folder)) <= {"test"}:  # to be measured on, or nothing
+            located = locate(HfSource(kind="hf", folder=name, train=None))
+            return _unjudged(source, located.corpus, located.splits.get("test"), None)
+        return _located(source, locate(HfSource(kind="hf", folder=name)))
     if "train" in splits and "test" in splits:
         return _located({"kind": "beir", "folder": name}, locate(BeirSource(kind="beir", folder=name)))
     if not splits:
@@ -117,7 +121,7 @@ def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[st
     if "test" in splits:  # most sets of BEIR: to be measured on, never to be trained on
         parts = ("corpus.jsonl*", "queries.jsonl*", "qrels/test.tsv*")
         passages, asked, judged = (glob.glob(f"{glob.escape(name)}/{part}")[0] for part in parts)
-        return _unjudged(passages, None, (asked, judged))
+        return _files(passages, None, None, (asked, judged))
     one = "train" if "train" in splits else splits[0]
     files = [
         glob.glob(f"{glob.escape(name)}/{part}")[0] for part in ("corpus.jsonl*", "queries.jsonl*", f"qrels/{one}.tsv*")
@@ -128,12 +132,18 @@ def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[st
 def _files(corpus: str, queries: str | None, qrels: str | None, test: tuple[str | None, str | None]) -> Found:
     if test[0] is not None and test[1] is None:
         raise LeadError("--test-queries without judgements; give --test-qrels too, or leave it out")
+    source: dict[str, object] = {"kind": "files", "corpus": corpus}
     if qrels is None:
-        return _unjudged(corpus, queries, test)
+        tested, asked = None, test[0] or queries
+        if test[1] is not None:
+            if asked is None:
+                raise LeadError("--test-qrels without queries; give --test-queries too")
+            source["test"] = {"queries": asked, "qrels": test[1]}
+            tested = LocatedSplit([expand(asked)], [expand(test[1])])
+        return _unjudged(source, [expand(corpus)], tested, None if tested and test[0] is None else queries)
     if queries is None:
         raise LeadError("--qrels without queries; give --queries too")
     train = LocatedSplit([expand(queries)], [expand(qrels)])
-    source: dict[str, object] = {"kind": "files", "corpus": corpus}
     if test[0] is None and test[1] is None:
         parts = _part(train)
         found = _located(source, Located([expand(corpus)], {"train": train}), parts)
@@ -146,25 +156,20 @@ def _files(corpus: str, queries: str | None, qrels: str | None, test: tuple[str 
     return _located(source, Located([expand(corpus)], {"train": train, "test": tested}))
 
 
-def _unjudged(corpus: str, queries: str | None, test: tuple[str | None, str | None]) -> Found:
+def _unjudged(
+    source: dict[str, object], corpus: Sequence[Path], test: LocatedSplit | None, queries: str | None
+) -> Found:
     """A corpus without judged queries to train on: some are drawn from it. `queries` are aligned on too."""
-    path = expand(corpus)
-    asked, judged = test[0] or queries, test[1]
-    source: dict[str, object] = {"kind": "files", "corpus": corpus}
-    if judged is not None:
-        if asked is None:
-            raise LeadError("--test-qrels without queries; give --test-queries too")
-        source["test"] = {"queries": asked, "qrels": judged}
-        splits = {"test": LocatedSplit([expand(asked)], [expand(judged)])}
-        found = _located(source, Located([path], splits))
+    if test is not None:
+        found = _located(source, Located(corpus, {"test": test}))
     else:
-        seen = look([path], CORPUS)
+        seen = look(corpus, CORPUS)
         found = Found(source, seen, None, {}, set(), [_texts("corpus", seen, "passages")])
     found.queries = None
-    sample = (row for _, row in islice(rows(path, CORPUS, Layout()), SAMPLE))
+    sample = (row for _, row in islice(rows(corpus[0], CORPUS, Layout()), SAMPLE))
     way, why = found.drawn = fitting((str(row.get("title") or ""), str(row.get("text") or "")) for row in sample)
     found.lines.append(f"no judged queries to train on: training queries are drawn from the corpus ({way}: {why})")
-    if queries is not None and (judged is None or test[0] is not None):
+    if queries is not None:
         words = sorted(words_of(text) for batch in read_texts([expand(queries)]) for text in batch["text"].to_pylist())
         found.asked = Look([Path(queries)], len(words), True, words, Layout())
         found.lines.append(f"queries: {queries}: {len(words):,} without judgements, to align on")
