@@ -252,8 +252,7 @@ class Align(Strict):
     epochs: Positive = Field(3.0, description="passes over the texts, unless phases.align gives `steps`")
     texts: list[str] = Field(
         [],
-        description="files of more texts, read as passages: .txt, a text a line, or any that a corpus may be (with "
-        "ids); relative to the folder that the workflow runs in",
+        description="files of more passages: .txt, a text a line, or any corpus; relative to where the workflow runs",
     )
     queries: list[str] = Field([], description="files of more queries, like `texts`, but read as queries")
 
