@@ -341,18 +341,3 @@ def test_json_is_the_same_bytes_for_the_same_value_and_damage_names_the_file(tmp
     os.unlink(path)
     with pytest.raises(LeadError, match="x.json does not exist"):
         read_json(path)
-
-
-def test_a_command_reads_a_table_without_pandas_which_stays_within_reach(tmp_path: Path) -> None:
-    write_table(pa.table({"qid": ["a"], "text": ["b"]}), tmp_path / "t.parquet", "queries")
-    code = """if True:
-        import sys
-        from lead.store.tables import leave_pandas_out, read_table
-        leave_pandas_out()
-        table = read_table(sys.argv[1], columns=["text", "qid"])
-        assert table.to_pydict() == {"text": ["b"], "qid": ["a"]} and "pandas" not in sys.modules
-        assert len(table.to_pandas()) == 1 and "pandas" in sys.modules
-    """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "t.parquet")], check=True)
-    with pytest.raises(LeadError, match=r"no column rel"):
-        read_table(tmp_path / "t.parquet", columns=["qid", "rel"])

@@ -8,7 +8,6 @@ import os
 import pty
 import re
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -52,33 +51,6 @@ def test_a_run_finds_for_a_typed_query_what_it_found_when_it_was_evaluated(
         assert [hit.rank for hit in hits] == list(range(1, 21))
     texts = {hit.id: hit.text for hit in model.search(HOSTILE_QUERY, k=10_000)}
     assert len(texts) == 161 and texts[HOSTILE_ID] == HOSTILE
-
-
-def test_queries_of_a_student_search_the_vectors_of_its_teacher(
-    searchable: Searchable, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """As a run whose models are two: `lead search`, its `--compare`, and `lead.load`."""
-    config = Path(shutil.copytree(searchable.config.parent, tmp_path / "config")) / "config.yaml"
-    with (config.parent / "experiments.yaml").open("a", encoding="utf-8") as file:
-        file.write("  aligned: {method: align, init: student, teacher: lead_cb_de}\n"
-                   "  lead_cb_de: {method: pretrained, init: teacher}\n"
-                   "  both: {method: asymmetric, start: aligned, passages: lead_cb_de}\n")  # fmt: skip
-    folder = Path(shutil.copytree(searchable.folder, tmp_path / "made" / "tiny"))
-    for kind in ("models", "embeddings"):
-        shutil.move(folder / kind / "lead_cb", folder / kind / "lead_cb_de")
-    make_retriever(tiny_model, normalise="unit").save(folder / "models" / "aligned")  # another pooling
-    options = ["--config", str(config), "--overrides", f"{{results: {folder.parent}}}"]
-    assert cli.main(["search", "tiny/both", "array shape", "--compare", "--json", *options]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["about"].startswith("queries by aligned, passages by lead_cb_de: dual encoder")
-    assert [other["run"] for other in found["compare"]] == ["bm25", "lead_cb_de"]
-    ids, passages = read_vectors(folder / "embeddings" / "lead_cb_de" / "passages.parquet")
-    model = lead.load("tiny/both", config, {"results": str(folder.parent)})
-    scores = passages @ model.encode_queries(["array shape"])[0]
-    assert found["results"][0]["id"] == ids[int(scores.argmax())]
-    assert found["results"][0]["score"] == pytest.approx(float(scores.max()), abs=1e-5)
-    assert found["results"] != found["compare"][1]["results"]
-    np.testing.assert_allclose(model.encode_passages([HOSTILE])[0], passages[-1], atol=1e-6)  # by the teacher
 
 
 def test_vectors_are_those_of_lead_encode(searchable: Searchable, model: Model) -> None:
