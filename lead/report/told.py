@@ -1,0 +1,183 @@
+"""What was done, in sentences: the data, the models, each training and the evaluation, from the settings of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lead.plan.job import Job
+from lead.plan.plan import Plan
+from lead.pretrained import shown
+from lead.report.facts import model_facts
+from lead.report.results import Results
+from lead.report.table import read_result
+from lead.store.provenance import record_of
+from lead.store.tables import open_table
+
+LOSSES = {
+    "lyr": "layer loss (eq. 8)",
+    "rep": "response loss (eq. 9)",
+    "stu": "the student\u2019s contrastive loss (eq. 10)",
+    "tch": "the teacher\u2019s contrastive loss (eq. 11)",
+    "map": "loss of the maps",
+}
+POOLED = {"cls": "the first token", "mean": "the mean of the tokens", "last": "the last token"}
+
+
+def trainings(results: Results) -> list[str]:
+    """The runs behind the results whose stage trains or takes a model, first to last."""
+    rows = results.plan.rows
+    known = [name for name in results.names if name in rows]
+    behind = {run for name in known for run in rows.ancestors(name)}
+    return [run for run in sorted(behind, key=lambda r: (rows.generation(r), list(rows).index(r)))]
+
+
+def settings_behind(results: Results) -> dict[str, dict[str, Any]]:
+    """Settings by `RUN.STAGE` as the results say they were made; of models without a result, as their folders say."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in results.names:
+        found |= read_result(results.runs.files[name][0]).settings
+    for folder in sorted((results.folder / "models").glob("*")):
+        if folder.is_dir() and (record := record_of(folder)) is not None:
+            found.setdefault(f"{folder.name}.{record['stage']}", record["settings"])
+    return found
+
+
+def methods(results: Results) -> list[str]:
+    """The paragraphs."""
+    behind, runs = settings_behind(results), trainings(results)
+    jobs = [job for run in runs if (job := results.job(run)) is not None]
+    told = [text for job in jobs if (text := _training(job, behind, results.plan))]
+    return [text for text in (_data(results), _models(jobs, behind), " ".join(told), _evaluation(results, jobs)) if text]
+
+
+def _data(results: Results) -> str:
+    collection = results.dataset.collection
+    counts = []
+    for file, folder, what in (
+        ("corpus", collection.folder, "passages"),
+        ("queries.train", collection.folder, "train queries"),
+        ("queries.dev", collection.folder, "dev queries"),
+        ("queries.test", results.dataset.folder, "test queries"),
+    ):
+        path = Path(folder) / "data" / f"{file}.parquet"
+        counts += [f"{open_table(path).metadata.num_rows:,} {what}"] if path.exists() else []
+    about = results.dataset.data.about
+    name = f"The collection {results.dataset.name}" + (f" ({about})" if about else "")
+    drawn = collection.data.queries
+    source = "" if drawn is None else " Its train queries were drawn from the passages themselves."
+    return f"{name} has {_and(counts)}.{source}" if counts else f"{name}."
+
+
+def _models(jobs: list[Job], behind: dict[str, Any]) -> str:
+    """The pretrained encoders, with the layers that are really there."""
+    said: dict[str, str] = {}
+    lengths: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.kind is None or job.row.init is None:
+            continue
+        made = behind.get(f"{job.run}.{job.method.stage}", {})
+        layers, parameters, size = model_facts(Path(job.model))
+        reference = (made.get("model") or {}).get("reference") or job.encoder.reference
+        kept = (made.get("model") or {}).get("layers")
+        text = f"the {job.row.init}\u2019s encoder is {shown(reference)}"
+        text += f" with its layers {_and(list(map(str, kept)))}" if kept else ""
+        if layers and parameters and size:
+            text += f" ({layers} layers, {parameters / 1e6:.1f} million weights)"
+        said.setdefault(str(job.row.init), text)
+        if cut := made.get("lengths"):
+            lengths.setdefault(f"queries to {cut['query']} tokens and passages to {cut['passage']}", []).append(job.run)
+    cuts = [
+        f"{what} ({_and(runs)})" if len(lengths) > 1 else what
+        for what, runs in sorted(lengths.items(), key=lambda item: -len(item[1]))
+    ]
+    text = f"{_capital('; '.join(said.values()))}." if said else ""
+    return f"{text} Texts are cut: {'; '.join(cuts)}." if cuts else text
+
+
+def _training(job: Job, behind: dict[str, Any], plan: Plan) -> str:
+    """A sentence on how a run's model or list was made."""
+    made, row, method = behind.get(f"{job.run}.{job.method.stage}", {}), job.row, job.method
+    train = made.get("train", {})
+    if method.stage == "bm25":
+        s = made.get("bm25", {})
+        return f"bm25 is BM25 with k1 = {s['k1']:g} and b = {s['b']:g} (analyser {s.get('analyser', 'english')})." if s else ""
+    if method.stage == "pretrained":
+        return f"{job.run} is the {row.init}\u2019s encoder as it is, {_kind(job)}."
+    if method.name == "teacher_of":
+        return f"{job.run} is the teacher that {row.of} left."
+    if method.name == "asymmetric":
+        return f"{job.run} encodes queries with {row.start} and searches the vectors of {row.passages}."
+    if not method.trains or not made:
+        return ""
+    start = f"starts from {row.start}" if row.start else f"starts from the {row.init}\u2019s encoder"
+    words = [f"{job.run} ({_kind(job)}) {start}"]
+    if row.teacher or row.scores:
+        layers = model_facts(Path(job.teacher))[0] if row.teacher else None
+        who = f"{row.teacher}{f' ({_kind(job.other(row.teacher))}, {layers} layers)' if layers else ''}"
+        words.append(f"learns from {who if row.teacher else 'scores of ' + _and(list(row.scores or ()))}")
+    words.append(_loss(job, made))
+    if epochs := made.get("epochs"):
+        words.append(f"{epochs:g} passes over the texts, {train['batch_size']} a step")
+    elif "steps" in train:
+        what = "texts" if method.stage == "align" else "queries"
+        words.append(f"{train['steps']:,} steps of {train['batch_size']} {what}")
+    if method.judged and train.get("negatives"):
+        words.append(f"{train['negatives']} hard negatives of {row.negatives} for each query")
+    words.append(f"learning rate {train['lr']:g}" if "lr" in train else "")
+    return f"{', '.join(word for word in words if word)}."
+
+
+def _kind(job: Job) -> str:
+    return "" if job.kind is None else job.kind.a
+
+
+def _loss(job: Job, made: dict[str, Any]) -> str:
+    """The losses of a training, their factors where they are not 1, layers and temperature."""
+    distil = made.get("distil", {})
+    if job.method.stage == "align":
+        return f"with the {made.get('loss', 'squared')} distance of vectors as its loss"
+    if not job.method.distils:
+        return "with the contrastive loss alone"
+    joint = job.method.moves_teacher(job.settings.distil)
+    weights = {name: w for name, w in distil.get("weights", {}).items() if name in LOSSES and (joint or name != "tch")}
+    used = [f"{f'{w:g} times ' if w != 1 else ''}{LOSSES[name]}" for name, w in weights.items() if w]
+    words = [f"with {_and(used)}" if used else f"with the loss of {job.method.about}"]
+    if "layers" in distil:
+        layers = distil["layers"]
+        how = {"random": "drawn anew every step", "last": "the last", "skip": "every second", "pairs": "given"}
+        words.append(f"{layers['k']} pairs of layers ({how.get(layers['strategy'], layers['strategy'])})")
+        words.append("teacher and student trained jointly" if joint else "the teacher frozen")
+    words += [f"temperature {distil['tau']:g}"] if "tau" in distil else []
+    return ", ".join(words)
+
+
+def _evaluation(results: Results, jobs: list[Job]) -> str:
+    if not results.names:
+        return ""
+    first, of = read_result(results.runs.files[results.names[0]][0]), results.dataset.settings.evaluation
+    text = (
+        f"Every run is measured on {first.queries:,} judged test queries, in {_and(results.measures)}; intervals are "
+        f"{of.confidence:.0%} bootstrap intervals over queries."
+    )
+    rerankers = [job.run for job in jobs if job.kind is not None and job.kind.ranks_by == "rerank" and job.run in results.names]
+    if rerankers:
+        sources = _and(sorted({job.reranked for job in jobs if job.run in rerankers}))
+        text += f" {_capital(_and(rerankers))} {'rerank' if len(rerankers) > 1 else 'reranks'} the lists of {sources}."
+    seeded = [name for name in results.names if len(results.runs[name].seeds) > 1]
+    if seeded:
+        text += f" Several seeds: {'; '.join(f'{n} {results.runs[n].named_seeds()}' for n in seeded)}; means are over seeds."
+    return text
+
+
+def _and(words: list[str]) -> str:
+    """Words as a list in a sentence.
+
+    >>> _and(["a", "b", "c"]), _and(["a"])
+    ('a, b and c', 'a')
+    """
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
