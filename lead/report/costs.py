@@ -92,16 +92,17 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure:
 
     def plot(canvas: Any) -> None:
         axes = canvas.subplots()
-        for a, b, key in edges:
-            (x, y), (to_x, to_y) = place[a], place[b]
-            colour = SERIES[list(MADE_FROM).index(key)]
-            bend = 0.0 if to_x - x < 1.5 and y == to_y else 0.12
-            arrow = {"arrowstyle": "-|>", "color": colour, "linestyle": MADE_FROM[key][1], "shrinkA": 2, "shrinkB": 3}
-            arrow |= {"connectionstyle": f"arc3,rad={bend}", "linewidth": 1.1}
-            axes.annotate("", (to_x - 0.36, to_y), (x + 0.36, y), arrowprops=arrow)
+        boxes = {}
         for run, (x, y) in place.items():
             box = {"boxstyle": "round,pad=0.35", "facecolor": CARD, "edgecolor": QUIET, "linewidth": 0.8}
-            axes.text(x, y, run, ha="center", va="center", fontsize=8, bbox=box)
+            text = axes.text(x, y, run, ha="center", va="center", fontsize=8, bbox=box, zorder=3)
+            boxes[run] = text.get_bbox_patch()
+        for a, b, key in sorted(edges, key=lambda edge: edge[2]):
+            style = {"arrowstyle": "-|>", "color": SERIES[list(MADE_FROM).index(key)], "linestyle": MADE_FROM[key][1]}
+            bend = 0.1 if place[b][0] - place[a][0] > 1.5 else 0.0
+            style |= {"connectionstyle": f"arc3,rad={bend}", "linewidth": 0.7 if key == "negatives" else 1.2}
+            style |= {"patchA": boxes[a], "patchB": boxes[b], "shrinkA": 1, "shrinkB": 2, "mutation_scale": 8}
+            axes.annotate("", place[b], place[a], arrowprops=style, zorder=2)
         for key, (words, style) in MADE_FROM.items():
             axes.plot([], [], color=SERIES[list(MADE_FROM).index(key)], linestyle=style, label=words, linewidth=1.2)
         axes.legend(loc="upper left", bbox_to_anchor=(0, 0), ncols=3, fontsize=8)
@@ -116,7 +117,7 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure:
         if any(b == run for _, b, _ in edges)
     )
     caption = "Arrows go from what was there first to what was made of it."
-    svg = draw("runs", alt, plot, max(4.2, 1.75 * len(columns)), max(1.8, 0.5 + 0.42 * tallest))
+    svg = draw("runs", alt, plot, max(4.2, min(9.0, 1.75 * len(columns))), max(1.8, 0.5 + 0.42 * tallest))
     return Figure("runs", "How the runs hang together", caption, alt, svg, table, wide=True)
 
 

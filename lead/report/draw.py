@@ -144,7 +144,8 @@ def curves(axes: Axes, lines: dict[str, tuple[Sequence[float], Sequence[float]]]
         style = {"color": SERIES[i % len(SERIES)], "linestyle": DASHES[i % len(DASHES)], "label": name}
         axes.plot(*binned(x, y, bins), marker=marker, markersize=4, **style)
     if len(lines) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(lines)), borderaxespad=0.1, fontsize=8)
+        columns = max(1, min(len(lines), 56 // (max(map(len, lines)) + 8)))  # as many as its width holds
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.1, fontsize=8)
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

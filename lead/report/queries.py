@@ -16,9 +16,9 @@ from lead.report.seeds import check_queries, together
 from lead.report.table import number
 from lead.store.tables import open_table, read_table
 
-SHOWN = 8  # queries at each end
+SHOWN = 6  # queries at each end
 RELEVANT = 2  # relevant passages shown for a query
-LONG = 420  # letters of a passage
+LONG = 300  # letters of a passage
 
 
 @dataclass
@@ -32,9 +32,9 @@ class Passage:
 
 @dataclass
 class Example:
-    """A query, its value in run and baseline, its relevant passages, and what each of the two ranked first.
+    """A query, its value in run and baseline, its relevant passages, and what ranks first where that is another one.
 
-    first: of run and baseline; None where that is one of the relevant passages, or there is no list.
+    more: relevant passages that are not shown. first: whose first passage, and the passage.
     """
 
     qid: str
@@ -42,7 +42,7 @@ class Example:
     text: str = ""
     relevant: list[Passage] = field(default_factory=list)
     more: int = 0
-    first: tuple[Passage | None, Passage | None] = (None, None)
+    first: list[tuple[str, Passage]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,10 @@ def _fill(results: Results, run: str, baseline: str, examples: list[Example]) ->
         example.relevant = [Passage(pid, ranks=(found[0].get(pid), found[1].get(pid))) for pid in pids[:RELEVANT]]
         example.more = len(pids) - len(example.relevant)
         firsts = [next((pid for pid, rank in list_.items() if rank == 1), None) for list_ in found]
-        first = [None if pid is None or pid in pids else Passage(pid) for pid in firsts]
-        example.first = first[0], first[1]
-    passages = [p for example in examples for p in [*example.relevant, *example.first] if p is not None]
+        for pid in dict.fromkeys(pid for pid in firsts if pid is not None and pid not in pids):
+            whose = [name for name, one in zip((run, baseline), firsts, strict=True) if one == pid]
+            example.first.append((" and ".join(whose), Passage(pid)))
+    passages = [p for example in examples for p in [*example.relevant, *(p for _, p in example.first)]]
     known = _texts(Path(results.dataset.corpus), {passage.pid for passage in passages})
     for passage in passages:
         text = known.get(passage.pid, "(this passage is not in the corpus)")

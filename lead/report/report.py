@@ -20,23 +20,24 @@ from lead.report.draw import Figure
 from lead.report.facts import Facts, model_facts
 from lead.report.paper_tables import build, made_row
 from lead.report.queries import Compared, compare
-from lead.report.render import Cells, Table, csv_text, intervals, page
+from lead.report.render import Table, csv_text, intervals, page
 from lead.report.results import Line, Results, megabytes, millions, significant
-from lead.report.told import methods, trainings
+from lead.report.told import Methods, trainings
 from lead.store.atomic import atomic_file, atomic_folder
 
 log = logging.getLogger("lead")
 NOT_MEASURED = "not measured"
+Noted = tuple[str, str]  # what stands in a cell, and the note below it
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """Figures of one kind. name: of its folder. empty: what is said where there are none."""
+    """Figures of one kind. name: of its folder. about: what is said above them, or in their place."""
 
     name: str
     title: str
     figures: list[Figure]
-    empty: str = ""
+    about: str
 
 
 def report(
@@ -72,7 +73,7 @@ def report(
         results=found,
         rows=rows,
         verdict=found.verdict(),
-        paragraphs=methods(found),
+        told=Methods(found),
         graph=costs.graph(plan, trainings(found)) if trainings(found) else None,
         chapters={chapter.name: chapter for chapter in chapters},
         compared=compared,
@@ -89,7 +90,7 @@ def report(
     return out
 
 
-def _parts(folder: Path, chapters: Sequence[Chapter], compared: Compared | None, rows: Cells) -> None:
+def _parts(folder: Path, chapters: Sequence[Chapter], compared: Compared | None, rows: list[list[Noted]]) -> None:
     """Each figure as a file of its own: what `snakemake --report` takes."""
     with atomic_folder(folder) as temporary:
         for chapter in chapters:
@@ -98,7 +99,9 @@ def _parts(folder: Path, chapters: Sequence[Chapter], compared: Compared | None,
             for figure in figures:
                 text = page("figure.svg.jinja", figure=figure)
                 (temporary / chapter.name / f"{figure.name}.svg").write_text(text, encoding="utf-8")
-        (temporary / "quality" / "runs.csv").write_text(csv_text(rows), encoding="utf-8")
+        cells = [[" ".join(filter(None, cell)) for cell in row] for row in rows]
+        cells = [["run", "what it is", *row[1:]] if i == 0 else [*rows[i][0], *row[1:]] for i, row in enumerate(cells)]
+        (temporary / "quality" / "runs.csv").write_text(csv_text(cells), encoding="utf-8")
 
 
 def _notes(results: Results) -> list[str]:
@@ -123,38 +126,48 @@ def _newest(folder: Path) -> str:
 
 
 # --- the main table --------------------------------------------------------------------------------------------------
-def runs_table(results: Results) -> Cells:
-    """The main table as text: a header, and a row for each run, best first. As `lead table` writes its numbers."""
+def runs_table(results: Results) -> list[list[Noted]]:
+    """The main table: a header, and a row for each run, best first. Numbers are written as `lead table` writes them."""
     first = results.measures[0]
     seeded = any(len(line.values.seeds) > 1 for line in results.lines)
     confidence = results.dataset.settings.evaluation.confidence
-    header = ["run", first, f"{confidence:.0%} interval", *results.measures[1:], f"vs {results.baseline}"]
-    header += ["seeds"] if seeded else []
-    header += ["model", "parameters (M)", "dimensions", "index (MB)", "ms a query", "texts a second"]
+    header: list[Noted] = [("run", ""), (first, f"[{confidence:.0%} interval]"), *((m, "") for m in results.measures[1:])]
+    header += [(f"vs {results.baseline}", f"in {first}"), *([("seeds", "")] if seeded else [])]
+    header += [("model", ""), ("parameters", "millions"), ("dimensions", ""), ("index", "MB")]
+    header += [("a query", "milliseconds"), ("texts", "a second")]
     table = [header]
     for line in results.lines:
-        row = [line.run, line.shown(first), line.interval, *map(line.shown, results.measures[1:])]
-        row.append("baseline" if line.run == results.baseline else line.difference or "other seeds")
-        row += [line.values.named_seeds()] if seeded else []
-        table.append([*row, *_costs_of(line)])
+        row: list[Noted] = [(line.run, line.about), (line.shown(first), line.interval)]
+        row += [(line.shown(measure), "") for measure in results.measures[1:]]
+        row.append(("baseline", "") if line.run == results.baseline else _noted(line.difference or "other seeds"))
+        row += [(line.values.named_seeds(), "")] if seeded else []
+        table.append([*row, *_costs_of(line.facts)])
     return table
 
 
-def _costs_of(line: Line) -> list[str]:
-    of = line.facts
-    model = of.title + (f", {of.layers} layers" if of.layers else "")
-    size = f"{of.size}" + (" a token" if of.reranks else "") if of.size else ""
-    speed = NOT_MEASURED if of.milliseconds is None else significant([of.milliseconds])[0]
-    index = f"reranks {of.reranks}" if of.reranks else megabytes(of.index)
-    return [model, millions(of.parameters), size, index, speed, _throughput(of)]
+def _noted(text: str) -> Noted:
+    first, _, rest = text.partition(" ")
+    return first, rest
 
 
-def _throughput(of: Facts) -> str:
+def _costs_of(of: Facts) -> list[Noted]:
+    speed = (NOT_MEASURED, "") if of.milliseconds is None else (significant([of.milliseconds])[0], "")
+    return [
+        (of.title, f"{of.layers} layers" if of.layers else ""),
+        (millions(of.parameters), ""),
+        (f"{of.size}" if of.size else "", "a token" if of.size and of.reranks else ""),
+        ("none", f"reranks {of.reranks}") if of.reranks else (megabytes(of.index), ""),
+        speed,
+        _throughput(of),
+    ]
+
+
+def _throughput(of: Facts) -> Noted:
     if of.texts_a_second is not None:
-        return significant([of.texts_a_second])[0]
+        return significant([of.texts_a_second])[0], ""
     if of.encoded is not None:
-        return f"{significant([of.encoded])[0]} \u2020"
-    return "" if of.parameters is None or of.reranks else NOT_MEASURED
+        return f"{significant([of.encoded])[0]} †", ""
+    return ("" if of.parameters is None or of.reranks else NOT_MEASURED), ""
 
 
 # --- chapters of figures ---------------------------------------------------------------------------------------------
@@ -171,7 +184,7 @@ def _quality(results: Results) -> Chapter:
     for key, title, file in (("k", "K, the number of layer pairs", "k"), ("strategy", "layer strategy", "strategy")):
         if (figure := costs.variants(results, key, title, file)) is not None:
             figures.append(figure)
-    return Chapter("quality", "Quality and cost", figures, "With one model there is nothing to compare.")
+    return Chapter("quality", "Quality and cost", figures, "" if figures else "With one model there is nothing to compare.")
 
 
 def _trainings(results: Results) -> Chapter:
@@ -190,14 +203,19 @@ def _trainings(results: Results) -> Chapter:
             n = n or max(a for pairs in read.weights for a, _, _ in pairs)
             m = m or max(b for pairs in read.weights for _, b, _ in pairs)
             figures += [training.weights_figure(name, read, n, m), training.pairs_figure(name, read, n, m)]
-    return Chapter("training", "Training", figures, "No training has left metrics here.")
+    about = (
+        "Loss by part, and RR@10 on a pool of candidates for dev queries, which is higher than on the whole collection. "
+        f"A point of a longer curve is the mean over neighbouring steps. Of several seeds, the first."
+    )
+    return Chapter("training", "Training", figures, about if figures else "No training has left metrics here.")
 
 
 def _costs(results: Results) -> Chapter:
     times = costs.stage_times(results.folder, list(results.plan.rows))
     order = [run for run in trainings(results) if run in times]
     figures = [costs.stages_figure(times, order)] if times else []
-    return Chapter("stages", "Time and memory", figures, "Not measured: Snakemake times the stages that it runs.")
+    about = "" if figures else "Not measured: Snakemake times the stages that it runs."
+    return Chapter("stages", "Time and memory", figures, about)
 
 
 # --- appendix --------------------------------------------------------------------------------------------------------

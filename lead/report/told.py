@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from lead.plan.job import Job
-from lead.plan.plan import Plan
 from lead.pretrained import shown
 from lead.report.facts import model_facts
 from lead.report.results import Results
@@ -43,12 +42,29 @@ def settings_behind(results: Results) -> dict[str, dict[str, Any]]:
     return found
 
 
-def methods(results: Results) -> list[str]:
-    """The paragraphs."""
-    behind, runs = settings_behind(results), trainings(results)
-    jobs = [job for run in runs if (job := results.job(run)) is not None]
-    told = [text for job in jobs if (text := _training(job, behind, results.plan))]
-    return [text for text in (_data(results), _models(jobs, behind), " ".join(told), _evaluation(results, jobs)) if text]
+class Methods:
+    """What was done. before, after: paragraphs; runs: a sentence on each training, list and model, by run."""
+
+    def __init__(self, results: Results) -> None:
+        """Of the runs that have results, and those that they grew from."""
+        behind = settings_behind(results)
+        jobs = [job for run in trainings(results) if (job := results.job(run)) is not None]
+        made = [behind.get(f"{job.run}.{job.method.stage}", {}) for job in jobs if job.method.judged]
+        shared = _shared([settings["train"] for settings in made if "train" in settings])
+        steps = f"A step has {shared}, unless said otherwise." if shared else ""
+        self.before = [text for text in (_data(results), _models(jobs, behind), steps) if text]
+        self.runs = [(job.run, text) for job in jobs if (text := _training(job, behind, shared))]
+        self.after = [text] if (text := _evaluation(results, jobs)) else []
+
+
+def _shared(trains: list[dict[str, Any]]) -> str:
+    """The batch that most trainings on judged queries have."""
+    found = [_batch(train) for train in trains]
+    return max(found, key=found.count) if found else ""
+
+
+def _batch(train: dict[str, Any]) -> str:
+    return f"{train['batch_size']} queries and {train.get('negatives', 0)} hard negatives for each"
 
 
 def _data(results: Results) -> str:
@@ -95,35 +111,37 @@ def _models(jobs: list[Job], behind: dict[str, Any]) -> str:
     return f"{text} Texts are cut: {'; '.join(cuts)}." if cuts else text
 
 
-def _training(job: Job, behind: dict[str, Any], plan: Plan) -> str:
-    """A sentence on how a run's model or list was made."""
+def _training(job: Job, behind: dict[str, Any], shared: str) -> str:
+    """A sentence on how a run's model or list was made. shared: the batch that goes without saying."""
     made, row, method = behind.get(f"{job.run}.{job.method.stage}", {}), job.row, job.method
     train = made.get("train", {})
     if method.stage == "bm25":
         s = made.get("bm25", {})
-        return f"bm25 is BM25 with k1 = {s['k1']:g} and b = {s['b']:g} (analyser {s.get('analyser', 'english')})." if s else ""
+        return f"BM25 with k1 = {s['k1']:g} and b = {s['b']:g}, words as {s.get('analyser', 'english')}." if s else ""
     if method.stage == "pretrained":
-        return f"{job.run} is the {row.init}\u2019s encoder as it is, {_kind(job)}."
+        return f"The {row.init}\u2019s encoder as it is, {_kind(job)}."
     if method.name == "teacher_of":
-        return f"{job.run} is the teacher that {row.of} left."
+        return f"The teacher that {row.of} left."
     if method.name == "asymmetric":
-        return f"{job.run} encodes queries with {row.start} and searches the vectors of {row.passages}."
+        return f"Queries are encoded by {row.start}, and search the vectors of {row.passages}."
     if not method.trains or not made:
         return ""
     start = f"starts from {row.start}" if row.start else f"starts from the {row.init}\u2019s encoder"
-    words = [f"{job.run} ({_kind(job)}) {start}"]
-    if row.teacher or row.scores:
-        layers = model_facts(Path(job.teacher))[0] if row.teacher else None
-        who = f"{row.teacher}{f' ({_kind(job.other(row.teacher))}, {layers} layers)' if layers else ''}"
-        words.append(f"learns from {who if row.teacher else 'scores of ' + _and(list(row.scores or ()))}")
+    words = [f"{_capital(_kind(job))}, {start}"]
+    if row.teacher:
+        layers = model_facts(Path(job.teacher))[0]
+        words.append(f"learns from {row.teacher}" + (f" ({_kind(job.other(row.teacher))}, {layers} layers)" if layers else ""))
+    elif row.scores:
+        words.append(f"learns from scores of {_and(list(row.scores))}")
     words.append(_loss(job, made))
     if epochs := made.get("epochs"):
         words.append(f"{epochs:g} passes over the texts, {train['batch_size']} a step")
     elif "steps" in train:
-        what = "texts" if method.stage == "align" else "queries"
-        words.append(f"{train['steps']:,} steps of {train['batch_size']} {what}")
+        words.append(f"{train['steps']:,} steps" + ("" if method.judged else f" of {train['batch_size']} texts"))
+    if method.judged and train and _batch(train) != shared:
+        words.append(f"a step has {_batch(train)}")
     if method.judged and train.get("negatives"):
-        words.append(f"{train['negatives']} hard negatives of {row.negatives} for each query")
+        words.append(f"hard negatives of {row.negatives}" + (f" without those that {row.denoise} scores high" if row.denoise else ""))
     words.append(f"learning rate {train['lr']:g}" if "lr" in train else "")
     return f"{', '.join(word for word in words if word)}."
 
@@ -163,7 +181,7 @@ def _evaluation(results: Results, jobs: list[Job]) -> str:
     rerankers = [job.run for job in jobs if job.kind is not None and job.kind.ranks_by == "rerank" and job.run in results.names]
     if rerankers:
         sources = _and(sorted({job.reranked for job in jobs if job.run in rerankers}))
-        text += f" {_capital(_and(rerankers))} {'rerank' if len(rerankers) > 1 else 'reranks'} the lists of {sources}."
+        text += f" The lists of {sources} are reranked by {_and(rerankers)}."
     seeded = [name for name in results.names if len(results.runs[name].seeds) > 1]
     if seeded:
         text += f" Several seeds: {'; '.join(f'{n} {results.runs[n].named_seeds()}' for n in seeded)}; means are over seeds."

@@ -19,8 +19,8 @@ ROWS = 8  # of the table behind it
 PARTS = {
     "lyr": "layers (eq. 8)",
     "rep": "response (eq. 9)",
-    "stu": "student, contrastive (eq. 10)",
-    "tch": "teacher, contrastive (eq. 11)",
+    "stu": "student's labels (eq. 10)",
+    "tch": "teacher's labels (eq. 11)",
     "map": "maps",
     "total": "total",
 }
@@ -85,11 +85,8 @@ def loss_figure(run: str, about: str, log: Log) -> Figure:
     falls = ", ".join(f"{name} from {v[0]:.3g} to {v[-1]:.3g}" for name, v in first.items())
     better = "; ".join(f"{n} {number(v[0])} before, {number(v[-1])} after" for n, (_, v) in dev.items())
     alt = f"Loss of {run} over {log.steps[-1]:,} steps: {falls}." + (f" RR@10 on dev: {better}." if better else "")
-    caption = f"{about}. " + ("Each point is a mean over neighbouring steps." if len(log.steps) > BINS else "")
-    if dev:
-        caption += " RR@10 on dev is over a pool of candidates, so it is higher than on the whole collection."
     svg = draw(f"loss-{run}", alt, plot, height=4.4 if dev else 2.9)
-    return Figure(f"loss-{run}", run, caption.strip(), alt, svg, _rows(log, parts, dev))
+    return Figure(f"loss-{run}", run, f"{about}.", alt, svg, _rows(log, parts, dev))
 
 
 def _rows(log: Log, parts: dict[str, list[float]], dev: dict[str, Any]) -> list[list[str]]:
