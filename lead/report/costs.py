@@ -41,20 +41,19 @@ def quality_against(results: Results, what: str, x: Callable[[Line], float | Non
         costs = [cost for _, cost in shown]
         low, high = min(costs), max(costs)
         axes.set_xlim(low / 1.25, high * (high / low * 1.6) ** 0.9)  # names stand on the right
-        axes.set_xticks(sorted({low, high}), significant(sorted({low, high})))
+        ticks = sorted({low, *([(low * high) ** 0.5] if high > 4 * low else []), high})
+        axes.set_xticks(ticks, significant(ticks))
         axes.minorticks_off()
         marks = [*(line.mark for line, _ in shown), *(line.mark for line in without)]
         bottom, top = min(m[0] for m in marks), max(m[2] for m in marks)
         axes.set_ylim(bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom))
         gap = (top - bottom) * 1.1 * 0.05 * max(1.0, len(marks) / 18)
-        labels = [*((line.run, cost, line.mark[1]) for line, cost in shown)]
-        labels += [(line.run, None, line.mark[1]) for line in without]
-        places = spread([y for _, _, y in labels], gap)
+        for line in without:
+            axes.text(low / 1.2, line.mark[1], line.run, fontsize=8, va="bottom", color=INK)
         end = high * (high / low * 1.6) ** 0.25
-        for (run, cost, y), place in zip(labels, places, strict=True):
-            if cost is not None:
-                axes.plot([cost, end], [y, place], color=QUIET, linewidth=0.4)
-            axes.text(end * 1.02, place, run, fontsize=8, va="center", color=INK)
+        for (line, cost), place in zip(shown, spread([line.mark[1] for line, _ in shown], gap), strict=True):
+            axes.plot([cost, end], [line.mark[1], place], color=QUIET, linewidth=0.4)
+            axes.text(end * 1.02, place, line.run, fontsize=8, va="center", color=INK)
 
     rows = [[line.run, line.role, significant([cost])[0], f"{line.shown(first)} {line.interval}"] for line, cost in shown]
     rows += [[line.run, line.role, "", f"{line.shown(first)} {line.interval}"] for line in without]

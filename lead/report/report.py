@@ -79,7 +79,7 @@ def report(
         compared=compared,
         appendix=appendix(found),
         best=best,
-        drawn=intervals([line.mark for line in found.lines], found.guide()),
+        drawn=intervals([line.mark for line in found.lines], found.guide(), width=90),
         notes=_notes(found),
         newest=_newest(folder),
         version=__version__,
