@@ -116,8 +116,8 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure:
         if any(b == run for _, b, _ in edges)
     )
     caption = "Arrows go from what was there first to what was made of it."
-    svg = draw("runs", alt, plot, max(4.2, min(9.0, 1.75 * len(columns))), max(1.8, 0.5 + 0.42 * tallest))
-    return Figure("runs", "How the runs hang together", caption, alt, svg, table, wide=True)
+    svg = draw("graph", alt, plot, max(4.2, min(9.0, 1.75 * len(columns))), max(1.8, 0.5 + 0.42 * tallest))
+    return Figure("graph", "How the runs hang together", caption, alt, svg, table, wide=True)
 
 
 def _behind(plan: Plan, run: str, key: str) -> list[str]:

@@ -191,7 +191,8 @@ class Results:
     def _beside(self, best: Line) -> list[str]:
         first, said = self.measures[0], []
         if (bm25 := self.line("bm25")) is not None:
-            said.append(f"BM25 has {bm25.shown(first)}.")
+            more = bm25.values.mean(first) > best.values.mean(first)
+            said.append(f"BM25 has {'more: ' if more else ''}{bm25.shown(first)}.")
         teacher = next((line for line in self.lines if line.role == "teacher"), None)
         if teacher is not None:
             share = _share(best.facts.parameters, teacher.facts.parameters)

@@ -158,8 +158,9 @@ def _loss(job: Job, made: dict[str, Any]) -> str:
     if not job.method.distils:
         return "with the contrastive loss alone"
     joint = job.method.moves_teacher(job.settings.distil)
-    weights = {name: w for name, w in distil.get("weights", {}).items() if name in LOSSES and (joint or name != "tch")}
-    used = [f"{f'{w:g} times ' if w != 1 else ''}{LOSSES[name]}" for name, w in weights.items() if w]
+    weights, read = distil.get("weights", {}), job.method.reads.get("weights", ())
+    names = [name for name in LOSSES if name in read and weights.get(name) and (joint or name != "tch")]
+    used = [(f"{weights[name]:g} times " if weights[name] != 1 else "") + LOSSES[name] for name in names]
     words = [f"with {_and(used)}" if used else f"with the loss of {job.method.about}"]
     if "layers" in distil:
         layers = distil["layers"]
