@@ -1,4 +1,4 @@
-"""A project with results to report, made by the stages themselves: BM25, a student before and after LEAD, its teacher."""
+"""A project with results to report, made by the stages: BM25, a student before and after LEAD, its teacher."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from searchable import HOSTILE, HOSTILE_ID, HOSTILE_QUERY, Searchable
 from lead import cli
 from lead.search.server import HEADERS, make_server
 
+
 @pytest.fixture(scope="module")
 def port(searchable: Searchable) -> Iterator[int]:
     """Where lead_cb and BM25 are served, which finds the hostile passage."""

@@ -1,4 +1,4 @@
-"""Figures of what runs cost, and what the cost buys: quality against size and time, stages, and how runs hang together."""
+"""Figures of what runs cost and what it buys: quality against size and time, stages, and how runs hang together."""
 
 from __future__ import annotations
 
@@ -46,16 +46,19 @@ def quality_against(results: Results, what: str, x: Callable[[Line], float | Non
         axes.minorticks_off()
         marks = [*(line.mark for line, _ in shown), *(line.mark for line in without)]
         bottom, top = min(m[0] for m in marks), max(m[2] for m in marks)
-        axes.set_ylim(bottom - 0.05 * (top - bottom), top + 0.05 * (top - bottom))
         gap = (top - bottom) * 1.1 * 0.05 * max(1.0, len(marks) / 18)
         for line in without:
             axes.text(low / 1.2, line.mark[1], line.run, fontsize=8, va="bottom", color=INK)
         end = high * (high / low * 1.6) ** 0.25
-        for (line, cost), place in zip(shown, spread([line.mark[1] for line, _ in shown], gap), strict=True):
+        places = spread([line.mark[1] for line, _ in shown], gap)
+        axes.set_ylim(min(bottom, *places) - gap, max(top, *places) + gap)
+        for (line, cost), place in zip(shown, places, strict=True):
             axes.plot([cost, end], [line.mark[1], place], color=QUIET, linewidth=0.4)
             axes.text(end * 1.02, place, line.run, fontsize=8, va="center", color=INK)
 
-    rows = [[line.run, line.role, significant([cost])[0], f"{line.shown(first)} {line.interval}"] for line, cost in shown]
+    rows = [
+        [line.run, line.role, significant([cost])[0], f"{line.shown(first)} {line.interval}"] for line, cost in shown
+    ]
     rows += [[line.run, line.role, "", f"{line.shown(first)} {line.interval}"] for line in without]
     best = max(shown, key=lambda pair: pair[0].mark[1])
     alt = (
@@ -97,7 +100,11 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure:
             text = axes.text(x, y, run, ha="center", va="center", fontsize=8, bbox=box, zorder=3)
             boxes[run] = text.get_bbox_patch()
         for a, b, key in sorted(edges, key=lambda edge: edge[2]):
-            style = {"arrowstyle": "-|>", "color": SERIES[list(MADE_FROM).index(key)], "linestyle": MADE_FROM[key][1]}
+            style: dict[str, Any] = {
+                "arrowstyle": "-|>",
+                "color": SERIES[list(MADE_FROM).index(key)],
+                "linestyle": MADE_FROM[key][1],
+            }
             bend = 0.1 if place[b][0] - place[a][0] > 1.5 else 0.0
             style |= {"connectionstyle": f"arc3,rad={bend}", "linewidth": 0.7 if key == "negatives" else 1.2}
             style |= {"patchA": boxes[a], "patchB": boxes[b], "shrinkA": 1, "shrinkB": 2, "mutation_scale": 8}
@@ -225,8 +232,8 @@ def variants(results: Results, key: str, title: str, file: str) -> Figure | None
     overlap = max(group[v].mark[0] for v in values) <= min(group[v].mark[2] for v in values)
     alt = f"{first} by {title}: highest with {top}, {group[top].shown(first)}."
     caption = "Runs that differ in this alone. " + (
-        "All intervals overlap: these queries do not tell them apart." if overlap else "Lines are intervals over queries."
+        "All intervals overlap: these queries do not tell them apart."
+        if overlap
+        else "Lines are intervals over queries."
     )
     return Figure(file, f"{first} by {title}", caption, alt, draw(file, alt, plot), table)
-
-

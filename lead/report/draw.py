@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,7 @@ THEME = {
 INK, QUIET, LINE, CARD = list(THEME)[:4]
 SERIES = list(THEME)[4:]
 DASHES: list[Any] = ["-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5))]
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lead",
     "text.parse_math": False,  # a name may hold a $
@@ -138,7 +138,9 @@ def binned(x: Sequence[float], y: Sequence[float], bins: int) -> tuple[NDArray[n
     )
 
 
-def curves(axes: Axes, lines: dict[str, tuple[Sequence[float], Sequence[float]]], bins: int, marker: str = "") -> None:
+def curves(
+    axes: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], bins: int, marker: str = ""
+) -> None:
     """A line for each name, told apart by colour and dashes, and a legend above them."""
     for i, (name, (x, y)) in enumerate(lines.items()):
         style = {"color": SERIES[i % len(SERIES)], "linestyle": DASHES[i % len(DASHES)], "label": name}

@@ -11,7 +11,6 @@ import numpy as np
 from lead.config.lists import Evaluation
 from lead.config.load import load
 from lead.config.paper import PaperRow, PaperTable
-from lead.errors import LeadError
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
 from lead.plan.plan import Plan
 from lead.plan.targets import sensible, twin
@@ -166,9 +165,7 @@ def _mark(run: Run, measure: str, evaluation: Evaluation) -> Mark:
     return low, run.mean(measure), high
 
 
-def _tests(
-    pairs: Iterable[tuple[PaperRow, str | None]], runs: Runs, measure: str, tested: bool
-) -> dict[str, str]:
+def _tests(pairs: Iterable[tuple[PaperRow, str | None]], runs: Runs, measure: str, tested: bool) -> dict[str, str]:
     """For each row's label: the difference to its baseline and the corrected p, if both runs exist."""
     other: dict[str, str] = {}
     found: list[tuple[str, float, float]] = []

@@ -90,7 +90,7 @@ def _figure(measure: str, run: str, baseline: str, change: Any) -> Figure:
         axes.text(0.98, 0.96, f"better {better:,}\nthe same {same:,}\nworse {worse:,}",
                   transform=axes.transAxes, ha="right", va="top", fontsize=8, color=INK)  # fmt: skip
 
-    counts = f"{better:,} queries are better, {worse:,} worse and {same:,} the same"
+    counts = f"better {better:,}, worse {worse:,}, the same {same:,} queries"
     alt = f"Change of {measure} from {baseline} to {run}, query by query: {counts}."
     edges = [1.01, 0.5, 0.25, 0.1, 0.0]
     table = [["change", "better by that much", "worse by that much"]]

@@ -114,6 +114,10 @@ def intervals(marks: Sequence[Mark | None], guide: float | None, width: int = 15
         return "" if value is None else f"{4 + (width - 8) * (value - low) / span:.1f}"
 
     return [
-        {"width": f"{width}", "guide": x(guide), **dict(zip(("low", "mean", "high"), map(x, mark or (None,) * 3), strict=True))}
+        {
+            "width": f"{width}",
+            "guide": x(guide),
+            **dict(zip(("low", "mean", "high"), map(x, mark or (None,) * 3), strict=True)),
+        }
         for mark in marks
     ]

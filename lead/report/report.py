@@ -21,7 +21,7 @@ from lead.report.facts import Facts, model_facts
 from lead.report.paper_tables import build, made_row
 from lead.report.queries import Compared, compare
 from lead.report.render import Table, csv_text, intervals, page
-from lead.report.results import Line, Results, megabytes, millions, significant
+from lead.report.results import Results, megabytes, millions, significant
 from lead.report.told import Methods, trainings
 from lead.store.atomic import atomic_file, atomic_folder
 
@@ -115,7 +115,9 @@ def _notes(results: Results) -> list[str]:
         slow = next((line.run for line in results.lines if line.facts.speed is None and line.role == "student"), "RUN")
         notes.append(f"Milliseconds a query are measured by `lead speed {name}/{slow}`, on the machine at hand.")
     if any(line.facts.texts_a_second is None and line.facts.encoded for line in results.lines):
-        notes.append("\u2020: passages divided by the seconds of the whole stage that encoded them, its start included.")
+        notes.append(
+            "\u2020: passages divided by the seconds of the whole stage that encoded them, its start included."
+        )
     return notes
 
 
@@ -131,7 +133,11 @@ def runs_table(results: Results) -> list[list[Noted]]:
     first = results.measures[0]
     seeded = any(len(line.values.seeds) > 1 for line in results.lines)
     confidence = results.dataset.settings.evaluation.confidence
-    header: list[Noted] = [("run", ""), (first, f"[{confidence:.0%} interval]"), *((m, "") for m in results.measures[1:])]
+    header: list[Noted] = [
+        ("run", ""),
+        (first, f"[{confidence:.0%} interval]"),
+        *((m, "") for m in results.measures[1:]),
+    ]
     header += [(f"vs {results.baseline}", f"in {first}"), *([("seeds", "")] if seeded else [])]
     header += [("model", ""), ("parameters", "millions"), ("dimensions", ""), ("index", "MB")]
     header += [("a query", "milliseconds"), ("texts", "a second")]
@@ -180,17 +186,23 @@ def _quality(results: Results) -> Chapter:
             )
         )
     if sum(line.facts.milliseconds is not None for line in results.lines) > 1:
-        figures.append(costs.quality_against(results, "time", lambda line: line.facts.milliseconds, "ms a query", "time"))
+        figures.append(
+            costs.quality_against(results, "time", lambda line: line.facts.milliseconds, "ms a query", "time")
+        )
     for key, title, file in (("k", "K, the number of layer pairs", "k"), ("strategy", "layer strategy", "strategy")):
         if (figure := costs.variants(results, key, title, file)) is not None:
             figures.append(figure)
-    return Chapter("quality", "Quality and cost", figures, "" if figures else "With one model there is nothing to compare.")
+    return Chapter(
+        "quality", "Quality and cost", figures, "" if figures else "With one model there is nothing to compare."
+    )
 
 
 def _trainings(results: Results) -> Chapter:
     """Figures of every training that the results grew from, and of those that have no result yet."""
     rows, order = results.plan.rows, trainings(results)
-    files = {split_seed(path.stem)[0]: path for path in sorted((results.folder / "metrics").glob("*.jsonl"), reverse=True)}
+    files = {
+        split_seed(path.stem)[0]: path for path in sorted((results.folder / "metrics").glob("*.jsonl"), reverse=True)
+    }
     names = [name for name in [*order, *sorted(files.keys() - set(order))] if name in files and name in rows]
     figures = []
     for name in names:
@@ -204,8 +216,8 @@ def _trainings(results: Results) -> Chapter:
             m = m or max(b for pairs in read.weights for _, b, _ in pairs)
             figures += [training.weights_figure(name, read, n, m), training.pairs_figure(name, read, n, m)]
     about = (
-        "Loss by part, and RR@10 on a pool of candidates for dev queries, which is higher than on the whole collection. "
-        f"A point of a longer curve is the mean over neighbouring steps. Of several seeds, the first."
+        "Loss by part, and RR@10 on a pool of candidates for dev queries (higher than on the whole collection). "
+        "A point of a longer curve is the mean over neighbouring steps. Of several seeds, the first."
     )
     return Chapter("training", "Training", figures, about if figures else "No training has left metrics here.")
 

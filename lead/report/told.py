@@ -130,7 +130,9 @@ def _training(job: Job, behind: dict[str, Any], shared: str) -> str:
     words = [f"{_capital(_kind(job))}, {start}"]
     if row.teacher:
         layers = model_facts(Path(job.teacher))[0]
-        words.append(f"learns from {row.teacher}" + (f" ({_kind(job.other(row.teacher))}, {layers} layers)" if layers else ""))
+        words.append(
+            f"learns from {row.teacher}" + (f" ({_kind(job.other(row.teacher))}, {layers} layers)" if layers else "")
+        )
     elif row.scores:
         words.append(f"learns from scores of {_and(list(row.scores))}")
     words.append(_loss(job, made))
@@ -141,7 +143,10 @@ def _training(job: Job, behind: dict[str, Any], shared: str) -> str:
     if method.judged and train and _batch(train) != shared:
         words.append(f"a step has {_batch(train)}")
     if method.judged and train.get("negatives"):
-        words.append(f"hard negatives of {row.negatives}" + (f" without those that {row.denoise} scores high" if row.denoise else ""))
+        words.append(
+            f"hard negatives of {row.negatives}"
+            + (f" without those that {row.denoise} scores high" if row.denoise else "")
+        )
     words.append(f"learning rate {train['lr']:g}" if "lr" in train else "")
     return f"{', '.join(word for word in words if word)}."
 
@@ -179,13 +184,16 @@ def _evaluation(results: Results, jobs: list[Job]) -> str:
         f"Every run is measured on {first.queries:,} judged test queries, in {_and(results.measures)}; intervals are "
         f"{of.confidence:.0%} bootstrap intervals over queries."
     )
-    rerankers = [job.run for job in jobs if job.kind is not None and job.kind.ranks_by == "rerank" and job.run in results.names]
+    rerankers = [
+        job.run for job in jobs if job.kind is not None and job.kind.ranks_by == "rerank" and job.run in results.names
+    ]
     if rerankers:
         sources = _and(sorted({job.reranked for job in jobs if job.run in rerankers}))
         text += f" The lists of {sources} are reranked by {_and(rerankers)}."
     seeded = [name for name in results.names if len(results.runs[name].seeds) > 1]
     if seeded:
-        text += f" Several seeds: {'; '.join(f'{n} {results.runs[n].named_seeds()}' for n in seeded)}; means are over seeds."
+        named = "; ".join(f"{name} {results.runs[name].named_seeds()}" for name in seeded)
+        text += f" Several seeds: {named}; means are over seeds."
     return text
 
 

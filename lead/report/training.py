@@ -127,7 +127,9 @@ def weights_figure(run: str, log: Log, n: int, m: int) -> Figure:
         early, late = np.mean(values[:tenth]), np.mean(values[-tenth:])
         table.append([f"{a}", f"{share:.0%}", f"{means[a]:.3f}", f"{early:.3f}", f"{late:.3f}"])
     top = max(means, key=means.__getitem__)
-    alt = f"Weights of the teacher layers that {run} aligned; layer {top} of {n} has the highest mean, {means[top]:.2f}."
+    alt = (
+        f"Weights of the teacher layers that {run} aligned; layer {top} of {n} has the highest mean, {means[top]:.2f}."
+    )
     caption = (
         f"How much each of the teacher's {n} layers counts in the layer loss, where it is aligned with one of the "
         f"student's {m}. Weights of a step sum to 1."

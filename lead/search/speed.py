@@ -24,7 +24,11 @@ K = 10
 
 
 def speed(
-    target: str, config: Path, overrides: dict[str, Any] | None = None, threads: int = 1, say: Callable[[str], None] = print
+    target: str,
+    config: Path,
+    overrides: dict[str, Any] | None = None,
+    threads: int = 1,
+    say: Callable[[str], None] = print,
 ) -> list[Path]:
     """Measure DATASET/RUN, or every run of DATASET that can be searched, and write DATASET/speed/RUN.json for each.
 
