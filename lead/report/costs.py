@@ -109,8 +109,8 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure:
             style |= {"connectionstyle": f"arc3,rad={bend}", "linewidth": 0.7 if key == "negatives" else 1.2}
             style |= {"patchA": boxes[a], "patchB": boxes[b], "shrinkA": 1, "shrinkB": 2, "mutation_scale": 8}
             axes.annotate("", place[b], place[a], arrowprops=style, zorder=2)
-        for key, (words, style) in MADE_FROM.items():
-            axes.plot([], [], color=SERIES[list(MADE_FROM).index(key)], linestyle=style, label=words, linewidth=1.2)
+        for key, (words, dashes) in MADE_FROM.items():
+            axes.plot([], [], color=SERIES[list(MADE_FROM).index(key)], linestyle=dashes, label=words, linewidth=1.2)
         axes.legend(loc="upper left", bbox_to_anchor=(0, 0), ncols=3, fontsize=8)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(tallest - 0.4, -0.6))
         axes.axis("off")
