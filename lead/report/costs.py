@@ -74,9 +74,11 @@ def quality_against(results: Results, what: str, x: Callable[[Line], float | Non
     return Figure(file, f"{first} against {what}", caption, alt, svg, [["run", "", f"{what} ({unit})", first], *rows])
 
 
-def graph(plan: Plan, runs: Sequence[str]) -> Figure:
-    """How the runs hang together: which grew from which, who taught, whose lists gave the negatives."""
+def graph(plan: Plan, runs: Sequence[str]) -> Figure | None:
+    """How the runs hang together: which grew from which, who taught, whose negatives. None if nothing does."""
     edges = [(a, b, key) for b in runs for key in MADE_FROM for a in _behind(plan, b, key) if a in runs]
+    if not edges:
+        return None
     depth = dict.fromkeys(runs, 0)
     for _ in runs:  # as many rounds as the longest path can have
         for a, b, _ in edges:
@@ -109,7 +111,8 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure:
             style |= {"connectionstyle": f"arc3,rad={bend}", "linewidth": 0.7 if key == "negatives" else 1.2}
             style |= {"patchA": boxes[a], "patchB": boxes[b], "shrinkA": 1, "shrinkB": 2, "mutation_scale": 8}
             axes.annotate("", place[b], place[a], arrowprops=style, zorder=2)
-        for key, (words, dashes) in MADE_FROM.items():
+        used = {key for _, _, key in edges}
+        for key, (words, dashes) in ((key, MADE_FROM[key]) for key in MADE_FROM if key in used):
             axes.plot([], [], color=SERIES[list(MADE_FROM).index(key)], linestyle=dashes, label=words, linewidth=1.2)
         axes.legend(loc="upper left", bbox_to_anchor=(0, 0), ncols=3, fontsize=8)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(tallest - 0.4, -0.6))
@@ -123,7 +126,7 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure:
         if any(b == run for _, b, _ in edges)
     )
     caption = "Arrows go from what was there first to what was made of it."
-    svg = draw("graph", alt, plot, max(4.2, min(9.0, 1.75 * len(columns))), max(1.8, 0.5 + 0.42 * tallest))
+    svg = draw("graph", alt, plot, max(7.4, min(9.0, 1.75 * len(columns))), max(1.8, 0.5 + 0.42 * tallest))
     return Figure("graph", "How the runs hang together", caption, alt, svg, table, wide=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lead.errors import LeadError
 from lead.plan.job import Job
+from lead.pretrained import LAYERS
 from lead.store.tables import read_json
 
 WEIGHTS = "*.safetensors"
@@ -56,14 +57,14 @@ def facts(job: Job, passages: int | None) -> Facts:
 def _facts(job: Job, passages: int | None, speed: dict[str, Any] | None) -> Facts:
     if job.kind is None:
         return Facts(job.method.about, speed=speed)
-    layers, parameters, size = model_facts(Path(job.model))
+    model = model_facts(Path(job.model))
     searches = job.kind.ranks_by == "search"
     index, took = (_bytes([*job.vectors(), *job.indexes()]), _encoding(job)) if searches else (None, None)
     return Facts(
         job.kind.title,
-        layers,
-        parameters,
-        size if job.kind.vectors else None,
+        model.layers,
+        model.parameters,
+        model.size if job.kind.vectors else None,
         index,
         None if searches else job.reranked,
         speed,
@@ -71,15 +72,27 @@ def _facts(job: Job, passages: int | None, speed: dict[str, Any] | None) -> Fact
     )
 
 
-def model_facts(folder: Path) -> tuple[int | None, int | None, int | None]:
-    """Layers, parameters, and numbers in a vector, of a model's folder; None for what is not there."""
+@dataclass(frozen=True)
+class ModelFacts:
+    """Of a model's folder; None for what is not there. size: numbers in a vector. cut: tokens of queries, passages."""
+
+    layers: int | None = None
+    parameters: int | None = None
+    size: int | None = None
+    cut: tuple[int, int] | None = None
+
+
+def model_facts(folder: Path) -> ModelFacts:
+    """What the files of a model's folder tell."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         own = json.loads((folder / "lead.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None, None, None
-    size = own.get("linear", {}).get("size") or config.get("hidden_size")
-    return config.get("num_hidden_layers"), _parameters(folder), size
+        return ModelFacts()
+    size, lengths = own.get("linear", {}).get("size") or config.get("hidden_size"), own.get("lengths", {})
+    cut = (lengths["query"], lengths["passage"]) if {"query", "passage"} <= lengths.keys() else None
+    layers = next((config[key] for key in LAYERS if key in config), None)
+    return ModelFacts(layers, _parameters(folder), size, cut)
 
 
 def _parameters(folder: Path) -> int | None:

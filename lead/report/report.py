@@ -65,8 +65,8 @@ def report(
     out = out or folder / "report.html"
     chapters = [_quality(found), _trainings(found), _costs(found)]
     best = found.best()
-    shown = best.run if best is not None and best.run != found.baseline else None
-    compared = compare(found, shown, str(found.baseline)) if shown else None
+    other = None if best is None else found.beside(best.run)
+    compared = compare(found, best.run, other) if best is not None and other is not None else None
     rows = runs_table(found)
     text = page(
         "report.html.jinja",
@@ -74,11 +74,12 @@ def report(
         rows=rows,
         verdict=found.verdict(),
         told=Methods(found),
-        graph=costs.graph(plan, trainings(found)) if trainings(found) else None,
+        graph=costs.graph(plan, trainings(found)),
         chapters={chapter.name: chapter for chapter in chapters},
         compared=compared,
         appendix=appendix(found),
         best=best,
+        students=sum(line.role == "student" for line in found.lines),
         drawn=intervals([line.mark for line in found.lines], found.guide(), width=90),
         notes=_notes(found),
         newest=_newest(folder),
@@ -211,7 +212,7 @@ def _trainings(results: Results) -> Chapter:
             continue
         figures.append(training.loss_figure(name, rows[name].about or METHODS[rows[name].method].about, read))
         if read.weights and len(read.weights) == len(read.steps):
-            n, m = (model_facts(Path(folder))[0] for folder in (job.teacher, job.model))
+            n, m = (model_facts(Path(folder)).layers for folder in (job.teacher, job.model))
             n = n or max(a for pairs in read.weights for a, _, _ in pairs)
             m = m or max(b for pairs in read.weights for _, b, _ in pairs)
             figures += [training.weights_figure(name, read, n, m), training.pairs_figure(name, read, n, m)]

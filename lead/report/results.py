@@ -141,6 +141,10 @@ class Results:
         """The best student."""
         return next((line for line in self.lines if line.role == "student"), None)
 
+    def beside(self, run: str) -> str | None:
+        """The run that its queries are compared with: the baseline, or the next one where it is the baseline itself."""
+        return next((n for n in (self.baseline, *BASELINES, *self.names) if n in self.names and n != run), None)
+
     def line(self, run: str) -> Line | None:
         """The line of a run."""
         return next((line for line in self.lines if line.run == run), None)

@@ -93,16 +93,16 @@ def _models(jobs: list[Job], behind: dict[str, Any]) -> str:
         if job.kind is None or job.row.init is None:
             continue
         made = behind.get(f"{job.run}.{job.method.stage}", {})
-        layers, parameters, size = model_facts(Path(job.model))
+        model = model_facts(Path(job.model))
         reference = (made.get("model") or {}).get("reference") or job.encoder.reference
         kept = (made.get("model") or {}).get("layers")
         text = f"the {job.row.init}\u2019s encoder is {shown(reference)}"
         text += f" with its layers {_and(list(map(str, kept)))}" if kept else ""
-        if layers and parameters and size:
-            text += f" ({layers} layers, {parameters / 1e6:.1f} million weights)"
+        if model.layers and model.parameters:
+            text += f" ({model.layers} layers, {model.parameters / 1e6:.1f} million weights)"
         said.setdefault(str(job.row.init), text)
-        if cut := made.get("lengths"):
-            lengths.setdefault(f"queries to {cut['query']} tokens and passages to {cut['passage']}", []).append(job.run)
+        if model.cut:
+            lengths.setdefault("queries to {} tokens and passages to {}".format(*model.cut), []).append(job.run)
     cuts = [
         f"{what} ({_and(runs)})" if len(lengths) > 1 else what
         for what, runs in sorted(lengths.items(), key=lambda item: -len(item[1]))
@@ -129,7 +129,7 @@ def _training(job: Job, behind: dict[str, Any], shared: str) -> str:
     start = f"starts from {row.start}" if row.start else f"starts from the {row.init}\u2019s encoder"
     words = [f"{_capital(_kind(job))}, {start}"]
     if row.teacher:
-        layers = model_facts(Path(job.teacher))[0]
+        layers = model_facts(Path(job.teacher)).layers
         words.append(
             f"learns from {row.teacher}" + (f" ({_kind(job.other(row.teacher))}, {layers} layers)" if layers else "")
         )
