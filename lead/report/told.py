@@ -117,7 +117,7 @@ def _training(job: Job, behind: dict[str, Any], shared: str) -> str:
     train = made.get("train", {})
     if method.stage == "bm25":
         s = made.get("bm25", {})
-        return f"BM25 with k1 = {s['k1']:g} and b = {s['b']:g}, words as {s.get('analyser', 'english')}." if s else ""
+        return f"BM25 with k1 = {s['k1']:g} and b = {s['b']:g} (analyser: {s.get('analyser', 'english')})." if s else ""
     if method.stage == "pretrained":
         return f"The {row.init}\u2019s encoder as it is, {_kind(job)}."
     if method.name == "teacher_of":
