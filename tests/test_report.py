@@ -158,6 +158,16 @@ def test_without_models_lists_or_metrics_there_is_a_page_all_the_same(project: S
     assert "not measured" in text and "No training has left metrics here" in text and "vs bm25" in text
 
 
+def test_without_test_queries_it_is_about_the_trainings(project: Searchable, tmp_path: Path) -> None:
+    folder = tmp_path / "made here" / "tiny"
+    for name in ("metrics", "timings"):
+        shutil.copytree(project.folder / name, folder / name)
+    options = ["--config", str(project.config), "--overrides", f"{{results: {folder.parent}}}"]
+    assert cli.main(["report", "tiny", *options]) == 0
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "id='loss-lead_cb'" in text and "id='stages'" in text and "paired t-test" not in text
+
+
 def test_results_begin_with_what_people_look_for(project: Searchable) -> None:
     keys = list(json.loads((project.folder / "lead_cb.json").read_text(encoding="utf-8")))
     assert keys[:4] == ["metrics", "queries", "confidence", "measures"]
@@ -179,9 +189,9 @@ def test_k_strategies_and_seeds(tmp_path: Path) -> None:
         "lead_cb_skip",
     ]
     values = {run: rng.random(50) for run in runs}
-    for run, each in values.items():
+    for run, each in [*values.items(), ("of_the_past", rng.random(50))]:
         result(folder, run, each, ["RR@10", "AP@100", "R@100"])
-    report(CONFIG, "demo", None, None, {"results": str(folder.parent)})
+    report(CONFIG, "demo", overrides={"results": str(folder.parent)})
     text = (folder / "report.html").read_text(encoding="utf-8")
     for name, expected in (("k", ["1", "2", "3"]), ("strategy", {"random", "last", "skip"})):
         (figure,) = re.findall(f"<figure id='{name}'>(.*?)</figure>", text, re.S)

@@ -28,8 +28,7 @@ def add(commands: Any, path: Callable[[str], Path]) -> None:
     )
     report.add_argument("dataset", metavar="DATASET")
     report.add_argument("--baseline", metavar="RUN", help="what every run is tested against (default: a control)")
-    report.add_argument("--out", type=path, metavar="PATH", help="the page (default: report.html in --results)")
-    report.add_argument("--results", type=path, metavar="PATH", help="the dataset's results, if not where config says")
+    report.add_argument("--out", type=path, metavar="PATH", help="the page (default: results/DATASET/report.html)")
     report.add_argument("--config", type=path, default=DEFAULT_CONFIG, metavar="PATH")
     report.add_argument("--overrides", metavar="JSON", help="keys that win over the config's, as Snakemake's --config")
     report.add_argument("--log", type=path, metavar="PATH", help="write the log there too")
@@ -41,4 +40,4 @@ def _report(args: argparse.Namespace) -> None:
     from lead.report.report import report
 
     overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
-    print(report(args.config, args.dataset, args.results, args.out, overrides, args.baseline))
+    print(report(args.config, args.dataset, args.out, overrides, args.baseline))

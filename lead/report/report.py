@@ -43,23 +43,21 @@ class Chapter:
 def report(
     config: Path,
     dataset: str,
-    results: Path | None,
-    out: Path | None,
+    out: Path | None = None,
     overrides: dict[str, Any] | None = None,
     baseline: str | None = None,
 ) -> Path:
     """Write the page of a dataset to `out` (results/DATASET/report.html), and its parts into the folder beside it.
 
-    results: the dataset's folder of results, if it is not the one of `config`. overrides: keys that replace those of
-    the configuration. baseline: the run that all others are tested against. The parts, report/CHAPTER/NAME.svg and
-    report/quality/runs.csv, are those that `snakemake --report` takes.
+    overrides: keys that replace those of the configuration. baseline: the run that all others are tested against. The
+    parts, report/CHAPTER/NAME.svg and report/quality/runs.csv, are those that `snakemake --report` takes.
 
     Nothing is measured here: what was not measured is said to be so. Raises LeadError for an unknown dataset, for one
     without any result, and for damaged results.
     """
     plan = Plan(load(config, overrides))
-    folder = results or Path(plan.datasets[dataset].folder)
-    found = Results(plan, dataset, folder, baseline)
+    folder = Path(plan.datasets[dataset].folder)
+    found = Results(plan, dataset, baseline)
     if not found.names and not any((folder / "metrics").glob("*.jsonl")):
         raise LeadError(f"{folder} holds no result; make one with: lead run {dataset}")
     out = out or folder / "report.html"
@@ -200,11 +198,11 @@ def _quality(results: Results) -> Chapter:
 
 def _trainings(results: Results) -> Chapter:
     """Figures of every training that the results grew from, and of those that have no result yet."""
-    rows, order = results.plan.rows, trainings(results)
+    rows = results.plan.rows
     files = {
         split_seed(path.stem)[0]: path for path in sorted((results.folder / "metrics").glob("*.jsonl"), reverse=True)
     }
-    names = [name for name in [*order, *sorted(files.keys() - set(order))] if name in files and name in rows]
+    names = [name for name in trainings(results) if name in files]
     figures = []
     for name in names:
         read, job = training.read_log(files[name]), results.plan[results.dataset.name, name]
@@ -218,7 +216,7 @@ def _trainings(results: Results) -> Chapter:
             figures += [training.weights_figure(name, read, n, m), training.pairs_figure(name, read, n, m)]
     about = (
         "Loss by part, and RR@10 on a pool of candidates for dev queries (higher than on the whole collection). "
-        "A point of a longer curve is the mean over neighbouring steps. Of several seeds, the first."
+        "A point of a curve is the mean over neighbouring steps. Of several seeds, the first is shown."
     )
     return Chapter("training", "Training", figures, about if figures else "No training has left metrics here.")
 

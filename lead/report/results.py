@@ -61,12 +61,13 @@ class Line:
 class Results:
     """The runs of a dataset that exist, best first."""
 
-    def __init__(self, plan: Plan, dataset: str, folder: Path, baseline: str | None = None) -> None:
-        """`folder`: the dataset's results. baseline: the run that others are tested against; by default of BASELINES.
+    def __init__(self, plan: Plan, dataset: str, baseline: str | None = None) -> None:
+        """`baseline`: the run that others are tested against; by default the first of BASELINES.
 
         Raises LeadError for a damaged result, and a baseline that does not exist.
         """
-        self.plan, self.dataset, self.folder = plan, plan.datasets[dataset], folder
+        self.plan, self.dataset = plan, plan.datasets[dataset]
+        self.folder = folder = Path(self.dataset.folder)
         self.runs = Runs(folder, plan.rows)
         self.names = list(self.runs)
         if baseline is not None and baseline not in self.names:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lead.plan.job import Job
+from lead.plan.rows import split_seed
 from lead.pretrained import shown
 from lead.report.facts import model_facts
 from lead.report.results import Results
@@ -24,9 +25,10 @@ POOLED = {"cls": "the first token", "mean": "the mean of the tokens", "last": "t
 
 
 def trainings(results: Results) -> list[str]:
-    """The runs behind the results whose stage trains or takes a model, first to last."""
+    """The runs that have results or metrics, and those that they grew from, first to last."""
     rows = results.plan.rows
-    known = [name for name in results.names if name in rows]
+    trained = {split_seed(path.stem)[0] for path in (results.folder / "metrics").glob("*.jsonl")}
+    known = [name for name in {*results.names, *trained} if name in rows]
     behind = {run for name in known for run in rows.ancestors(name)}
     return [run for run in sorted(behind, key=lambda r: (rows.generation(r), list(rows).index(r)))]
 

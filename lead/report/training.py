@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lead.report.draw import INK, SERIES, Figure, binned, curves, draw
 from lead.report.table import number
 
-BINS = 120  # points of a curve
+BINS = 40  # points of a curve, each of three steps or more
 ROWS = 8  # of the table behind it
 # parts of losses as the metrics name them -> as people do (equations of the paper)
 PARTS = {
@@ -73,7 +73,7 @@ def loss_figure(run: str, about: str, log: Log) -> Figure:
 
     def plot(canvas: Any) -> None:
         panels = canvas.subplots(2 if dev else 1, 1, sharex=True, squeeze=False)[:, 0]
-        curves(panels[0], drawn, BINS)
+        curves(panels[0], drawn, max(8, min(BINS, len(log.steps) // 3)))
         panels[0].set_ylabel("loss")
         panels[0].set_ylim(bottom=min(0.0, *(min(values) for _, values in drawn.values())))
         if dev:
@@ -115,8 +115,7 @@ def weights_figure(run: str, log: Log, n: int, m: int) -> Figure:
 
     def plot(canvas: Any) -> None:
         axes = canvas.subplots()
-        bins = 24 if len(log.steps) > 48 else max(2, len(log.steps) // 2)
-        curves(axes, drawn, bins)
+        curves(axes, drawn, max(2, min(16, len(log.steps) // 4)))
         axes.set(xlabel="step", ylabel="weight (eq. 7)", ylim=(0, None))
 
     table = [["teacher layer", "steps that aligned it", "mean weight", "in the first tenth", "in the last tenth"]]

@@ -43,11 +43,10 @@ rule report:
         runtime=lambda w, attempt: 60 * attempt,
         gpu=0,
     params:
-        results=f"{RESULTS}/{{dataset}}",
         config=plan.path(),
         overrides=plan.overrides(),
     message:
         "{wildcards.dataset}: the report"
     shell:
-        "lead report {wildcards.dataset:q} --results {params.results:q} --config {params.config:q} --overrides {params.overrides:q}"
+        "lead report {wildcards.dataset:q} --config {params.config:q} --overrides {params.overrides:q}"
         " --out {output.page:q} --log {log:q}"
