@@ -139,7 +139,7 @@ def runs_table(results: Results) -> list[list[Noted]]:
     ]
     header += [(f"vs {results.baseline}", f"in {first}"), *([("seeds", "")] if seeded else [])]
     header += [("model", ""), ("parameters", "millions"), ("dimensions", ""), ("index", "MB")]
-    header += [("a query", "milliseconds"), ("texts", "a second")]
+    header += [("a query", "ms"), ("texts", "a second")]
     table = [header]
     for line in results.lines:
         row: list[Noted] = [(line.run, line.about), (line.shown(first), line.interval)]

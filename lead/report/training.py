@@ -14,6 +14,7 @@ from lead.report.draw import INK, SERIES, Figure, binned, curves, draw
 from lead.report.table import number
 
 BINS = 40  # points of a curve, each of three steps or more
+LEAST = 0.1  # of RR@10 on dev, the least that its axis spans
 ROWS = 8  # of the table behind it
 # parts of losses as the metrics name them -> as people do (equations of the paper)
 PARTS = {
@@ -79,6 +80,9 @@ def loss_figure(run: str, about: str, log: Log) -> Figure:
         if dev:
             curves(panels[1], dev, len(log.dev_steps), marker="o")
             panels[1].set_ylabel("RR@10 on dev")
+            low, high = panels[1].get_ylim()
+            more = max(0.0, LEAST - (high - low)) / 2  # noise is not to look like progress
+            panels[1].set_ylim(low - more, high + more)
         panels[-1].set_xlabel("step")
 
     first = {name: binned(log.steps, values, 10)[1] for name, (_, values) in drawn.items()}
