@@ -22,6 +22,7 @@ from lead.commands import STAGES, Stage, settings_class
 from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
 from lead.export import command as export
+from lead.report import command as report
 from lead.search.commands import add_commands
 
 
@@ -187,7 +188,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="lead",
         description="Distil a strong retriever into a small dual encoder by aligning layer-wise score distributions.",
-        epilog="For people: init, plan, run, status, show, table, verify. The others are stages: `lead run` runs them.",
+        epilog="For people: init, plan, run, status, show, table, report, speed, search, serve, export, verify. "
+        "The others are stages: `lead run` runs them.",
     )
     top.add_argument("--version", action="version", version=f"lead {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -248,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("--overrides", metavar="JSON", help="keys that win over the config's, as Snakemake's --config")
     paper.add_argument("--log", type=_path, metavar="PATH", help="write the log there too")
     paper.set_defaults(call=_tables)
+    report.add(commands, _path)
     export.add(commands, _path)
     check = commands.add_parser("verify", help="Tell which results, models and tables are stale, altered or missing.")
     check.add_argument("dataset", metavar="DATASET", help="its name, or its folder of results")

@@ -212,3 +212,13 @@ def _number(file: Path, keys: tuple[str, ...], what: str) -> int:
         return int(next(config[key] for key in keys if key in config))
     except (OSError, ValueError, TypeError, StopIteration):
         raise LeadError(f"models: {file} does not tell the {what}; is it that of an encoder?") from None
+
+
+def shown(reference: str) -> str:
+    """A reference without the folders of this machine.
+
+    >>> shown("path:/data/models/my-bert"), shown("hub:google/bert")
+    ('path:my-bert', 'hub:google/bert')
+    """
+    kind, _, rest = reference.partition(":")
+    return f"path:{Path(rest).name}" if kind == "path" else reference

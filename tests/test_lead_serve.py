@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import shutil
 import socket
 import struct
 import threading
@@ -15,19 +13,11 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from browsing import browser, chromium, dark_phone, texts, until
 from searchable import HOSTILE, HOSTILE_ID, HOSTILE_QUERY, Searchable
 
 from lead import cli
 from lead.search.server import HEADERS, is_here, make_server
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER or os.environ.get("CI")), reason="no chromium; as root: bash tests/browser/install.sh"
-)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +32,7 @@ def port(searchable: Searchable) -> Iterator[int]:
         thread.join()
 
 
+__all__ = ["chromium"]  # a fixture
 Ask = Callable[..., tuple[int, Any, str]]
 
 
@@ -139,38 +130,14 @@ def test_mistakes_are_one_line(searchable: Searchable, port: int, capsys: pytest
 
 
 # --- a real browser --------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A new headless Chromium."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    assert CHROMIUM and DRIVER, "bash tests/browser/install.sh did not install chromium"
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_page_load_timeout(120)
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def page(chromium: Any, port: int) -> Iterator[Any]:
     """The browser on the page. At the end nothing may have been said on its console."""
     chromium.get_log("browser")
     chromium.get(f"http://127.0.0.1:{port}/")
-    _until(chromium, "return document.querySelectorAll('#examples button').length == 4")
+    until(chromium, "return document.querySelectorAll('#examples button').length == 4")
     yield chromium
     assert chromium.get_log("browser") == []
-
-
-def _until(page: Any, script: str) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(page, 60).until(lambda driver: driver.execute_script(script))
 
 
 def _search(page: Any, query: str) -> None:
@@ -181,27 +148,20 @@ def _search(page: Any, query: str) -> None:
     assert field.get_attribute("id") == "query"  # ready to type in, without a click
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys(query, Keys.ENTER)
-    _until(page, "return document.querySelectorAll('section').length == 2 && !document.querySelector('[aria-busy]')")
-
-
-def _texts(page: Any, selector: str) -> list[str]:
-    found: list[str] = page.execute_script(
-        "return [...document.querySelectorAll(arguments[0])].map((node) => node.textContent)", selector
-    )
-    return found
+    until(page, "return document.querySelectorAll('section').length == 2 && !document.querySelector('[aria-busy]')")
 
 
 @browser
 def test_two_systems_side_by_side_and_every_text_as_it_is(page: Any) -> None:
     _search(page, HOSTILE_QUERY)
-    assert _texts(page, "h2")[0].startswith("lead_cb") and _texts(page, "h2")[1] == "bm25"
-    assert len(_texts(page, "section:first-child li")) == 10
+    assert texts(page, "h2")[0].startswith("lead_cb") and texts(page, "h2")[1] == "bm25"
+    assert len(texts(page, "section:first-child li")) == 10
     assert page.title == f"{HOSTILE_QUERY} · lead"
     assert page.find_element("id", "query").get_attribute("value") == HOSTILE_QUERY
-    assert "1 relevant passage." in _texts(page, "#status")[0]
-    assert _texts(page, "section:last-child h3")[0] == HOSTILE_ID
-    assert _texts(page, "section:last-child details p")[0] == HOSTILE
-    assert {"stride", "script", "owned", "\u0639\u0631\u0628\u064a"} <= set(_texts(page, "section:last-child mark"))
+    assert "1 relevant passage." in texts(page, "#status")[0]
+    assert texts(page, "section:last-child h3")[0] == HOSTILE_ID
+    assert texts(page, "section:last-child details p")[0] == HOSTILE
+    assert {"stride", "script", "owned", "\u0639\u0631\u0628\u064a"} <= set(texts(page, "section:last-child mark"))
     assert not page.execute_script(
         "return document.querySelectorAll('#lists script, #lists img, #lists b, #owned').length"
     )
@@ -213,30 +173,26 @@ def test_two_systems_side_by_side_and_every_text_as_it_is(page: Any) -> None:
 @browser
 def test_judged_passages_are_marked_and_addresses_can_be_shared(page: Any, port: int) -> None:
     page.find_element("css selector", "#examples button").click()
-    _until(page, "return document.querySelectorAll('section').length == 2")
+    until(page, "return document.querySelectorAll('section').length == 2")
     query = page.find_element("id", "query").get_attribute("value")
-    assert all("relevant" in text for text in _texts(page, "section > p"))
+    assert all("relevant" in text for text in texts(page, "section > p"))
     for list_ in page.execute_script("return [...document.querySelectorAll('section')].map((s) => s.innerText)"):
         assert ("relevant at rank" in list_) == ("✓ relevant" in list_)
-    address, shown = page.current_url, _texts(page, "h3")
+    address, shown = page.current_url, texts(page, "h3")
     page.get(address)
-    _until(page, "return document.querySelectorAll('section').length == 2")
-    assert _texts(page, "h3") == shown and page.title == f"{query} · lead"
+    until(page, "return document.querySelectorAll('section').length == 2")
+    assert texts(page, "h3") == shown and page.title == f"{query} · lead"
     page.back()
     page.get(f"http://127.0.0.1:{port}/?q=")
-    _until(page, "return document.querySelectorAll('#examples button').length == 4")
-    assert _texts(page, "section") == []
+    until(page, "return document.querySelectorAll('#examples button').length == 4")
+    assert texts(page, "section") == []
 
 
 @browser
 def test_on_a_phone_in_the_dark_and_by_keyboard(page: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
-    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
-    try:
+    with dark_phone(page):
         page.find_element("id", "query").click()
         _search(page, "stride of an array")
         assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
@@ -246,11 +202,8 @@ def test_on_a_phone_in_the_dark_and_by_keyboard(page: Any) -> None:
         ink, back = (sum(map(int, c[4:-1].split(","))) for c in colours)
         assert ink > 500 and back < 150
         page.find_element("css selector", "a.jump").send_keys(Keys.ENTER)
-        _until(page, "return document.querySelector('#system1').getBoundingClientRect().top < innerHeight")
-        assert len(_texts(page, "section")) == 2
-    finally:
-        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        until(page, "return document.querySelector('#system1').getBoundingClientRect().top < innerHeight")
+        assert len(texts(page, "section")) == 2
 
 
 @browser
@@ -273,10 +226,10 @@ def test_an_answer_that_does_not_come_is_said(chromium: Any, searchable: Searcha
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     chromium.get(f"http://127.0.0.1:{server.server_port}/")
-    _until(chromium, "return document.querySelectorAll('#examples button').length == 4")
+    until(chromium, "return document.querySelectorAll('#examples button').length == 4")
     server.shutdown()
     thread.join()
     server.server_close()
     chromium.execute_script("go('array')")
-    _until(chromium, "return document.querySelector('#status').className == 'error'")
-    assert "is `lead serve` still running?" in _texts(chromium, "#status")[0]
+    until(chromium, "return document.querySelector('#status').className == 'error'")
+    assert "is `lead serve` still running?" in texts(chromium, "#status")[0]

@@ -20,7 +20,7 @@ from lead.errors import LeadError
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
 from lead.plan.plan import Plan
 from lead.report.paper_tables import tables
-from lead.report.render import csv_text, html_page, html_table, markdown
+from lead.report.render import Table, csv_text, html_page, markdown
 from lead.report.table import difference
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
@@ -303,12 +303,13 @@ def test_text_is_text_in_every_format() -> None:
     text = markdown("<b>", cells, ["<i> p < .05"])
     assert "\\|" in text and "p < .05" in text and not re.search("<[a-z]", text)
     assert list(csv.reader(io.StringIO(csv_text(cells)))) == cells
-    numbers = html_table("t", [["", "x"], ["a", "37.1 ± 1.2 [34.8, 39.5]"], ["b", "missing"]], [])
+    numbers = html_page("t", [Table("t", [["", "x"], ["a", "37.1 ± 1.2 [34.8, 39.5]"], ["b", "missing"]], [])])
     assert "<td>37.1<small>± 1.2 [34.8, 39.5]</small></td>" in numbers and "<td class='word'>missing</td>" in numbers
-    drawn = html_table("t", [["", "x"], ["a", "1"], ["b", "missing"], ["c", "3"]], [], [(0, 1, 2), None, (2, 3, 4)], 1)
+    rows = [["", "x"], ["a", "1"], ["b", "missing"], ["c", "3"]]
+    drawn = html_page("t", [Table("t", rows, [], [(0, 1, 2), None, (2, 3, 4)], 1)])
     first, second, third = re.findall("<svg.*?</svg>", drawn)
     assert "cx='39.5'" in first and "x2='75.0'" in first and "circle" not in second and "cx='110.5'" in third
     assert drawn.count("class='guide' x1='39.5'") == 3
-    assert "<svg" not in html_table("t", [["", "x"], ["a", "1"]], [], [(0, 1, 2)])  # nothing to compare it with
-    page = html_page("<b>", [html_table("<i>", cells, ["run `a<b` & c"])])
+    assert "<svg" not in html_page("t", [Table("t", [["", "x"], ["a", "1"]], [], [(0, 1, 2)])])  # nothing to compare
+    page = html_page("<b>", [Table("<i>", cells, ["run `a<b` & c"])])
     assert "<script>" not in page and "<code>a&lt;b</code> &amp; c" in page and "<b>" not in page and "<i>" not in page

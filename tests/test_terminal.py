@@ -151,10 +151,11 @@ def test_bash_completes_commands_and_runs(tmp_path: Path, capsys: pytest.Capture
     code = capsys.readouterr().out + (
         "COMP_WORDS=(lead stat); COMP_CWORD=1; _shtab_lead; echo ${COMPREPLY[@]}\n"
         "COMP_WORDS=(lead run demo/st); COMP_CWORD=2; _shtab_lead; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(lead report d); COMP_CWORD=2; _shtab_lead; echo ${COMPREPLY[@]}\n"
     )
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     said = subprocess.run(["bash", "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.split() == ["status", "demo/student"]
+    assert said.stdout.split() == ["status", "demo/student", "demo"]
 
 
 # --- costs -----------------------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def evaluate(
         metrics[name] = {key: round(number, DIGITS) for key, number in numbers.items()}
     result: dict[str, Any] = {
         "metrics": metrics,
-        "measures": names,  # in the order of the settings: JSON keys are sorted
+        "measures": names,
         "relevance": chosen.relevance,
         "queries": len(qids),
         "missing_passages": missing,
@@ -106,7 +106,7 @@ def evaluate(
     if trec is not None:
         write_trec(lists, trec)
     write_table(table, per_query, "per_query")
-    write_json(result, out)
+    write_json(result, out, first=["metrics", "queries", "confidence", "measures"])  # then how it was made
     log.info("%s", "  ".join(f"{name} {value['mean']:.4f}" for name, value in metrics.items()))
 
 

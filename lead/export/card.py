@@ -8,13 +8,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from lead.export.licences import licence, shown
+from lead.export.licences import licence
 from lead.export.onnx import FP32, INT8
 from lead.export.quality import MEASURE, Quality
 from lead.models.card import TAGS, usage, vectors
 from lead.models.dual_encoder import DualEncoder
 from lead.models.interchange import Interchange
 from lead.plan.job import Job
+from lead.pretrained import shown
 from lead.report.table import Result, number, read_result
 from lead.store.provenance import record_of
 from lead.store.tables import open_table

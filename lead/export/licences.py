@@ -10,16 +10,6 @@ from lead.errors import LeadError
 from lead.pretrained import resolve
 
 
-def shown(reference: str) -> str:
-    """A reference without the folders of this machine.
-
-    >>> shown("path:/data/models/my-bert"), shown("hub:google/bert")
-    ('path:my-bert', 'hub:google/bert')
-    """
-    kind, _, rest = reference.partition(":")
-    return f"path:{Path(rest).name}" if kind == "path" else reference
-
-
 def licence(reference: str) -> str | None:
     """The licence in the header of a model's README.md, else that of its package; None where nothing here says it."""
     kind, _, rest = reference.partition(":")

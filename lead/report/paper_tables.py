@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,16 @@ import numpy as np
 from lead.config.lists import Evaluation
 from lead.config.load import load
 from lead.config.paper import PaperRow, PaperTable
-from lead.errors import LeadError
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
 from lead.plan.plan import Plan
 from lead.plan.targets import sensible, twin
-from lead.report.render import Cells, Mark, csv_text, html_page, html_table, markdown
-from lead.report.seeds import Run, Runs, together
+from lead.report.render import Mark, Table, csv_text, html_page, markdown
+from lead.report.seeds import Run, Runs, against, check_queries, together
 from lead.report.table import difference
 from lead.store.atomic import atomic_file
 
 CONTROL = "student_more"
 CLEARLY = 0.001  # level of the paired test for a teacher clearly above the student
-
-
-@dataclass(frozen=True)
-class Built:
-    """A table that is ready for rendering: header and rows of text, and notes in Markdown."""
-
-    title: str
-    cells: Cells
-    notes: list[str]
-    marks: list[Mark | None]  # of each row's first measure
-    guide: float | None  # the control's mean of the first measure
-
-    def html(self) -> str:
-        """The table as a section of an HTML page."""
-        return html_table(self.title, self.cells, self.notes, self.marks, self.guide)
 
 
 def tables(
@@ -65,11 +48,11 @@ def tables(
     for name, table in built.items():
         written[f"{name}.md"] = markdown(table.title, table.cells, table.notes)
         written[f"{name}.csv"] = csv_text(table.cells)
-        written[f"{name}.html"] = html_page(dataset, [table.html()])
+        written[f"{name}.html"] = html_page(dataset, [table])
     written["all.md"] = f"# {dataset}\n\n{preamble}\n\n" + "\n".join(
         markdown(t.title, t.cells, t.notes, level=2) for t in built.values()
     )
-    written["all.html"] = html_page(dataset, [t.html() for t in built.values()], preamble)
+    written["all.html"] = html_page(dataset, list(built.values()), preamble)
     for name, text in written.items():
         with atomic_file(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -95,20 +78,29 @@ def preamble_text(plan: Plan, dataset: str, measures: list[str], runs: Runs) -> 
 
 
 def build(
-    table: PaperTable, dataset: str, measures: list[str], reported_measures: list[str], runs: Runs, plan: Plan
-) -> Built:
-    """One table of one dataset: the paper's rows that we can run on it, or that have the paper's values for it."""
-    rows = [_made(row, dataset, runs, plan) for row in table.rows if row.run is not None or dataset in row.values]
+    table: PaperTable,
+    dataset: str,
+    measures: list[str],
+    reported_measures: list[str],
+    runs: Runs,
+    plan: Plan,
+    tested: bool = True,
+) -> Table:
+    """One table of one dataset: the paper's rows that we can run on it, or that have the paper's values for it.
+
+    tested: whether differences have p-values.
+    """
+    rows = [made_row(row, dataset, runs, plan) for row in table.rows if row.run is not None or dataset in row.values]
     ours = any(dataset in row.values for row in rows)
     first, evaluation = measures[0], plan.datasets[dataset].settings.evaluation
-    against = _tests([(row, row.against) for row in rows], runs, first)
-    control = _tests([(row, CONTROL) for row in rows if row.run != CONTROL], runs, first)
+    baselines = _tests([(row, row.against) for row in rows], runs, first, tested)
+    control = _tests([(row, CONTROL) for row in rows if row.run != CONTROL], runs, first, tested)
     seeded = any(runs[str(row.run)].seeds != [1] for row in rows if row.run in runs)
     header = [
         "",
         *measures,
         "seeds" if seeded else "",
-        "vs its RD or control" if any(against.values()) else "",
+        "vs its RD or control" if any(baselines.values()) else "",
         f"vs {CONTROL}",
     ]
     header += [f"paper: {m}" for m in measures] if ours else []
@@ -122,7 +114,7 @@ def build(
             run = runs[row.run]
             cells += [_mean(run, m, mark if m == first else None) for m in measures]
             cells += ["shared" if run.shared else run.named_seeds()]
-            cells += [against.get(row.label, ""), control.get(row.label, "")]
+            cells += [baselines.get(row.label, ""), control.get(row.label, "")]
         else:
             possible = row.run in fitting
             cells += ["missing" if possible else "not possible here"] + [""] * (len(measures) + 2)
@@ -139,10 +131,10 @@ def build(
     if table.gap:
         notes += list(_gaps(rows, runs, first, evaluation))
     kept = [[line[i] for i in keep] for line in [header, *lines]]
-    return Built(table.title, kept, notes, marks, runs[CONTROL].mean(first) if CONTROL in runs else None)
+    return Table(table.title, kept, notes, marks, runs[CONTROL].mean(first) if CONTROL in runs else None)
 
 
-def _made(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:
+def made_row(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:
     """The row with the run whose result it shows: its run, or a run with the same settings on this dataset."""
     if row.run is None or row.run in (plan.loaded.datasets[dataset][0].runs or []):
         return row
@@ -173,27 +165,21 @@ def _mark(run: Run, measure: str, evaluation: Evaluation) -> Mark:
     return low, run.mean(measure), high
 
 
-def _tests(pairs: Iterable[tuple[PaperRow, str | None]], runs: Runs, measure: str) -> dict[str, str]:
+def _tests(pairs: Iterable[tuple[PaperRow, str | None]], runs: Runs, measure: str, tested: bool) -> dict[str, str]:
     """For each row's label: the difference to its baseline and the corrected p, if both runs exist."""
     other: dict[str, str] = {}
     found: list[tuple[str, float, float]] = []
     for row, baseline in pairs:
         if row.run in runs and baseline in runs and row.run != baseline:
-            pair = together(runs[str(row.run)], runs[str(baseline)])
-            if pair is None:
+            test = against(runs[str(row.run)], runs[str(baseline)], measure, runs.folder)
+            if test is None:
                 other[row.label] = "other seeds"
-                continue
-            _check_queries(runs.folder, *pair)
-            x, y = (run.per_query(measure) for run in pair)
-            found.append((row.label, float(x.mean() - y.mean()), paired_test(x, y)))
-    tested = zip(found, holm([p for _, _, p in found]), strict=True)
-    return other | {label: difference(delta, p, percent=True) for (label, delta, _), p in tested}
-
-
-def _check_queries(folder: Path, *runs: Run) -> None:
-    for run in runs[1:]:
-        if run.qids != runs[0].qids:
-            raise LeadError(f"{folder}: {runs[0].name} and {run.name} are of different queries; evaluate them again")
+            else:
+                found.append((row.label, *test))
+    if not tested:
+        return other | {label: f"{100 * delta:+.2f}" for label, delta, _ in found}
+    corrected = zip(found, holm([p for _, _, p in found]), strict=True)
+    return other | {label: difference(delta, p, percent=True) for (label, delta, _), p in corrected}
 
 
 def _gaps(rows: list[PaperRow], runs: Runs, measure: str, evaluation: Evaluation) -> Iterable[str]:
@@ -205,7 +191,7 @@ def _gaps(rows: list[PaperRow], runs: Runs, measure: str, evaluation: Evaluation
         compared = together(*(runs[str(n)] for n in ("student", row.teacher, row.run)))
         if compared is None:
             continue
-        _check_queries(runs.folder, *compared)
+        check_queries(runs.folder, *compared)
         student, teacher, run = (r.per_query(measure) for r in compared)
         gap, p = float(teacher.mean() - student.mean()), paired_test(teacher, student)
         if gap <= 0 or p >= CLEARLY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lead.errors import LeadError
+from lead.evaluation.stats import paired_test
 from lead.plan.rows import Rows, split_seed
 from lead.report.table import Result, read_result
 
@@ -90,6 +92,26 @@ def together(*runs: Run) -> list[Run] | None:
     return [run if run.shared else run.of(seeds) for run in kept] if seeds else None
 
 
+def against(run: Run, baseline: Run, measure: str, folder: Path) -> tuple[float, float] | None:
+    """The difference of a run's mean to its baseline's, and p of a paired test over queries, not corrected.
+
+    Over the seeds that both have; None if there are none. Raises LeadError if they are of different queries.
+    """
+    pair = together(run, baseline)
+    if pair is None:
+        return None
+    check_queries(folder, *pair)
+    x, y = (one.per_query(measure) for one in pair)
+    return float(x.mean() - y.mean()), paired_test(x, y)
+
+
+def check_queries(folder: Path, *runs: Run) -> None:
+    """Refuse to compare runs that were evaluated on different queries. Raises LeadError."""
+    for run in runs[1:]:
+        if run.qids != runs[0].qids:
+            raise LeadError(f"{folder}: {runs[0].name} and {run.name} are of different queries; evaluate them again")
+
+
 class Runs:
     """The results of a dataset that exist. Each is read on first use."""
 
@@ -103,6 +125,10 @@ class Runs:
 
     def __contains__(self, name: object) -> bool:
         return name in self.files
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the runs, without seeds."""
+        return iter(self.files)
 
     def used(self) -> list[Run]:
         """The runs that have been read."""

@@ -1,9 +1,10 @@
-"""The commands `search` and `serve`: their options, and what they do with them."""
+"""The commands `search`, `serve` and `speed`: their options, and what they do with them."""
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ examples:
 The run must have been made (lead run demo/lead_cb). BM25 and a ColBERT are runs too:
 demo/bm25, demo/teacher_cb. For passages of your own: lead search results/demo/models/lead_cb --corpus mine.jsonl
 """
+SPEED = """\
+examples:
+  lead speed demo/lead_cb    milliseconds a query, passages encoded a second; into results/demo/speed/lead_cb.json
+  lead speed demo            every run of the demo that can be searched, BM25 and rerankers too
+
+Nothing else should run meanwhile. `lead report` shows these numbers.
+"""
 SERVE = """\
 examples:
   lead serve demo/lead_cb                           beside BM25, at http://127.0.0.1:8000
@@ -32,7 +40,7 @@ Test and dev queries of the collection are offered; passages judged for them are
 
 
 def add_commands(commands: Any) -> None:
-    """Add both to the subcommands of `lead`."""
+    """Add them to the subcommands of `lead`."""
     raw = argparse.RawDescriptionHelpFormatter
     about = "Search a dataset with a run that was made: type a query, read the best passages."
     search = commands.add_parser("search", help=about, description=about, epilog=SEARCH, formatter_class=raw)
@@ -53,7 +61,12 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
                        help="another name of this machine in the address, such as its full domain name")  # fmt: skip
     serve.set_defaults(call=_serve)
-    for command in (search, serve):
+    about = "Measure how long a query takes and how fast passages are encoded, on this machine, for `lead report`."
+    speed = commands.add_parser("speed", help=about, description=about, epilog=SPEED, formatter_class=raw)
+    speed.add_argument("target", metavar="DATASET[/RUN]", help="runs that were made")
+    speed.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default: 1)")
+    speed.set_defaults(call=_speed)
+    for command in (search, serve, speed):
         command.add_argument(
             "--config", type=Path, default=DEFAULT_CONFIG, metavar="PATH", help=f"default: {DEFAULT_CONFIG}"
         )
@@ -108,3 +121,13 @@ def _serve(args: argparse.Namespace) -> None:
     leave_pandas_out()
     found = Collection.find(args.target, args.config, _overrides(args.overrides))
     serve(found, [found.system(), found.against(args.against)], args.host, args.port, args.allow_host)
+
+
+def _speed(args: argparse.Namespace) -> None:
+    if args.threads < 1:
+        raise LeadError(f"--threads {args.threads}: give at least 1")
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # before NumPy and torch start
+        os.environ[variable] = str(args.threads)
+    from lead.search.speed import speed
+
+    speed(args.target, args.config, _overrides(args.overrides), args.threads)

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
@@ -211,12 +211,19 @@ def _sum(value: Any) -> str:
     return hashlib.sha256(dumps(value).encode(errors="surrogatepass")).hexdigest()
 
 
-def write_json(value: dict[str, Any], path: str | Path) -> None:
-    """Write JSON atomically, with the record of the running command and, under `sha256`, the checksum."""
+def write_json(value: dict[str, Any], path: str | Path, first: Sequence[str] = ()) -> None:
+    """Write JSON atomically, with the record of the running command and, under `sha256`, the checksum.
+
+    first: keys that come first, as they are, because people look for them; the others are sorted. The checksum does
+    not depend on the order.
+    """
     record = current()
     value = value if record is None else {**value, "provenance": record}
+    whole = {**value, "sha256": _sum(value)}
+    rest = json.loads(dumps({key: each for key, each in whole.items() if key not in first}))
+    text = json.dumps({key: whole[key] for key in first} | rest, indent=2, ensure_ascii=False)
     with atomic_file(path) as temporary:
-        temporary.write_text(dumps({**value, "sha256": _sum(value)}), encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 
-NAMES = "$(lead show --names 2>/dev/null)"
+RUNS = "$(lead show --names 2>/dev/null)"
+DATASETS = "$(lead show --names 2>/dev/null | cut -d/ -f1 | uniq)"
+FUNCTIONS = {"_lead_targets": RUNS, "_lead_datasets": DATASETS}
+COMPLETED = {"DATASET/RUN": "_lead_targets", "DATASET[/RUN]": "_lead_targets", "DATASET": "_lead_datasets"}
 PREAMBLE = {
-    "bash": f'_lead_targets() {{ compgen -W "{NAMES}" -- "$1"; }}',
-    "zsh": f'_lead_targets() {{ compadd -- ${{(f)"{NAMES}"}} }}',
+    "bash": "\n".join(f'{name}() {{ compgen -W "{words}" -- "$1"; }}' for name, words in FUNCTIONS.items()),
+    "zsh": "\n".join(f'{name}() {{ compadd -- ${{(f)"{words}"}} }}' for name, words in FUNCTIONS.items()),
 }
 
 
 def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """The script for a shell. What takes `DATASET/RUN` is completed with the names that the configuration has."""
+    """The script for a shell. Datasets and runs are completed with the names that the configuration has."""
     import shtab
 
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for command in commands.choices.values():
         for action in command._actions:
-            if action.metavar == "DATASET/RUN":
-                action.complete = {name: "_lead_targets" for name in PREAMBLE}
+            if action.metavar in COMPLETED:
+                action.complete = dict.fromkeys(PREAMBLE, COMPLETED[str(action.metavar)])
             elif action.metavar in ("PATH", "FILE", "RESULT.json"):
                 action.complete = shtab.FILE
     return str(shtab.complete(parser, shell, preamble=PREAMBLE[shell]))
