@@ -1,4 +1,4 @@
-"""The README's commands and names are real, and so are the examples in docstrings."""
+"""Commands and names of the README and of docs/running.md are real, and so are the examples in docstrings."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from lead.plan.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BASH = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
-COMMANDS = [line.split("#")[0].strip() for line in BASH]
+RUNNING = (ROOT / "docs" / "running.md").read_text(encoding="utf-8")
+BOTH = README + RUNNING
+BASH = [line for block in re.findall(r"```bash\n(.*?)```", BOTH, re.S) for line in block.splitlines()]
+COMMANDS = sorted({line.split("#")[0].strip() for line in BASH})
 OWN = "results/mine/"  # the reader's own collection
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("snakemake") and OWN not in c])
-def test_snakemake_commands_of_the_readme_plan_jobs(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snakemake_commands_plan_jobs(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # the paper's models could be downloaded: nothing here does
     words = shlex.split(command)
     done = subprocess.run(
@@ -37,14 +39,14 @@ def test_snakemake_commands_of_the_readme_plan_jobs(command: str, monkeypatch: p
     assert re.search(r"^total +\d+$|Nothing to be done", done.stdout + done.stderr, re.M)
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"`lead ((?:show|schema)[^`]*)`", README))))
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"`lead ((?:show|schema)[^`]*)`", BOTH))))
 def test_lead_commands_of_the_readme_print_something(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(shlex.split(command)) == 0
     assert capsys.readouterr().out.strip()
 
 
 def test_the_readme_names_every_stage_and_make_target_it_should() -> None:
-    listed = re.search(r"`lead (prepare[^`]*)`", README)
+    listed = re.search(r"`lead (prepare[^`]*)`", RUNNING)
     assert listed is not None
     assert sorted(listed[1].split(" | ")) == sorted(STAGES)
     makefile = (ROOT / "Makefile").read_text()
@@ -53,9 +55,9 @@ def test_the_readme_names_every_stage_and_make_target_it_should() -> None:
 
 
 def test_the_readmes_own_collection_is_a_valid_dataset_file() -> None:
-    block = re.search(r"```yaml\n(.*?)```", README, re.S)
+    block = re.search(r"```yaml\n(.*?)```", RUNNING, re.S)
     assert block is not None
-    dataset = validate(Dataset, yaml.safe_load(block[1]), "README.md")
+    dataset = validate(Dataset, yaml.safe_load(block[1]), "running.md")
     assert dataset.preset in load(ROOT / "config/config.yaml").presets
 
 
@@ -77,7 +79,7 @@ def test_every_file_and_run_the_readme_names_exists() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
     plan = Plan(load(ROOT / "config/config.yaml"))
-    for run in re.findall(r"results/demo/([\w-]+)\.json", README):
+    for run in re.findall(r"results/demo/([\w-]+)\.json", BOTH):
         check(plan["demo", run])
 
 

@@ -138,7 +138,7 @@ def call(name: str, folder: Path, model: Path, out: Path) -> None:
 
 
 def test_every_stage_is_tried() -> None:
-    assert {name.split()[0] for name in EVERY} == set(STAGES)
+    assert {name.split()[0] for name in EVERY} == set(STAGES) - {"packages"}  # pip writes that: test_packages
 
 
 @pytest.fixture
