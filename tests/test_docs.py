@@ -48,7 +48,7 @@ def test_lead_commands_of_the_readme_print_something(command: str, capsys: pytes
 def test_the_readme_names_every_stage_and_make_target_it_should() -> None:
     listed = re.search(r"`lead (prepare[^`]*)`", RUNNING)
     assert listed is not None
-    assert sorted(listed[1].split(" | ")) == sorted(STAGES)
+    assert sorted(re.split(r"\s*\|\s*", listed[1])) == sorted(STAGES)
     makefile = (ROOT / "Makefile").read_text()
     for target in [c.split()[1] for c in COMMANDS if c.startswith("make ")]:
         assert re.search(rf"^{target}:", makefile, re.M), target

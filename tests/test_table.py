@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from lead.config.schema import LossWeights
 from lead.errors import LeadError
 from lead.evaluation.stats import holm, paired_test
 from lead.report.table import table
+from lead.report.training import PARTS
 from lead.store.tables import SCHEMAS, write_json, write_table
 
 MEASURES = ["RR@10", "AP@1000"]
@@ -125,3 +128,8 @@ def test_files_that_are_no_results(tmp_path: Path) -> None:
     write_json({"a": 1}, tmp_path / "y.json")
     with pytest.raises(LeadError, match="y.json is not a result"):
         table([tmp_path / "y.json"], [])
+
+
+def test_parts_of_losses_have_the_equations_of_the_configuration() -> None:
+    for key, field in LossWeights.model_fields.items():
+        assert re.findall(r"eq\. \d+", str(field.description)) == re.findall(r"eq\. \d+", PARTS[key]), key

@@ -218,6 +218,9 @@ def test_alignment_counts_texts_and_is_done_without_results(tmp_path: Path, monk
     step, work = step_work(job), job_work(plan, "align", wildcards)
     assert step is not None and work == step * 26
     assert disk(plan, "align", wildcards)[0] == disk(plan, "train", wildcards)[0] > 0
+    assert (
+        disk(plan, "align", wildcards)[1] - disk(plan, "train", wildcards)[1] == 4 * 32 * 440
+    )  # the teacher's vectors
     smaller = Plan(load(config / "config.yaml", {"settings": {"models": {"student": {"linear": {"size": 8}}}}}))
     assert disk(plan, "encode_passages", wildcards)[0] == 4 * disk(smaller, "encode_passages", wildcards)[0] > 0
     ready = wildcards | {"run": "pretrained_teacher"}

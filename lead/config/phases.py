@@ -48,6 +48,16 @@ def align_steps(epochs: float, between: list[int] | None, an_epoch: int) -> int:
     return int(min(max(math.ceil(epochs * an_epoch), fewest), most))
 
 
+def passes(epochs: float, between: list[int] | None, seen: str) -> str:
+    """How long a training is that is told in epochs, for people. seen: what it passes over.
+
+    >>> passes(3.0, None, "the texts"), passes(0.5, [3000, 20000], "all texts")
+    ('3 passes over the texts', '0.5 passes over all texts, but 3,000 to 20,000 steps')
+    """
+    bounds = "" if between is None else f", but {between[0]:,} to {between[1]:,} steps"
+    return f"{epochs:g} passes over {seen}{bounds}"
+
+
 class PhaseTrain(Strict):
     """Overrides of `train` in one phase. Keys are those of `train`."""
 

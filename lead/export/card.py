@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from lead.config.phases import passes
 from lead.export.licences import licence
 from lead.export.onnx import FP32, INT8
 from lead.export.quality import MEASURE, Quality
@@ -156,7 +157,7 @@ def _training(job: Job, made: dict[str, Any]) -> list[str]:
         what = "texts" if method.stage == "align" else "queries"
         if epochs := settings.get("epochs") or train.get("epochs"):
             seen = "passages and queries" if method.stage == "align" else "the train queries"
-            words = [f"{epochs:g} passes over {seen}, {train['batch_size']} {what} a step"]
+            words = [f"{passes(epochs, settings.get('between'), seen)}, {train['batch_size']} {what} a step"]
         else:
             words = [f"{train['steps']:,} steps of {train['batch_size']} {what}" if "steps" in train else ""]
         words += [f"{train['negatives']} hard negatives for each" if method.judged and "negatives" in train else ""]

@@ -5,22 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lead.config.phases import passes
 from lead.plan.job import Job
 from lead.plan.rows import split_seed
 from lead.pretrained import shown
 from lead.report.facts import model_facts
 from lead.report.results import Results
 from lead.report.table import read_result
+from lead.report.training import PARTS
 from lead.store.provenance import record_of
 from lead.store.tables import open_table
 
-LOSSES = {
-    "lyr": "layer loss (eq. 8)",
-    "rep": "response loss (eq. 9)",
-    "stu": "the student\u2019s contrastive loss (eq. 10)",
-    "tch": "the teacher\u2019s contrastive loss (eq. 11)",
-    "map": "loss of the maps",
-}
 POOLED = {"cls": "the first token", "mean": "the mean of the tokens", "last": "the last token"}
 
 
@@ -138,8 +133,9 @@ def _training(job: Job, behind: dict[str, Any], shared: str) -> str:
     elif row.scores:
         words.append(f"learns from scores of {_and(list(row.scores))}")
     words.append(_loss(job, made))
-    if epochs := made.get("epochs"):
-        words.append(f"{epochs:g} passes over the texts, {train['batch_size']} a step")
+    if epochs := made.get("epochs") or train.get("epochs"):
+        long = passes(epochs, made.get("between"), "the train queries" if method.judged else "the texts")
+        words.append(long if method.judged else f"{long}, {train['batch_size']} a step")
     elif "steps" in train:
         words.append(f"{train['steps']:,} steps" + ("" if method.judged else f" of {train['batch_size']} texts"))
     if method.judged and train and _batch(train) != shared:
@@ -166,8 +162,8 @@ def _loss(job: Job, made: dict[str, Any]) -> str:
         return "with the contrastive loss alone"
     joint = job.method.moves_teacher(job.settings.distil)
     weights, read = distil.get("weights", {}), job.method.reads.get("weights", ())
-    names = [name for name in LOSSES if name in read and weights.get(name) and (joint or name != "tch")]
-    used = [(f"{weights[name]:g} times " if weights[name] != 1 else "") + LOSSES[name] for name in names]
+    names = [name for name in PARTS if name in read and weights.get(name) and (joint or name != "tch")]
+    used = [(f"{weights[name]:g} times " if weights[name] != 1 else "") + PARTS[name] for name in names]
     words = [f"with {_and(used)}" if used else f"with the loss of {job.method.about}"]
     if "layers" in distil:
         layers = distil["layers"]

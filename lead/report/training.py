@@ -16,14 +16,13 @@ from lead.report.table import number
 BINS = 40  # points of a curve, each of three steps or more
 LEAST = 0.1  # of RR@10 on dev, the least that its axis spans
 ROWS = 8  # of the table behind it
-# parts of losses as the metrics name them -> as people do (equations of the paper)
+# parts of losses as settings and metrics name them -> as people and the paper do
 PARTS = {
-    "lyr": "layers (eq. 8)",
-    "rep": "response (eq. 9)",
-    "stu": "student's labels (eq. 10)",
-    "tch": "teacher's labels (eq. 11)",
-    "map": "maps",
-    "total": "total",
+    "lyr": "layer loss (eq. 8)",
+    "rep": "response loss (eq. 9)",
+    "tch": "teacher\u2019s contrastive loss (eq. 10)",
+    "stu": "student\u2019s contrastive loss (eq. 11)",
+    "map": "loss of the maps",
 }
 
 

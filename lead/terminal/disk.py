@@ -8,7 +8,7 @@ from lead.plan.checks import width_of
 from lead.plan.job import Job
 from lead.plan.plan import Plan
 from lead.pretrained import encoder_width, local_weights, pretrained_layers
-from lead.terminal.cost import TRAININGS, passages_of, shape
+from lead.terminal.cost import TRAININGS, aligned_texts, passages_of, shape
 
 
 def disk(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> tuple[float, float]:
@@ -22,11 +22,16 @@ def disk(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> tuple[float, fl
         return _weights(job), 0.0
     if rule.partition("_")[0] in TRAININGS:
         size = _weights(job) + (_weights(job.other(job.row.teacher)) if rule == "distil_joint" else 0)
-        return size, 3 * size * job.settings.train.checkpoint_keep
+        taught = 4.0 * _width(job) * (aligned_texts(job) or 0) if rule == "align" else 0.0  # the teacher's vectors
+        return size, 3 * size * job.settings.train.checkpoint_keep + taught
     if rule == "encode_passages":
-        width, n = width_of(job) or encoder_width(job.encoder.reference) or 768, shape(job).passages or 0
-        return (2.0 if job.settings.retrieval.fp16 else 4.0) * width * n / len(job.dataset.shards), 0.0
+        n = shape(job).passages or 0
+        return (2.0 if job.settings.retrieval.fp16 else 4.0) * _width(job) * n / len(job.dataset.shards), 0.0
     return 1e6, 0.0
+
+
+def _width(job: Job) -> int:
+    return width_of(job) or encoder_width(job.encoder.reference) or 768
 
 
 def _weights(job: Job) -> float:

@@ -223,7 +223,7 @@ def align(
     own = state / state_name(key)
     taught = Taught(own, len(data.texts), model.size, Exchange.here())
     if passages:
-        taught.fill(passages, table["pid"].to_pylist(), Exchange.here())
+        taught.fill(passages, table["pid"], Exchange.here())
     step = AlignStep(student, model, train, settings.loss, settings.seed, taught)
     Loop(step, data, dev, train, own).complete({out: student}, metrics)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -52,7 +53,7 @@ class Taught:
         """The vectors [len(rows), d] of rows that are known, in float32."""
         return torch.from_numpy(np.asarray(self.vectors[rows]))
 
-    def fill(self, files: Sequence[Path], ids: Sequence[str], ranks: Exchange) -> None:
+    def fill(self, files: Sequence[Path], ids: pa.ChunkedArray, ranks: Exchange) -> None:
         """Write the first rows from files of vectors (`lead encode`), all shards of the texts with these `ids`.
 
         Raises LeadError where they are of other texts or of another width. Memory: one file.
@@ -60,7 +61,7 @@ class Taught:
         start = 0
         for file in files if ranks.rank == 0 and not self._known[: len(ids)].all() else ():
             found, vectors = read_vectors(file)
-            if vectors.shape[1] != self.vectors.shape[1] or found != list(ids[start : start + len(found)]):
+            if vectors.shape[1] != self.vectors.shape[1] or found != ids.slice(start, len(found)).to_pylist():
                 raise LeadError(f"--passages: {file} is not the teacher's vectors of the corpus; encode again")
             self.put(slice(start, start + len(found)), vectors)
             start += len(found)
