@@ -28,24 +28,26 @@ multiprocessing.set_forkserver_preload(PRELOAD)
 FORKSERVER = multiprocessing.get_context("forkserver")
 
 
-def _lead(words: list[str], said: str) -> None:
+def _lead(words: list[str], said: str, ignored: list[int]) -> None:
     with open(said, "wb") as stderr:
         os.dup2(stderr.fileno(), 2)
     for number in (signal.SIGINT, signal.SIGHUP):  # as an interactive shell starts it, whatever started the tests
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
     from lead.cli import main
 
     sys.exit(main(words))
 
 
 class Lead:
-    """`lead WORDS`, started. As a context, it is killed at the end if it still works."""
+    """`lead WORDS`, started with some signals ignored. As a context, it is killed at the end if it still works."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], ignored: tuple[int, ...] = ()) -> None:
         handle, name = tempfile.mkstemp(suffix=".stderr")
         os.close(handle)
         self._said = Path(name)
-        self.process: BaseProcess = FORKSERVER.Process(target=_lead, args=(words, name))
+        self.process: BaseProcess = FORKSERVER.Process(target=_lead, args=(words, name, list(ignored)))
         self.process.start()
 
     @property

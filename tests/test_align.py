@@ -18,8 +18,8 @@ from dag.project import empty_project, refusal
 from steps import SCORING, TRAIN
 from test_resume import assert_same, inputs, outputs
 
-from lead.config.load import load
-from lead.config.phases import align_steps
+from lead.config.load import load, validate
+from lead.config.phases import Align, align_steps
 from lead.config.schema import Lengths, ModelRef, Scoring, Train
 from lead.config.stages import AlignSettings, EncodeSettings
 from lead.errors import LeadError, Preempted
@@ -169,6 +169,11 @@ def test_passages_that_the_teacher_has_encoded_are_not_encoded_again(
     with pytest.raises(LeadError, match="queries.parquet is not the teacher's vectors of the corpus"):
         paths = outputs(tmp_path / "other") | {"passages": [queries]}
         align(settings=settings(tiny_model), gpu=0, start=None, **files(tiny_collection, teacher), **paths)
+
+
+def test_bounds_of_steps_are_in_order() -> None:
+    with pytest.raises(LeadError, match=r"x.yaml: key 'between': give the fewest steps first: \[20, 40\]"):
+        validate(Align, {"between": [40, 20]}, "x.yaml")
 
 
 def test_a_small_collection_gets_more_passes(

@@ -43,7 +43,7 @@ CASES = [
 
 def make_step(tiny_model: Path, teacher_folder: Path, method: str, kind: str, options: Any, cache_above: int) -> Step:
     torch.manual_seed(9)
-    train = Train(**{**TRAIN, "dropout": 0.0, "cache_above": cache_above, "batch_size": 8})
+    train = Train(**{**TRAIN, "dropout": 0.0, "cache_above": cache_above, "batch_size": 8, "micro_tokens": 200})
     scoring = SCORING | ({"normalise": "none", "layer_normalise": "standard"} if kind == "ce" else {})
     if method == "contrastive":
         return Step(make_retriever(tiny_model, kind, **scoring).train(), train, 3)
@@ -248,7 +248,7 @@ def test_ranks_told_to_stop_save_their_state_and_go_on_later(
     import time
 
     train = {
-        "steps": 120,
+        "steps": 60,
         "batch_size": 4,
         "negatives": 2,
         "precision": "fp32",

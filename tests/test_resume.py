@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -157,14 +155,11 @@ def test_an_ignored_sighup_does_not_stop_a_training(tiny_model: Path, tiny_colle
         model=ModelRef(reference=f"path:{tiny_model}"), lengths=Lengths(query=8, passage=24), train=TRAIN
     )
     words = command("train", settings, inputs(tiny_collection) | outputs(tmp_path))
-    words = ["nohup", sys.executable, "-m", "lead", *words]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        while not list(tmp_path.glob("state/*/step-00000010")):
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(signal.SIGHUP)
-        said = process.communicate()[1]
-    assert process.returncode == 0, said
+    with Lead(words, ignored=(signal.SIGHUP,)) as lead:  # as nohup starts it
+        wait_for_checkpoint(lead, tmp_path / "state", 10)
+        lead.signal(signal.SIGHUP)
+        said = lead.finished()
+    assert lead.status == 0, said
 
 
 @pytest.fixture(scope="module")

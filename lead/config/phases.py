@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lead.config.recipe import ADDED
 from lead.config.types import Positive, PositiveInt, Strict
@@ -13,7 +13,13 @@ from lead.config.types import Positive, PositiveInt, Strict
 ALIGN = {"lr": 3e-4, "batch_size": 32}  # what `train` is in the phase `align`, unless phases.align says otherwise
 
 
-Between = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+def _in_order(steps: list[int]) -> list[int]:
+    if steps[0] > steps[1]:
+        raise ValueError(f"give the fewest steps first: [{steps[1]}, {steps[0]}]")
+    return steps
+
+
+Between = Annotated[list[PositiveInt], Field(min_length=2, max_length=2), AfterValidator(_in_order)]
 
 
 class Align(Strict):

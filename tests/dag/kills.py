@@ -64,6 +64,7 @@ class Killer:
         before = len(self.kills)
         aimed: dict[int, Kill] = {}
         while process.poll() is None:
+            time.sleep(0.002)  # or looking takes a core from what is looked at
             running = dict(stages_running(self.project))
             for pid in aimed.keys() - running.keys():  # it ended first: sooner, next time
                 missed = aimed.pop(pid)
