@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from dag.project import RESULTS, ROOT, make_project, without
+from dag.project import RESULTS, ROOT, WARM, make_project, warm_server, without
 
 pytestmark = pytest.mark.dag
 
@@ -21,7 +21,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_col
 
 def lead(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "lead", *words]
+    command = [sys.executable, "-SE", str(WARM), "call", warm_server(), "lead", *words]
     return subprocess.run(command, cwd=project, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True)
 
 
