@@ -69,7 +69,7 @@ test-slurm: $(STAMP) ## the workflow through a real one-node Slurm, which is ins
 lint: $(STAMP) ## style, types and workflow; the findings of `snakemake --lint` are shown, but do not fail it
 	@failed=; check() { echo "> $$*"; $(IN_VENV) "$$@" || failed+=" '$$*'"; }; \
 	check ruff check; check ruff format --check; check mypy; check snakefmt --check workflow; \
-	echo '> snakemake --lint'; $(IN_VENV) snakemake --lint || echo 'docs/decisions.md says which of these findings we accept, and why'; \
+	echo '> snakemake --lint'; $(IN_VENV) snakemake --lint || echo 'docs/design.md says which of these findings we accept, and why'; \
 	if [ -n "$$failed" ]; then echo "lint failed:$$failed" >&2; exit 1; fi
 
 clean: ## remove the demo's results, logs, caches and build files; keep .venv and all other results
