@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from mkdocs.structure.files import File, Files
 
 from lead.cli import parser
 from lead.commands import STAGES
-from lead.config import experiments, schema
+from lead.config import experiments, phases, schema
 from lead.config.describe import describe, keys
+from lead.config.sources import Source
 from lead.store.tables import SCHEMAS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,8 +60,11 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
     up = "../" * page.file.src_uri.count("/")
     if (Path(config.docs_dir) / page.file.src_uri).exists() or page.file.src_uri == "index.md":
         markdown = LINK.sub(lambda match: up + _page_of(match[1]), markdown)
-    markdown = re.sub(r"^```math\n(.*?)^```$", lambda m: convert(m[1].strip(), display="block"), markdown, flags=re.M | re.S)
-    return re.sub(r"\$`([^`\n]+)`\$", lambda m: convert(m[1]), markdown)
+    return re.sub(r"^```math\n(.*?)^```$", _equation, markdown, flags=re.M | re.S)
+
+
+def _equation(block: re.Match[str]) -> str:
+    return f'<div class="equation">{convert(block[1].strip(), display="block")}</div>'
 
 
 def _readme() -> str:
@@ -108,7 +113,9 @@ def _documented() -> Iterator[str]:
 def _api(modules: list[str]) -> str:
     """The modules that have a page, with the first sentence of each."""
     rows = [f"| [{name}]({name}.md) | {_about(name)} |" for name in modules]
-    door = "`lead.load` is the door; [Searching](../../search.md) shows it. All else serves the commands, and may change."
+    door = (
+        "`lead.load` is the door; [Searching](../../search.md) shows it. All else serves the commands, and may change."
+    )
     return f"# Python\n\n{door}\n\n| module | |\n|---|---|\n" + "\n".join(rows) + "\n"
 
 
@@ -130,10 +137,25 @@ def _configuration() -> str:
         ("A dataset", "`config/datasets/NAME.yaml`.", schema.Dataset),
         ("A run", "A row of `config/experiments.yaml`, under `runs`.", experiments.Row),
         ("settings", "Under `settings` of a preset, a dataset or a row; the later of these wins.", schema.Settings),
+        ("settings: models.NAME", "An encoder.", schema.ModelRef),
+        ("settings: phases.align", "Of `method: align`.", phases.Align),
+        (
+            "settings: phases.NAME",
+            "Of other phases (miner, teacher, student, distil): these, and keys of `train`.",
+            phases.PhaseTrain,
+        ),
+        *(
+            (f"source: {_kind(source)}", (source.__doc__ or "").split("\n")[0], source)
+            for source in Source.__subclasses__()
+        ),
     ):
         rows = [f"| `{key}` | {_cell(about)} |" for key, about in keys(cls)]
         parts += [f"## {title}", where, "| key | |\n|---|---|\n" + "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def _kind(source: type[Source]) -> str:
+    return str(typing.get_args(source.model_fields["kind"].annotation)[0])
 
 
 def _cell(text: str) -> str:
