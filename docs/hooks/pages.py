@@ -22,7 +22,7 @@ from mkdocs.structure.files import File, Files
 
 from lead.cli import parser
 from lead.commands import STAGES
-from lead.config import experiments, phases, schema
+from lead.config import experiments, schema
 from lead.config.describe import describe, keys
 from lead.config.sources import Source
 from lead.store.tables import SCHEMAS
@@ -113,9 +113,7 @@ def _documented() -> Iterator[str]:
 def _api(modules: list[str]) -> str:
     """The modules that have a page, with the first sentence of each."""
     rows = [f"| [{name}]({name}.md) | {_about(name)} |" for name in modules]
-    door = (
-        "`lead.load` is the door; [Searching](../../search.md) shows it. All else serves the commands, and may change."
-    )
+    door = "`lead.load` is the door; [Searching](../../search.md) shows it. All else serves the commands."
     return f"# Python\n\n{door}\n\n| module | |\n|---|---|\n" + "\n".join(rows) + "\n"
 
 
@@ -129,8 +127,8 @@ def _configuration() -> str:
     """Every key of the configuration files."""
     parts = [
         "# Configuration",
-        "Every key, its default in brackets, and what it means. `lead show DATASET/RUN` prints the values of a run and where "
-        "each comes from; `lead schema Settings` the same keys as JSON Schema.",
+        "Every key, its default in brackets, and what it means. `lead show DATASET/RUN` prints the values of a run "
+        "and where each comes from; `lead schema Settings` the same keys as JSON Schema.",
     ]
     for title, where, cls in (
         ("config.yaml", "`config/config.yaml`: what holds for all datasets.", experiments.Config),
@@ -138,7 +136,6 @@ def _configuration() -> str:
         ("A run", "A row of `config/experiments.yaml`, under `runs`.", experiments.Row),
         ("settings", "Under `settings` of a preset, a dataset or a row; the later of these wins.", schema.Settings),
         ("settings: models.NAME", "An encoder.", schema.ModelRef),
-        ("settings: phases.align", "Of `method: align`.", phases.Align),
         (
             "settings: phases.NAME",
             "Of other phases (miner, teacher, student, distil): these, and keys of `train`.",

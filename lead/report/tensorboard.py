@@ -1,4 +1,4 @@
-"""Metrics of trainings as event files for TensorBoard. The training loop knows nothing of it: its JSON lines are copied."""
+"""Metrics of trainings as event files for TensorBoard: their JSON lines are copied, trainings know nothing of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lead.store.atomic import atomic_folder
 
 
 def tensorboard(config: Path, target: str, out: Path | None, overrides: dict[str, Any] | None) -> Path:
-    """Write the event files of a run (target DATASET/RUN) or of all runs that were trained (DATASET); return their folder.
+    """Write the event files of a run (target DATASET/RUN) or of all that were trained (DATASET); return their folder.
 
-    out: default results/DATASET/tensorboard, a folder for each run. A run that still trains has its steps so far. Raises
-    LeadError where TensorBoard is not installed, for an unknown dataset, and where no training has left metrics.
+    out: default results/DATASET/tensorboard, a folder for each run. A run that still trains has its steps so far.
+    Raises LeadError where TensorBoard is not installed, for an unknown dataset, and where there are no metrics.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
