@@ -136,11 +136,6 @@ def _configuration() -> str:
         ("A run", "A row of `config/experiments.yaml`, under `runs`.", experiments.Row),
         ("settings", "Under `settings` of a preset, a dataset or a row; the later of these wins.", schema.Settings),
         ("settings: models.NAME", "An encoder.", schema.ModelRef),
-        (
-            "settings: phases.NAME",
-            "Of other phases (miner, teacher, student, distil): these, and keys of `train`.",
-            phases.PhaseTrain,
-        ),
         *(
             (f"source: {_kind(source)}", (source.__doc__ or "").split("\n")[0], source)
             for source in Source.__subclasses__()
