@@ -187,11 +187,13 @@ def test_a_browser_shows_the_pages_on_a_desk_and_a_phone(chromium: Any, address:
 
 @browser
 @pytest.mark.slow
-def test_the_search_finds_a_key(chromium: Any, address: str) -> None:
+@pytest.mark.parametrize("opened", ["from a server", "as a file"])
+def test_the_search_finds_a_key(chromium: Any, address: str, site: Path, opened: str) -> None:
     with emulated(chromium, width=1280, height=900, mobile=False):
-        chromium.get(f"{address}/index.html")
+        chromium.get(f"{address if opened == 'from a server' else site.as_uri()}/index.html")
         field = chromium.find_element("css selector", "[data-md-component=search-query]")
         field.click()
         field.send_keys("layer_weights_tau")
         until(chromium, "return document.querySelectorAll('.md-search-result__item a').length > 0")
         assert any("Configuration" in text for text in texts(chromium, ".md-search-result__item"))
+        assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -63,6 +63,12 @@ def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: File
     return re.sub(r"^```math\n(.*?)^```$", _equation, markdown, flags=re.M | re.S)
 
 
+def on_post_build(config: MkDocsConfig) -> None:
+    """Write the search index as a script too: pages that are opened as files may not fetch JSON."""
+    index = Path(config.site_dir, "search", "search_index.json")
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text(encoding='utf-8')}", encoding="utf-8")
+
+
 def _equation(block: re.Match[str]) -> str:
     return f'<div class="equation">{convert(block[1].strip(), display="block")}</div>'
 
