@@ -35,7 +35,7 @@ IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 # Runs a set-up step: $(call step,what it does,the command). One line, with the seconds it took.
 step = printf '%s ... ' '$(1)'; SECONDS=0; $(2); printf '%d s\n' "$$SECONDS"
 
-.PHONY: help demo reproduce test test-fast test-slurm lint clean constraints setup
+.PHONY: help demo reproduce test test-fast test-slurm lint docs clean constraints setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -69,8 +69,11 @@ test-slurm: $(STAMP) ## the workflow through a real one-node Slurm, which is ins
 lint: $(STAMP) ## style, types and workflow; the findings of `snakemake --lint` are shown, but do not fail it
 	@failed=; check() { echo "> $$*"; $(IN_VENV) "$$@" || failed+=" '$$*'"; }; \
 	check ruff check; check ruff format --check; check mypy; check snakefmt --check workflow; \
-	echo '> snakemake --lint'; $(IN_VENV) snakemake --lint || echo 'docs/decisions.md says which of these findings we accept, and why'; \
+	echo '> snakemake --lint'; $(IN_VENV) snakemake --lint || echo 'docs/design.md says which of these findings we accept, and why'; \
 	if [ -n "$$failed" ]; then echo "lint failed:$$failed" >&2; exit 1; fi
+
+docs: $(STAMP) ## the documentation as a site, in build/site; warnings are errors
+	@$(IN_VENV) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 
 clean: ## remove the demo's results, logs, caches and build files; keep .venv and all other results
 	@rm -rf results/demo logs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info

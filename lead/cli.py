@@ -188,8 +188,8 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="lead",
         description="Distil a strong retriever into a small dual encoder by aligning layer-wise score distributions.",
-        epilog="For people: init, plan, run, status, show, table, report, speed, search, serve, export, verify. "
-        "The others are stages: `lead run` runs them.",
+        epilog="For people: init, plan, run, status, show, table, report, tensorboard, speed, search, serve, export, "
+        "verify. The others are stages: `lead run` runs them.",
     )
     top.add_argument("--version", action="version", version=f"lead {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")

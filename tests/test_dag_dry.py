@@ -116,7 +116,7 @@ def test_commands_quote_every_path(project: Path) -> None:
 
 def test_lint_finds_only_what_we_accept(project: Path) -> None:
     said = snakemake(project, "--lint").stderr
-    # the environment is one for all rules, made by `make` or from environment.yml (docs/decisions.md)
+    # the environment is one for all rules, made by `make` or from environment.yml (docs/design.md)
     accepted = {"Specify a conda environment or container for each rule."}
     found = set(re.findall(r"^    \* (.+?):$", said, re.MULTILINE))
     assert found <= accepted

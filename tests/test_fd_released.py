@@ -1,4 +1,4 @@
-"""FD as the released code computes it: each difference from ours, against loops (docs/decisions.md)."""
+"""FD as the released code computes it: each difference from ours, against loops (docs/experiments.md)."""
 
 from __future__ import annotations
 

@@ -15,18 +15,19 @@ def describe(cls_name: str) -> str:
     """One line for each key of a class in lead.config.stages: path, type, default, meaning."""
     from lead.config import stages
 
-    lines = list(_lines(getattr(stages, cls_name), ""))
+    lines = list(keys(getattr(stages, cls_name)))
     width = min(34, max(len(name) for name, _ in lines)) if lines else 0
     return "settings (keys of --settings, with their defaults; --execution takes those that say so):\n" + "\n".join(
         f"  {n:<{width}}  {about}" for n, about in lines
     )
 
 
-def _lines(cls: type[BaseModel], prefix: str) -> typing.Iterator[tuple[str, str]]:
+def keys(cls: type[BaseModel], prefix: str = "") -> typing.Iterator[tuple[str, str]]:
+    """The path of each key of a class, and its choices, meaning and [default]."""
     for name, field in cls.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from _lines(annotation, f"{prefix}{name}.")
+            yield from keys(annotation, f"{prefix}{name}.")
             continue
         about = field.description or _of_a_run(name)
         if field.default is not PydanticUndefined:

@@ -71,7 +71,7 @@ KINDS: Named[Kind] = Named(
         kind.name: kind
         for kind in (
             Kind("de", "dual encoder", "lead.models.dual_encoder:DualEncoder", "batch", "search"),
-            # raw token vectors saturate it (docs/decisions.md)
+            # raw token vectors saturate it (docs/design.md)
             Kind("cb", "ColBERT", "lead.models.colbert:ColBERT", "batch", "rerank", adds_tokens=True, scoring=UNIT),
             # w is shared by all layers
             Kind(

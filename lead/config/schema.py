@@ -255,7 +255,7 @@ class Distil(Strict):
     )
     maps: Literal["virt", "released"] = Field(
         "virt",
-        description="fd: virt: as VIRT has them; released: as the released code of LEAD has them (docs/decisions.md)",
+        description="fd: virt: as VIRT has them; released: as the released code of LEAD has them (docs/experiments.md)",
         json_schema_extra=ADDED,
     )
     weights: LossWeights = LossWeights()

@@ -1,4 +1,4 @@
-"""The command `report`: its options, and what it does with them."""
+"""The commands `report` and `tensorboard`: their options, and what they do with them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ The page is one file: copy it, mail it, print it. Its figures are also files, in
 
 
 def add(commands: Any, path: Callable[[str], Path]) -> None:
-    """Add it to the subcommands of `lead`. path: the type of an option that takes a path."""
+    """Add them to the subcommands of `lead`. path: the type of an option that takes a path."""
     about = "Make a page about the runs of a dataset: quality, costs, training curves, gains and losses by query."
     report = commands.add_parser(
         "report", help=about, description=about, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -29,10 +29,17 @@ def add(commands: Any, path: Callable[[str], Path]) -> None:
     report.add_argument("dataset", metavar="DATASET")
     report.add_argument("--baseline", metavar="RUN", help="what every run is tested against (default: a control)")
     report.add_argument("--out", type=path, metavar="PATH", help="the page (default: results/DATASET/report.html)")
-    report.add_argument("--config", type=path, default=DEFAULT_CONFIG, metavar="PATH")
-    report.add_argument("--overrides", metavar="JSON", help="keys that win over the config's, as Snakemake's --config")
-    report.add_argument("--log", type=path, metavar="PATH", help="write the log there too")
-    report.set_defaults(call=_report)
+    about = "Write the metrics of trainings as event files for TensorBoard."
+    board = commands.add_parser("tensorboard", help=about, description=about)
+    board.add_argument("target", metavar="DATASET[/RUN]")
+    board.add_argument("--out", type=path, metavar="PATH", help="folder (default: results/DATASET/tensorboard)")
+    for command, call in ((report, _report), (board, _tensorboard)):
+        command.add_argument("--config", type=path, default=DEFAULT_CONFIG, metavar="PATH")
+        command.add_argument(
+            "--overrides", metavar="JSON", help="keys that win over the config's, as Snakemake's --config"
+        )
+        command.add_argument("--log", type=path, metavar="PATH", help="write the log there too")
+        command.set_defaults(call=call)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -41,3 +48,11 @@ def _report(args: argparse.Namespace) -> None:
 
     overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
     print(report(args.config, args.dataset, args.out, overrides, args.baseline))
+
+
+def _tensorboard(args: argparse.Namespace) -> None:
+    from lead.config.parse import parse_yaml
+    from lead.report.tensorboard import tensorboard
+
+    overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
+    print(f"tensorboard --logdir {tensorboard(args.config, args.target, args.out, overrides)}")

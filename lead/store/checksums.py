@@ -6,7 +6,7 @@ checksum. So lead adds 72 bytes between the pages and the footer, where other re
     pages | "LEADSEAL" | P = SHA-256 of the pages | F = SHA-256 of P and the footer | footer | length | "PAR1"
 
 F is checked whenever a file is opened. This takes microseconds at any size of the file. F depends on every byte, so it
-also identifies the content. `lead verify` checks P. docs/decisions.md says why the checksum is not in another file.
+also identifies the content. `lead verify` checks P. docs/design.md says why the checksum is not in another file.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The pool holds the relevant passages and the top mined negatives of some dev queries. Each query ranks the whole pool; a
 cross encoder, whose pairs are expensive, ranks each query's own passages. MRR@10 orders the checkpoints of one run. The
-pool is easier than the full collection and understates differences between models (docs/decisions.md), so this number
+pool is easier than the full collection and understates differences between models (docs/experiments.md), so this number
 is never reported.
 """
 
