@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lead.device import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -40,7 +42,7 @@ class Features:
     @staticmethod
     def join(pieces: list[Features], groups: list[list[int]]) -> Features:
         """Put the features of micro-batches back into the order of the texts; pad token axes to the longest."""
-        back = inverse(groups).to(pieces[0].x.device)
+        back = to_device(inverse(groups), pieces[0].x.device)
         if pieces[0].mask is None:
             return Features(torch.cat([p.x for p in pieces], 1)[:, back], pieces[0].layers)
         masks = [p.mask for p in pieces if p.mask is not None]
@@ -72,7 +74,7 @@ class Candidates:
 
     def to(self, device: torch.device) -> Candidates:
         """The same on another device."""
-        return Candidates(self.index.to(device), self.keep.to(device), self.positive.to(device))
+        return Candidates(*(to_device(x, device) for x in (self.index, self.keep, self.positive)))
 
 
 @dataclass(frozen=True)

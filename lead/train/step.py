@@ -11,6 +11,7 @@ import torch
 
 from lead.config.methods import METHODS, STRATEGIES
 from lead.config.schema import Distil, Train
+from lead.device import allow_tf32, loss_scaler
 from lead.methods.layers import Pairs, check_layers, select
 from lead.methods.load import load_loss
 from lead.methods.losses import Loss, Scored, positive_log_probability
@@ -61,6 +62,8 @@ class Step:
         self.exchange = Exchange.here()
         check_shares(train.batch_size, self.exchange.world)
         self.device = student.device
+        self.scaler = loss_scaler(self.device, train.precision)
+        allow_tf32(train.precision)
         prepare_for_training(student.encoder, train.dropout)
 
     def trained(self) -> dict[str, LayeredModel]:
@@ -81,12 +84,13 @@ class Step:
         return {"student": self.student.tokenize_batch(batch.queries, batch.passages)}
 
     def __call__(self, prepared: Prepared, step: int) -> Loss:
-        """Forward and backward. Gradients are added to `.grad` of the trained models' parameters.
+        """Forward and backward. Gradients, times the factor of `scaler`, are added to `.grad` of the trained models.
 
-        With several ranks each computes its part, and gradients are averaged at the end.
+        With several ranks each computes its part, and gradients are averaged at the end: one that is not finite on a
+        rank is so on all, so that all skip the same steps.
         """
         loss, encoded = self.loss(prepared, step)
-        loss.total.backward()
+        self.scaler.scale(loss.total).backward()
         for model in encoded:
             for replay in model.replays:
                 replay()
