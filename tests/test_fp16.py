@@ -155,9 +155,8 @@ def test_emulated_fp16_gives_nearly_the_gradients_of_fp32(
         found[precision] = float(loss.total.detach()), {k: g / scale for k, g in gradients(step).items()}
     (a, exact), (b, near) = found["fp32"], found["fp16"]
     assert a != b and b == pytest.approx(a, rel=0.01)
-    for key, gradient in exact.items():
-        assert torch.isfinite(near[key]).all()
-        assert float((near[key] - gradient).norm()) <= 0.05 * float(gradient.norm()) + 1e-4, key
+    all_exact, all_near = (torch.cat([g.flatten() for g in of.values()]) for of in (exact, near))
+    assert float((all_near - all_exact).norm()) <= 0.02 * float(all_exact.norm())  # not finite: not smaller
 
 
 def test_fp16_vectors_are_near_those_of_fp32(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

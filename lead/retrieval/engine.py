@@ -81,7 +81,16 @@ def reason(error: RuntimeError) -> str:
 
 # --- exact search ----------------------------------------------------------------------------------------------------
 def exact_engine(passages: Floats, gpu: int | None = None) -> Engine:
-    """An engine that compares all `passages` [n, d], on the CPU or on GPU number `gpu`, which then holds a copy."""
+    """An engine that compares all `passages` [n, d], on the CPU or on GPU number `gpu`, which then holds a copy.
+
+    On a GPU PyTorch searches where this faiss knows no GPU.
+    """
+    if gpu is not None and not faiss_on_gpu():
+        import torch
+
+        from lead.retrieval.torch_index import torch_engine
+
+        return torch_engine(passages, torch.device("cuda", gpu))
     faiss = load_faiss()
 
     def on_cpu(queries: Floats, k: int) -> tuple[Floats, Ints]:
@@ -105,19 +114,20 @@ def _gpu_resources() -> Any:
 
 
 def search_gpu(gpu: int) -> int | None:
-    """Number of the GPU for search. None for the CPU: no GPU was requested, or faiss was built without GPUs.
-
-    Raises LeadError if the requested GPU is absent.
-    """
+    """Number of the GPU for search; None for the CPU: no GPU was requested. Raises LeadError if it is absent."""
     if gpu == 0:
         return None
     from lead.device import device
 
-    chosen = device(gpu).index
-    if not load_faiss().get_num_gpus():
-        log.warning("--gpu %d: this faiss has no GPU support (faiss-cpu, not faiss-gpu): searching on the CPU", gpu)
-        return None
-    return int(chosen)
+    return int(device(gpu).index)
+
+
+def faiss_on_gpu() -> bool:
+    """Whether faiss is installed and knows a GPU (faiss-gpu)."""
+    try:
+        return bool(load_faiss().get_num_gpus())
+    except LeadError:  # not installed
+        return False
 
 
 # --- approximate indexes ---------------------------------------------------------------------------------------------
