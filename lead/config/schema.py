@@ -176,7 +176,7 @@ class Train(Strict):
     )
     cache_above: PositiveInt = Field(
         131072,
-        description="a step with more padded tokens caches gradients instead of keeping the graph",
+        description="padded tokens of a model that keep their graph in a step; gradients of the others are cached",
         json_schema_extra=EXECUTION,
     )
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints", json_schema_extra=EXECUTION)

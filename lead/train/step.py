@@ -120,7 +120,7 @@ class Step:
     ) -> tuple[tuple[Any, ...], tuple[Callable[[], None], ...]]:
         """Features of each input as `view` encodes it, and functions to call after backward.
 
-        `frozen`: without a graph. Else with the graph; above `cache_above` tokens with cached gradients.
+        `frozen`: without a graph. Else with the graph of `cache_above` tokens, and cached gradients of the others.
         """
         micro = MicroBatchEncoder(
             self.train.micro_tokens, self.train.precision, (self.seed, step, key, self.exchange.rank)
@@ -129,7 +129,10 @@ class Step:
         if frozen or tokens <= self.train.cache_above:
             with torch.no_grad() if frozen else nullcontext():
                 return tuple(micro(view, ids, layers, part) for part, ids in inputs.items()), ()
-        cached = [micro.cached(view, ids, layers, part) for part, ids in inputs.items()]
+        cached, keep = [], self.train.cache_above
+        for part, ids in inputs.items():
+            cached.append(micro.cached(view, ids, layers, part, keep))
+            keep = max(0, keep - padded_tokens([len(i) for i in ids], self.train.micro_tokens))
         return tuple(f for f, _ in cached), tuple(replay for _, replay in cached)
 
 
