@@ -148,6 +148,7 @@ class Check:
         return {
             "seconds": [line["seconds"] for line in lines],
             "step seconds": seconds,
+            "waited for batches": self.parts.waited,
             "loss": [line["loss"]["total"] for line in lines],
             "encoders TFLOP": encoders / 1e12,
             "MaxSim TFLOP": max_sim / 1e12,
@@ -185,7 +186,7 @@ class Check:
 
         def encode() -> None:
             for rows, x in encode_ids(model, ids, batch_tokens, self.half, "encode"):  # type: ignore[arg-type]
-                out[rows] = x.cpu().numpy()
+                out[rows] = x.numpy()
 
         seconds = self.seconds(encode, 1)
         operations = forward([len(i) for i in ids], layers, size.width)
@@ -280,9 +281,7 @@ def summary(check: Check) -> str:
 def main() -> None:
     """Run all parts and write both reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=Path("results/gpu-check"), help="folder of the reports (default results/gpu-check)"
-    )
+    parser.add_argument("--out", type=Path, default=Path("results/gpu-check"), help="folder of the reports")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny sizes: does the code run?")
     parser.add_argument("--minutes", type=float, default=8.0, help="no part starts later than 3/4 of this (default 8)")

@@ -138,10 +138,11 @@ class Parts:
         return DistilStep(student, teacher, options, Distil(layers=Layers(k=size.k)), 1, "lead")
 
     def loop(self, step: DistilStep, data: TrainingData, steps: int, name: str, **train: Any) -> list[dict[str, Any]]:
-        """Train for some steps, as `lead distil` does, and return the lines of metrics."""
+        """Train for some steps, as `lead distil` does; return the lines of metrics. `waited`: seconds, for batches."""
         options = step.train.model_copy(update={"steps": steps, **train})
         run = Loop(step, data, None, options, self.folder / name)
         run.run()
+        self.waited = run.waited
         return [json.loads(line) for line in run.metrics.path.read_text().splitlines()]
 
 
@@ -219,7 +220,7 @@ def check_encoding(parts: Parts, on: torch.device) -> dict[str, Any]:
         model = parts.model("de", parts.size.student, where, 2)
         ids, out = model.tokenize("passage", texts), np.zeros((len(texts), model.size), np.float32)  # type: ignore[operator]
         for rows, x in encode_ids(model, ids, 2000, precision, "check"):  # type: ignore[arg-type]
-            out[rows] = x.cpu().numpy()
+            out[rows] = x.numpy()
         return out
 
     exact = vectors(CPU, "fp32")

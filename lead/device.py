@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -77,6 +78,21 @@ def allow_tf32(precision: str) -> None:
 def to_device(x: torch.Tensor, on: torch.device) -> torch.Tensor:
     """A CPU tensor on a device. To a GPU it goes through pinned memory, so that nobody waits for what runs there."""
     return x.pin_memory().to(on, non_blocking=True) if on.type == "cuda" else x.to(on)
+
+
+def to_cpu(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to copy a tensor to the CPU; the function that is returned waits for this copy alone, and returns it."""
+    if x.device.type == "cpu":
+        return lambda: x
+    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> torch.Tensor:
+        done.synchronize()
+        return copy
+
+    return wait
 
 
 @cache

@@ -76,6 +76,7 @@ class Loop:
         self.best: tuple[float, int] = (-1.0, 0)  # MRR@10 and step of the weights in state/best
         self.mrr = math.nan  # of the last evaluation
         self.told = Told()
+        self.waited = 0.0  # seconds, for batches and their tokens
 
     def run(self) -> None:
         """Train to the last step, from the newest checkpoint if there is one. The models keep the final weights.
@@ -129,7 +130,9 @@ class Loop:
         with LookAhead(self._prepare, steps) as batches:
             for s in bar:
                 begun = time.monotonic()
-                loss = self.step(batches.take(), s)
+                batch = batches.take()
+                self.waited += time.monotonic() - begun
+                loss = self.step(batch, s)
                 line, stop = self._line(s + 1, loss)  # raises before the weights are touched
                 line["gradient_norm"] = self._update(s)
                 if self.step.scaler.is_enabled():
@@ -150,6 +153,7 @@ class Loop:
                     self._checkpoint(s + 1)
                 if stop and not done:
                     raise stopped(self.told.signal, f" after step {s + 1}")
+        log.info("steps waited %.1f of %.1f s for batches and their tokens", self.waited, time.monotonic() - started)
         if self.train.select == "best" and self.dev is not None:
             self._take_best()
 
