@@ -26,7 +26,7 @@ from lead.retrieval.index import index
 from lead.retrieval.mine import mine
 from lead.retrieval.retrieve import retrieve
 from lead.retrieval.search import recall, search, search_file
-from lead.retrieval.torch_index import torch_engine
+from lead.retrieval.torch_index import exact_engine_on, torch_engine
 from lead.store.tables import read_json, read_table, write_table
 from lead.store.vectors import write_vectors
 
@@ -299,7 +299,7 @@ def test_a_gpu_that_faiss_or_torch_does_not_know(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(load_faiss(), "get_num_gpus", lambda: 0)
     asked: list[torch.device] = []
     monkeypatch.setattr("lead.retrieval.torch_index.torch_engine", lambda vectors, on: asked.append(on))
-    exact_engine(np.ones((3, 2), np.float32), 1)  # faiss-cpu, or no faiss: PyTorch searches
+    exact_engine_on(np.ones((3, 2), np.float32), 1)  # faiss-cpu, or no faiss: PyTorch searches
     assert asked == [torch.device("cuda", 1)]
 
 

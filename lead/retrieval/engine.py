@@ -81,16 +81,7 @@ def reason(error: RuntimeError) -> str:
 
 # --- exact search ----------------------------------------------------------------------------------------------------
 def exact_engine(passages: Floats, gpu: int | None = None) -> Engine:
-    """An engine that compares all `passages` [n, d], on the CPU or on GPU number `gpu`, which then holds a copy.
-
-    On a GPU PyTorch searches where this faiss knows no GPU.
-    """
-    if gpu is not None and not faiss_on_gpu():
-        import torch
-
-        from lead.retrieval.torch_index import torch_engine
-
-        return torch_engine(passages, torch.device("cuda", gpu))
+    """An engine that compares all `passages` [n, d], on the CPU or on GPU number `gpu`, which then holds a copy."""
     faiss = load_faiss()
 
     def on_cpu(queries: Floats, k: int) -> tuple[Floats, Ints]:

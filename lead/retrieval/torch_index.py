@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from lead.lists import Floats, Ints
-from lead.retrieval.engine import Engine
+from lead.retrieval.engine import Engine, exact_engine, faiss_on_gpu
 
 log = logging.getLogger("lead")
 
 BLOCK = 1 << 28  # products [b, p] of a batch and a block of passages that a GPU holds at a time: 1 GB
 SPARE = 3 << 30  # bytes of a GPU's memory that passages leave free, for blocks and their top k
+
+
+def exact_engine_on(passages: Floats, gpu: int) -> Engine:
+    """An exact engine on this GPU: of faiss where it knows GPUs (faiss-gpu), else of PyTorch."""
+    return exact_engine(passages, gpu) if faiss_on_gpu() else torch_engine(passages, torch.device("cuda", gpu))
 
 
 def torch_engine(passages: Floats, on: torch.device, block: int = BLOCK) -> Engine:
