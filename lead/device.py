@@ -70,7 +70,7 @@ def allow_tf32(precision: str) -> None:
     """Let a GPU multiply float32 matrices in TF32, unless the precision is `fp32`.
 
     This is for scores. TF32 has the 10 bits of float16, more than the vectors of a bf16 encoder carry; sums stay
-    float32. MaxSim at the paper's size would take as long in float32 as both encoders take in bf16.
+    float32. MaxSim at the paper's size would take nearly as long in float32 as both encoders in bf16.
     """
     torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
 

@@ -70,8 +70,7 @@ class ColBERT(BiEncoder):
             passage = (padded[:, 1] == self.markers["passage"])[:, None] if padded.shape[1] > 1 else False
             mask = mask & ~(torch.isin(padded, self.skipped) & passage)
         if not self.scoring.special_tokens:
-            special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=self.device)
-            mask = mask & ~torch.isin(padded, special)
+            mask = mask & (padded != self.tokenizer.cls_token_id) & (padded != self.tokenizer.sep_token_id)
         return Features(torch.stack(states), layers, mask)
 
     def _expansion(self, padded: Tensor, mask: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class Scores:
 
     def at(self, *layers: int) -> Tensor:
         """Scores [len(layers), Q, C] of these layer numbers. Raises ValueError for a layer that was not scored."""
-        return self.s[[self.layers.index(i) for i in layers]]
+        return torch.stack([self.s[self.layers.index(i)] for i in layers])  # a list as index would wait for a GPU
 
 
 def mask_columns(index: Tensor, relevant: Tensor, positive_column: Tensor) -> Candidates:
