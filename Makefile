@@ -35,7 +35,7 @@ IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 # Runs a set-up step: $(call step,what it does,the command). One line, with the seconds it took.
 step = printf '%s ... ' '$(1)'; SECONDS=0; $(2); printf '%d s\n' "$$SECONDS"
 
-.PHONY: help demo reproduce test test-fast test-slurm lint docs clean constraints setup
+.PHONY: help demo reproduce bench gpu-check test test-fast test-slurm lint docs clean constraints setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,6 +48,11 @@ demo: $(STAMP) ## distil on the built-in collection, end to end, and print the t
 
 reproduce: $(STAMP) ## make the documented values of the demo again from nothing, and compare each (DATASET=pydocs: another)
 	@$(IN_VENV) python benchmarks/reproduce.py docs/values/$(DATASET).json --cores $(CORES)
+
+# With the python at hand (GPU_PYTHON), whatever torch it holds: nothing is installed.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+gpu-check: ## on a machine with a CUDA GPU: results against the CPU's, then time, MFU and memory at the paper's size
+	@HF_HUB_OFFLINE=1 $(GPU_PYTHON) benchmarks/gpu_check.py
 
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: $(STAMP) ## the tests of the daily loop: losses, layers, scores, configuration, plan, the DAG's dry runs

@@ -16,7 +16,7 @@ from lead.plan.targets import sensible
 
 WIDTH = 768
 TEACHER, STUDENT = 12, 6
-# bf16; the paper's V100 has none, and fp16 with loss scaling is not there
+# bf16
 GPUS = {"A100 (312 TFLOP/s, 35 % used)": 312e12 * 0.35, "H100 (990 TFLOP/s, 35 % used)": 990e12 * 0.35}
 
 

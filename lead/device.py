@@ -8,6 +8,7 @@ import fcntl
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -36,8 +37,62 @@ def device(gpu: int) -> torch.device:
 
 
 def autocast(on: torch.device, precision: str) -> torch.autocast:
-    """The context in which encoders compute: bf16 for `precision: bf16` where the device has it, else fp32."""
-    return torch.autocast(on.type, torch.bfloat16, enabled=precision == "bf16" and has_bf16(on.type))
+    """The context in which encoders compute with this `precision`: in the number format of `number_format`."""
+    dtype = number_format(on.type, precision)
+    half = dtype != torch.float32
+    return torch.autocast(on.type, dtype if half else torch.bfloat16, enabled=half)
+
+
+def number_format(kind: str, precision: str) -> torch.dtype:
+    """What encoders compute in on devices of this type (`cpu`, `cuda`): bfloat16, float16 or float32.
+
+    Where a GPU has no bf16 (V100 and older), `bf16` means float16; where a CPU has none, it means float32, and so does
+    `fp16` on a CPU without float16.
+    """
+    if precision == "bf16" and has_bf16(kind):
+        return torch.bfloat16
+    if precision == "fp32" or (kind == "cpu" and (precision == "bf16" or not has_fp16())):
+        return torch.float32
+    return torch.float16
+
+
+def loss_scaler(on: torch.device, precision: str) -> torch.amp.GradScaler:
+    """What keeps gradients within float16: their loss is scaled up, and a step whose gradients overflow is skipped.
+
+    It does nothing where the precision is `fp32`, and where it is `bf16` and the device has bf16. With `fp16` on a CPU
+    that computes it in float32 it works all the same: its factor is a power of two, so numbers are those of `fp32`.
+    """
+    scaled = precision == "fp16" or number_format(on.type, precision) == torch.float16
+    return torch.amp.GradScaler(on.type, enabled=scaled)
+
+
+def allow_tf32(precision: str) -> None:
+    """Let a GPU multiply float32 matrices in TF32, unless the precision is `fp32`.
+
+    This is for scores. TF32 has the 10 bits of float16, more than the vectors of a bf16 encoder carry; sums stay
+    float32. MaxSim at the paper's size would take nearly as long in float32 as both encoders in bf16.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+
+
+def to_device(x: torch.Tensor, on: torch.device) -> torch.Tensor:
+    """A CPU tensor on a device. To a GPU it goes through pinned memory, so that nobody waits for what runs there."""
+    return x.pin_memory().to(on, non_blocking=True) if on.type == "cuda" else x.to(on)
+
+
+def to_cpu(x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begin to copy a tensor to the CPU; the function that is returned waits for this copy alone, and returns it."""
+    if x.device.type == "cpu":
+        return lambda: x
+    copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def wait() -> torch.Tensor:
+        done.synchronize()
+        return copy
+
+    return wait
 
 
 @cache
@@ -51,7 +106,17 @@ def has_bf16(kind: str) -> bool:
     else:
         has = torch.cuda.is_bf16_supported(including_emulation=False)
     if not has:
-        log.info("this %s has no bf16 instructions: precision bf16 means fp32 here", kind.upper())
+        means = "fp32" if kind == "cpu" else "fp16, with a scaled loss,"
+        log.info("this %s has no bf16 instructions: precision bf16 means %s here", kind.upper(), means)
+    return has
+
+
+@cache
+def has_fp16() -> bool:
+    """Whether the CPU multiplies matrices in float16 with instructions of its own. Emulation takes 50 times as long."""
+    has = bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    if not has:
+        log.info("this CPU has no fp16 instructions: precision fp16 means fp32 here, with a scaled loss")
     return has
 
 

@@ -26,6 +26,7 @@ from lead.retrieval.index import index
 from lead.retrieval.mine import mine
 from lead.retrieval.retrieve import retrieve
 from lead.retrieval.search import recall, search, search_file
+from lead.retrieval.torch_index import exact_engine_on, torch_engine
 from lead.store.tables import read_json, read_table, write_table
 from lead.store.vectors import write_vectors
 
@@ -241,6 +242,12 @@ def test_an_evaluation_set_has_the_index_of_its_collection(tmp_path: Path) -> No
     assert "those of 'tiny', whose index is None" in refusal(lambda: check(plan(config)["extra", "student"]))
 
 
+def torch_sees_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 # --- GPUs ------------------------------------------------------------------------------------------------------------
 def gpu_faiss(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """faiss with the names of its GPU build, computed on the CPU; returns the depths it was asked for."""
@@ -258,6 +265,7 @@ def gpu_faiss(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(faiss, "GpuIndexFlatIP", Flat, raising=False)
     monkeypatch.setattr(faiss, "GpuIndexFlatConfig", SimpleNamespace, raising=False)
     monkeypatch.setattr(engine, "_gpu_resources", lambda: "resources")
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
     return asked
 
 
@@ -280,24 +288,43 @@ def test_a_gpu_proposes_as_the_cpu_does_and_longer_lists_than_it_can_go_to_the_c
     assert all(np.array_equal(a, b) for a, b in zip(on_gpu(), want, strict=True)) and not asked
 
 
-def test_a_gpu_that_faiss_or_torch_does_not_know(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+def test_a_gpu_that_faiss_or_torch_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     assert search_gpu(0) is None
     if not torch.cuda.is_available():
         assert "--gpu 1: PyTorch sees no GPU" in refusal(lambda: search_gpu(1))
     monkeypatch.setattr("lead.device.device", lambda gpu: torch.device("cuda", 1))
-    if not load_faiss().get_num_gpus():
-        with caplog.at_level("WARNING", "lead"):
-            assert search_gpu(1) is None
-        assert "searching on the CPU" in caplog.text
-    monkeypatch.setattr(load_faiss(), "get_num_gpus", lambda: 2)
     assert search_gpu(1) == 1
+    monkeypatch.setattr(load_faiss(), "get_num_gpus", lambda: 0)
+    asked: list[torch.device] = []
+    monkeypatch.setattr("lead.retrieval.torch_index.torch_engine", lambda vectors, on: asked.append(on))
+    exact_engine_on(np.ones((3, 2), np.float32), 1)  # faiss-cpu, or no faiss: PyTorch searches
+    assert asked == [torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize("block", [1, 700, 1 << 28])
+@pytest.mark.parametrize("whole_numbers", [True, False])
+def test_torch_makes_the_lists_of_faiss(block: int, whole_numbers: bool) -> None:
+    """Ties, also at the cut-off, go by `order`; blocks end anywhere; k is larger than a block, and than the corpus."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    draw = (lambda *shape: rng.integers(-2, 3, shape)) if whole_numbers else (lambda *shape: rng.normal(size=shape))
+    passages, queries = draw(900, 5).astype(np.float32), draw(9, 5).astype(np.float32)
+    order = rng.permutation(900)
+    for k in (1, 30, 900, 2000):
+        ((_, *want),) = search(queries, passages, k, order)
+        ((_, *got),) = search(queries, passages, k, order, torch_engine(passages, torch.device("cpu"), block))
+        assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+    ((_, found, _),) = search(queries, passages[:0], 5, order[:0], torch_engine(passages[:0], torch.device("cpu")))
+    assert found.shape == (9, 0)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not load_faiss().get_num_gpus(), reason="no GPU, or a faiss that knows none")
+@pytest.mark.skipif(not torch_sees_a_gpu(), reason="no GPU")
 def test_lists_are_those_of_the_cpu_on_a_real_gpu(folder: Path) -> None:
+    """Of faiss-gpu where it is installed, of PyTorch otherwise."""
     passages, queries = folder / "whole.parquet", [folder / "queries.parquet"]
     want, got = (pa.concat_tables(search_file(passages, queries, DEPTH, gpu=gpu)[0]) for gpu in (0, 1))
     assert got.equals(want)

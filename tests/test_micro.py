@@ -54,3 +54,23 @@ def test_bf16_features_are_stored_in_fp32_and_near_fp32(tiny_model: Path, monkey
     with torch.no_grad():
         a, b = (MicroBatchEncoder(4096, precision)(model, ids, ALL, "p").x for precision in ("bf16", "fp32"))
     assert a.dtype == torch.float32 and not torch.equal(a, b) and torch.allclose(a, b, atol=0.2)
+
+
+@pytest.mark.parametrize("keep", [0, 15, 10**9])
+def test_micro_batches_with_a_graph_and_without_give_the_gradients_of_one_graph(tiny_model: Path, keep: int) -> None:
+    """Dropout on. The graph of the first micro-batches is kept; of the others, gradients are cached."""
+    model = make_retriever(tiny_model, "cb").train()
+    ids = model.tokenize("passage", TEXTS)
+    micro = MicroBatchEncoder(10, "fp32", (7,))
+    found = []
+    for cached in (False, True):
+        model.zero_grad()
+        f, replay = micro.cached(model, ids, ALL, "p", keep) if cached else (micro(model, ids, ALL, "p"), None)
+        (f.x.square() * torch.arange(f.x.shape[1])[:, None, None]).sum().backward()
+        if replay is not None:
+            replay()
+        found.append((f.x.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (x, want), (y, got) = found
+    assert len(micro_batches([len(i) for i in ids], 10)) > 2 and torch.equal(x, y) and len(want) == len(got) > 20
+    for a, b in zip(got, want, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()) + 1e-6)

@@ -17,7 +17,7 @@ from lead.config.methods import STRATEGIES, StrategyName
 from lead.config.phases import Align, PhaseTrain
 from lead.config.recipe import ADDED, EXECUTION
 from lead.config.sources import AnySource, Checks, EvaluationSource, Expect, FilesSource, PseudoQueries
-from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Reference, Seed, Strict
+from lead.config.types import Count, Name, NonNegative, Positive, PositiveInt, Precision, Reference, Seed, Strict
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -164,9 +164,10 @@ class Train(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout while training; null: that of the pretrained model"
     )
-    precision: Literal["bf16", "fp32"] = Field(
+    precision: Precision = Field(
         "bf16",
-        description="autocast type of the encoders; scores are fp32. Where CPU or GPU has no bf16, bf16 means fp32",
+        description="autocast type of the encoders; scores are fp32. fp16: with a scaled loss. Where there is no bf16, "
+        "bf16 means fp16 on a GPU, fp32 on a CPU",
     )
     micro_tokens: PositiveInt = Field(
         16384,
@@ -175,7 +176,7 @@ class Train(Strict):
     )
     cache_above: PositiveInt = Field(
         131072,
-        description="a step with more padded tokens caches gradients instead of keeping the graph",
+        description="padded tokens of a model that keep their graph in a step; gradients of the others are cached",
         json_schema_extra=EXECUTION,
     )
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints", json_schema_extra=EXECUTION)

@@ -17,7 +17,7 @@ from lead.config.phases import Align, Between
 from lead.config.recipe import ADDED, EXECUTION
 from lead.config.schema import Distil, Lengths, ModelRef, Scoring, Train
 from lead.config.sources import AnySource, Checks, Expect, PseudoQueries
-from lead.config.types import Positive, PositiveInt, Reference, Seed, Strict
+from lead.config.types import Positive, PositiveInt, Precision, Reference, Seed, Strict
 
 OwnIds = Annotated[bool, Field(description="leave out the passage with the query's own id")]
 
@@ -158,7 +158,7 @@ class EncodeSettings(Strict):
     shard: Shard = None
     fp16: bool = False
     batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
 
 
 class IndexSettings(Strict):
@@ -187,7 +187,7 @@ class DenoiseSettings(Strict):
     )
     relevance: PositiveInt = 1
     batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
 
 
 class ScoreSettings(Strict):
@@ -196,7 +196,7 @@ class ScoreSettings(Strict):
     depth: PositiveInt = Field(100, description="negatives of a list that are scored, beside the relevant passages")
     relevance: PositiveInt = 1
     batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
 
 
 class RetrieveSettings(Strict):
@@ -211,7 +211,7 @@ class RerankSettings(Strict):
 
     rerank_depth: PositiveInt = 1000
     batch_tokens: PositiveInt = Field(16384, json_schema_extra=EXECUTION)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
 
 
 class EvaluateSettings(Strict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -18,6 +18,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of runs, datasets, presets: they are parts of file names and shell commands
 Name = Annotated[str, Field(pattern=NAME)]
+Precision = Literal["bf16", "fp16", "fp32"]  # what it means on a device: lead.device.number_format
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from lead.config.kinds import KINDS, Kind
 from lead.config.load import validate
 from lead.config.recipe import recipe
 from lead.config.schema import Lengths, Linear, ModelRef, Prompts, Scoring, check_scoring
+from lead.device import to_device
 from lead.errors import LeadError
 from lead.lists import Floats, Ints
 from lead.models.encoder import (
@@ -187,12 +190,12 @@ class LayeredModel(nn.Module):
 
     def padded(self, ids: list[list[int]], fill: int) -> tuple[Tensor, Tensor]:
         """Lists of numbers as a matrix [n, T] on the model's device, and its mask: true where there is a number."""
-        padded = torch.full((len(ids), max(map(len, ids))), fill)
-        mask = torch.zeros(padded.shape, dtype=torch.bool)
-        for row, i in enumerate(ids):
-            padded[row, : len(i)] = torch.tensor(i)
-            mask[row, : len(i)] = True
-        return padded.to(self.device), mask.to(self.device)
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.full(mask.shape, fill)
+        padded[mask] = np.fromiter(chain.from_iterable(ids), np.int64, int(lengths.sum()))
+        numbers, known = (to_device(torch.from_numpy(x), self.device) for x in (padded, mask))
+        return numbers, known
 
     # --- on disk -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:

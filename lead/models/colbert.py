@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lead.config.schema import Markers
+from lead.device import to_device
 from lead.errors import LeadError
 from lead.lists import Floats
 from lead.models.base import Ranks, Scorer
@@ -69,8 +70,7 @@ class ColBERT(BiEncoder):
             passage = (padded[:, 1] == self.markers["passage"])[:, None] if padded.shape[1] > 1 else False
             mask = mask & ~(torch.isin(padded, self.skipped) & passage)
         if not self.scoring.special_tokens:
-            special = torch.tensor([self.tokenizer.cls_token_id, self.tokenizer.sep_token_id], device=self.device)
-            mask = mask & ~torch.isin(padded, special)
+            mask = mask & (padded != self.tokenizer.cls_token_id) & (padded != self.tokenizer.sep_token_id)
         return Features(torch.stack(states), layers, mask)
 
     def _expansion(self, padded: Tensor, mask: Tensor) -> Tensor:
@@ -97,17 +97,18 @@ class ColBERT(BiEncoder):
 
     # --- reranking ---------------------------------------------------------------------------------------------------
     def scorer(self, queries: list[str], passages: list[str], encode: MicroBatchEncoder) -> Scorer:
-        """MaxSim from token vectors of all passages and queries, which are encoded now and kept on the CPU.
+        """MaxSim from token vectors of all passages and queries, which are encoded now and kept on the device.
 
         Memory: 2 T d bytes a passage.
         """
 
         def vectors(side: Side, texts: list[str], what: str, dtype: torch.dtype) -> list[Tensor]:
-            """Token vectors [T, d] of each text, on the CPU."""
+            """Token vectors [T, d] of each text."""
             out = [torch.empty(0)] * len(texts)
             for group, features in encode.batches(self, self.tokenize(side, texts), (self.n_layers,), what):
-                for i, x, keep in zip(group, self.vectors(features), features.mask, strict=True):
-                    out[i] = x[keep].to("cpu", dtype)
+                of_tokens = self.vectors(features)[features.mask].to(dtype)
+                for i, x in zip(group, of_tokens.split(features.mask.sum(1).tolist()), strict=True):
+                    out[i] = x
             return out
 
         store = vectors("passage", passages, "passages", torch.half)
@@ -117,8 +118,9 @@ class ColBERT(BiEncoder):
 
 def _max_sim(query: Tensor, passages: list[Tensor], on: torch.device) -> Floats:
     """MaxSim [P] of one query's token vectors [X, d] and its passages' ([Y_i, d] each), in fp32."""
-    padded = pad_sequence([p.float() for p in passages], batch_first=True).to(on)
-    mask = pad_sequence([torch.ones(len(p), dtype=torch.bool) for p in passages], batch_first=True).to(on)
+    padded = pad_sequence(passages, batch_first=True).float()
+    lengths = to_device(torch.tensor([len(p) for p in passages]), on)
+    mask = torch.arange(padded.shape[1], device=on) < lengths[:, None]
     every = torch.ones(1, len(query), dtype=torch.bool, device=on)
-    result: Floats = max_sim(query[None].to(on), every, padded, mask)[0].cpu().numpy()
+    result: Floats = max_sim(query[None], every, padded, mask)[0].cpu().numpy()
     return result

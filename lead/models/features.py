@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lead.device import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -40,7 +42,7 @@ class Features:
     @staticmethod
     def join(pieces: list[Features], groups: list[list[int]]) -> Features:
         """Put the features of micro-batches back into the order of the texts; pad token axes to the longest."""
-        back = inverse(groups).to(pieces[0].x.device)
+        back = to_device(inverse(groups), pieces[0].x.device)
         if pieces[0].mask is None:
             return Features(torch.cat([p.x for p in pieces], 1)[:, back], pieces[0].layers)
         masks = [p.mask for p in pieces if p.mask is not None]
@@ -72,7 +74,7 @@ class Candidates:
 
     def to(self, device: torch.device) -> Candidates:
         """The same on another device."""
-        return Candidates(self.index.to(device), self.keep.to(device), self.positive.to(device))
+        return Candidates(*(to_device(x, device) for x in (self.index, self.keep, self.positive)))
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Scores:
 
     def at(self, *layers: int) -> Tensor:
         """Scores [len(layers), Q, C] of these layer numbers. Raises ValueError for a layer that was not scored."""
-        return self.s[[self.layers.index(i) for i in layers]]
+        return torch.stack([self.s[self.layers.index(i)] for i in layers])  # a list as index would wait for a GPU
 
 
 def mask_columns(index: Tensor, relevant: Tensor, positive_column: Tensor) -> Candidates:

@@ -3,17 +3,19 @@
 Both ways run the same micro-batches, each with its own dropout seed. With the same split the gradients are therefore
 equal, dropout included. With another split (`micro_tokens`) they are equal apart from rounding where there is no
 dropout; with dropout other units are dropped, so they are equal in distribution only.
-Memory: with the graph, activations of all texts; cached, those of one micro-batch (`micro_tokens` padded tokens).
+Memory: with the graph, activations of all texts; cached, those of one micro-batch (`micro_tokens` padded tokens) and of
+those that keep their graph.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from lead.device import autocast
@@ -58,6 +60,20 @@ def _seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1
 
 
+class _Cached(torch.autograd.Function):
+    """Features without a graph; their gradient is put aside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: Tensor, aside: list[Tensor]) -> Tensor:
+        ctx.aside = aside  # `start` needs a gradient, so that there is one of x
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        ctx.aside.append(grad)
+        return None, None, None
+
+
 @dataclass(frozen=True)
 class MicroBatchEncoder:
     """How the texts of a step are encoded: sizes, precision, and the key that seeds dropout.
@@ -76,21 +92,30 @@ class MicroBatchEncoder:
         return type(pieces[0]).join(pieces, groups)
 
     def cached(
-        self, model: Encoder, ids: Sequence[Any], layers: tuple[int, ...], part: str
+        self, model: Encoder, ids: Sequence[Any], layers: tuple[int, ...], part: str, keep: int = 0
     ) -> tuple[Any, Callable[[], None]]:
-        """Features whose x is a leaf, and a function to call after backward: it encodes again with the gradients."""
-        with torch.no_grad():
-            features = self(model, ids, layers, part)
-        features.x.requires_grad_()
+        """Features of all texts, in their order, and a function to call after backward.
+
+        The first micro-batches, of at most `keep` padded tokens together, keep their graph. Of the others the gradients
+        of the features are cached, and the function encodes them again with these.
+        """
+        groups = micro_batches([len(i) for i in ids], self.micro_tokens)
+        pieces, later = [], list[tuple[int, list[int], list[Tensor]]]()
+        for n, group in enumerate(groups):
+            keep -= len(group) * len(ids[group[-1]])
+            if keep >= 0:
+                pieces.append(self._encode(model, ids, layers, part, n, group))
+                continue
+            with torch.no_grad():
+                piece = self._encode(model, ids, layers, part, n, group)
+            later.append((n, group, []))
+            pieces.append(replace(piece, x=_Cached.apply(piece.x, torch.zeros((), requires_grad=True), later[-1][2])))
 
         def replay() -> None:
-            assert features.x.grad is not None
-            for n, group in enumerate(micro_batches([len(i) for i in ids], self.micro_tokens)):
-                piece = self._encode(model, ids, layers, part, n, group).x
-                grad = features.x.grad[:, group]
-                torch.autograd.backward(piece, grad[:, :, : piece.shape[2]] if piece.dim() == 4 else grad)
+            for n, group, (grad,) in later:
+                torch.autograd.backward(self._encode(model, ids, layers, part, n, group).x, grad)
 
-        return features, replay
+        return type(pieces[0]).join(pieces, groups), replay
 
     def batches(
         self, model: Encoder, ids: Sequence[Any], layers: tuple[int, ...], part: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from lead.config.stages import EncodeSettings
 from lead.data.own import texts_table
 from lead.data.tokens import Tokens
-from lead.device import device
+from lead.device import allow_tf32, device, to_cpu
 from lead.errors import LeadError
 from lead.models.base import LayeredModel
 from lead.models.bi_encoder import BiEncoder, Side
@@ -30,11 +30,19 @@ def encode_ids(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Last-layer vectors of all texts, in batches sorted by length: positions of the batch's n texts, and x [n, d].
 
-    The model is a dual encoder; x is on its device. Memory: one batch.
+    The model is a dual encoder; x is on the CPU. A GPU works on a batch while the one before is handed out. Memory: two
+    batches.
     """
     model.eval()
+    allow_tf32(precision)
+    arriving: list[tuple[list[int], Callable[[], Tensor]]] = []
     for group, features in MicroBatchEncoder(batch_tokens, precision).batches(model, ids, (model.n_layers,), what):
-        yield group, model.vectors(features)
+        arriving.append((group, to_cpu(model.vectors(features))))
+        if len(arriving) == 2:
+            positions, x = arriving.pop(0)
+            yield positions, x()
+    for positions, x in arriving:
+        yield positions, x()
 
 
 def encode(
@@ -73,5 +81,5 @@ def _encode(
         how = settings.batch_tokens, settings.precision, f"{side} vectors{done}"
         tokenized = store.rows(first, len(ids)) if store else encoder.tokenize(side, chunk["text"].to_pylist())
         for rows, x in encode_ids(encoder, tokenized, *how):
-            vectors[first : len(ids)][rows] = x.cpu().numpy()
+            vectors[first : len(ids)][rows] = x.numpy()
     write_vectors(ids, vectors, out, settings.fp16)

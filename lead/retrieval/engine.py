@@ -105,19 +105,20 @@ def _gpu_resources() -> Any:
 
 
 def search_gpu(gpu: int) -> int | None:
-    """Number of the GPU for search. None for the CPU: no GPU was requested, or faiss was built without GPUs.
-
-    Raises LeadError if the requested GPU is absent.
-    """
+    """Number of the GPU for search; None for the CPU: no GPU was requested. Raises LeadError if it is absent."""
     if gpu == 0:
         return None
     from lead.device import device
 
-    chosen = device(gpu).index
-    if not load_faiss().get_num_gpus():
-        log.warning("--gpu %d: this faiss has no GPU support (faiss-cpu, not faiss-gpu): searching on the CPU", gpu)
-        return None
-    return int(chosen)
+    return int(device(gpu).index)
+
+
+def faiss_on_gpu() -> bool:
+    """Whether faiss is installed and knows a GPU (faiss-gpu)."""
+    try:
+        return bool(load_faiss().get_num_gpus())
+    except LeadError:  # not installed
+        return False
 
 
 # --- approximate indexes ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lead.config.stages import DenoiseSettings, RerankSettings, ScoreSettings
 from lead.data.texts import mapped, take_texts
-from lead.device import device
+from lead.device import allow_tf32, device
 from lead.errors import LeadError
 from lead.lists import Floats, Ints, alphabetical, best, ranked_table
 from lead.models.base import LayeredModel
@@ -92,6 +92,7 @@ def score_pairs(
             held, places = np.unique(listed[part], return_inverse=True)
             questions, at = np.unique(asked[part], return_inverse=True)
             some = queries.take(pa.array(questions)).to_pylist(), take_texts(corpus, held)
+            allow_tf32(settings.precision)
             score = model.scorer(*some, MicroBatchEncoder(settings.batch_tokens, settings.precision))
             for q, own in enumerate(np.split(np.arange(len(part)), np.cumsum(np.bincount(at))[:-1])):
                 s = score(q, places[own])

@@ -117,7 +117,7 @@ def search_file(
                 f"{path} holds vectors of width {query_vectors.shape[1]}, {passages} of width {vectors.shape[1]}; "
                 "encode both with the same model"
             )
-    order, engine, about = alphabetical(names), exact_engine(vectors, search_gpu(gpu)), None
+    order, engine, about = alphabetical(names), _exact_engine(vectors, search_gpu(gpu)), None
     if index is not None:
         exact = engine
         engine, name = approximate_engine(index, passages, parameters)
@@ -137,6 +137,15 @@ def search_file(
                 yield ranked_table(ids, names, batch[np.nonzero(real)[0]], found[real], scores[real])
 
     return tables(), about
+
+
+def _exact_engine(vectors: Floats, gpu: int | None) -> Engine:
+    """On the CPU, or on this GPU; torch is imported for a GPU only."""
+    if gpu is None:
+        return exact_engine(vectors)
+    from lead.retrieval.torch_index import exact_engine_on
+
+    return exact_engine_on(vectors, gpu)
 
 
 def _sample(queries: Floats) -> Floats:

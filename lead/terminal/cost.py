@@ -158,7 +158,7 @@ def step_work(job: Job) -> float | None:
         each, n = per_token(model), tokens(model)
         if each is None:
             return math.nan
-        return each * n * ((4 if n > train.cache_above else 3) if trained else 1)
+        return each * (3 * n + max(0, n - train.cache_above) if trained else n)
 
     total = work(job, True)
     if job.row.teacher is not None and job.method.distils:

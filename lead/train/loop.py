@@ -32,6 +32,8 @@ from lead.train.step import Prepared, Step
 
 log = logging.getLogger("lead")
 
+SMALLEST_SCALE = 2.0**-14  # of a loss: where gradients overflow even so, 31 steps in a row, fp16 is not the reason
+
 
 def schedule(step: int, steps: int, warmup: float) -> float:
     """Factor on the learning rate of this step (0-based): linear up over `warmup` x steps, then linear down to 0.
@@ -74,6 +76,7 @@ class Loop:
         self.best: tuple[float, int] = (-1.0, 0)  # MRR@10 and step of the weights in state/best
         self.mrr = math.nan  # of the last evaluation
         self.told = Told()
+        self.waited = 0.0  # seconds, for batches and their tokens
 
     def run(self) -> None:
         """Train to the last step, from the newest checkpoint if there is one. The models keep the final weights.
@@ -127,9 +130,13 @@ class Loop:
         with LookAhead(self._prepare, steps) as batches:
             for s in bar:
                 begun = time.monotonic()
-                loss = self.step(batches.take(), s)
+                batch = batches.take()
+                self.waited += time.monotonic() - begun
+                loss = self.step(batch, s)
                 line, stop = self._line(s + 1, loss)  # raises before the weights are touched
                 line["gradient_norm"] = self._update(s)
+                if self.step.scaler.is_enabled():
+                    line["loss_scale"] = self.step.scaler.get_scale()
                 line["seconds"] = round(time.monotonic() - begun, 3)
                 self._log(line)
                 bar.set_postfix_str(" ".join(f"{k} {v:.3f}" for k, v in line["loss"].items()))
@@ -146,6 +153,7 @@ class Loop:
                     self._checkpoint(s + 1)
                 if stop and not done:
                     raise stopped(self.told.signal, f" after step {s + 1}")
+        log.info("steps waited %.1f of %.1f s for batches and their tokens", self.waited, time.monotonic() - started)
         if self.train.select == "best" and self.dev is not None:
             self._take_best()
 
@@ -173,22 +181,31 @@ class Loop:
                 self.mrr,
             )
 
-    def _update(self, s: int) -> dict[str, float]:
-        """Clip, step, clear. Raises LeadError when a gradient is not finite."""
-        norms = {}
+    def _update(self, s: int) -> dict[str, float | None]:
+        """Clip, step, clear; return each model's norm. Raises LeadError when a gradient is not finite.
+
+        With a scaled loss such a step is skipped (its norm is None) and the factor halved, as long as it is not tiny.
+        """
+        scaler, norms = self.step.scaler, dict[str, float | None]()
+        scaler.unscale_(self.optimizer)
         for name, model in self.models.items():
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), self.train.clip))
-            if not math.isfinite(norm):
+            if not math.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE):
                 raise LeadError(
                     f"step {s + 1}: the gradient of the {name} is not finite; lower train.lr, or set precision: fp32 "
                     f"({self._last_good()})"
                 )
-            norms[name] = round(norm, 4)
+            norms[name] = round(norm, 4) if math.isfinite(norm) else None
         factor = schedule(s, self.train.steps, self.train.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        self.optimizer.step()
+        scaler.step(self.optimizer)
+        scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        if None in norms.values() and self.main:
+            log.info(
+                "step %d is skipped: a gradient overflowed; the loss is scaled by %g now", s + 1, scaler.get_scale()
+            )
         return norms
 
     def _line(self, step: int, loss: Loss) -> tuple[dict[str, Any], bool]:
@@ -199,7 +216,10 @@ class Loop:
         *values, stop = self.exchange.mean(torch.stack([*(v.detach() for v in parts.values()), told])).tolist()
         for name, value in zip(parts, values, strict=True):
             if not math.isfinite(value):
-                raise LeadError(f"step {step}: loss part `{name}` is {value}; lower train.lr ({self._last_good()})")
+                or_else = ", or set precision: fp32" if self.step.scaler.is_enabled() else ""
+                raise LeadError(
+                    f"step {step}: loss part `{name}` is {value}; lower train.lr{or_else} ({self._last_good()})"
+                )
         line = {
             "step": step,
             "loss": {k: round(v, 6) for k, v in zip(parts, values, strict=True)},
@@ -225,7 +245,8 @@ class Loop:
     def _checkpoint(self, step: int) -> None:
         if self.main:
             self.metrics.sync()
-            extra = {"best": self.best}
+            scaler = self.step.scaler
+            extra = {"best": self.best} | ({"scaler": scaler.state_dict()} if scaler.is_enabled() else {})
             checkpoint.save(self.state, step, dict(self.models), self.optimizer, extra, self.train.checkpoint_keep)
         self.exchange.wait()
 
@@ -254,6 +275,8 @@ class Loop:
         step, extra = found
         mrr, best_step = extra["best"]
         self.best = (float(mrr), int(best_step))
+        if "scaler" in extra:
+            self.step.scaler.load_state_dict(extra["scaler"])
         log.info("going on from the checkpoint of step %d of %d", step, self.train.steps)
         return step
 

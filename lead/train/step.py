@@ -11,6 +11,7 @@ import torch
 
 from lead.config.methods import METHODS, STRATEGIES
 from lead.config.schema import Distil, Train
+from lead.device import allow_tf32, loss_scaler
 from lead.methods.layers import Pairs, check_layers, select
 from lead.methods.load import load_loss
 from lead.methods.losses import Loss, Scored, positive_log_probability
@@ -61,6 +62,8 @@ class Step:
         self.exchange = Exchange.here()
         check_shares(train.batch_size, self.exchange.world)
         self.device = student.device
+        self.scaler = loss_scaler(self.device, train.precision)
+        allow_tf32(train.precision)
         prepare_for_training(student.encoder, train.dropout)
 
     def trained(self) -> dict[str, LayeredModel]:
@@ -81,12 +84,13 @@ class Step:
         return {"student": self.student.tokenize_batch(batch.queries, batch.passages)}
 
     def __call__(self, prepared: Prepared, step: int) -> Loss:
-        """Forward and backward. Gradients are added to `.grad` of the trained models' parameters.
+        """Forward and backward. Gradients, times the factor of `scaler`, are added to `.grad` of the trained models.
 
-        With several ranks each computes its part, and gradients are averaged at the end.
+        With several ranks each computes its part, and gradients are averaged at the end: one that is not finite on a
+        rank is so on all, so that all skip the same steps.
         """
         loss, encoded = self.loss(prepared, step)
-        loss.total.backward()
+        self.scaler.scale(loss.total).backward()
         for model in encoded:
             for replay in model.replays:
                 replay()
@@ -116,7 +120,7 @@ class Step:
     ) -> tuple[tuple[Any, ...], tuple[Callable[[], None], ...]]:
         """Features of each input as `view` encodes it, and functions to call after backward.
 
-        `frozen`: without a graph. Else with the graph; above `cache_above` tokens with cached gradients.
+        `frozen`: without a graph. Else with the graph of `cache_above` tokens, and cached gradients of the others.
         """
         micro = MicroBatchEncoder(
             self.train.micro_tokens, self.train.precision, (self.seed, step, key, self.exchange.rank)
@@ -125,7 +129,10 @@ class Step:
         if frozen or tokens <= self.train.cache_above:
             with torch.no_grad() if frozen else nullcontext():
                 return tuple(micro(view, ids, layers, part) for part, ids in inputs.items()), ()
-        cached = [micro.cached(view, ids, layers, part) for part, ids in inputs.items()]
+        cached, keep = [], self.train.cache_above
+        for part, ids in inputs.items():
+            cached.append(micro.cached(view, ids, layers, part, keep))
+            keep = max(0, keep - padded_tokens([len(i) for i in ids], self.train.micro_tokens))
         return tuple(f for f, _ in cached), tuple(replay for _, replay in cached)
 
 
