@@ -20,6 +20,7 @@ JOBS       ?= 2
 EXTRAS     ?= cpu,demo,test
 TORCH_ARGS ?=
 DATASET    ?= demo
+BENCH      ?=
 DEMO_RUNS  ?= bm25 student student_more rd_cb teacher_de teacher_cb lead_de lead_cb
 
 # The environment is as old as what it was made from: the stamp's name holds the checksum of that.
@@ -35,7 +36,7 @@ IN_VENV := PATH="$$PWD/$(BIN):$$PATH"
 # Runs a set-up step: $(call step,what it does,the command). One line, with the seconds it took.
 step = printf '%s ... ' '$(1)'; SECONDS=0; $(2); printf '%d s\n' "$$SECONDS"
 
-.PHONY: help demo reproduce test test-fast test-slurm lint clean constraints setup
+.PHONY: help demo reproduce bench test test-fast test-slurm lint clean constraints setup
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -48,6 +49,9 @@ demo: $(STAMP) ## distil on the built-in collection, end to end, and print the t
 
 reproduce: $(STAMP) ## make the documented values of the demo again from nothing, and compare each (DATASET=pydocs: another)
 	@$(IN_VENV) python benchmarks/reproduce.py docs/values/$(DATASET).json --cores $(CORES)
+
+bench: $(STAMP) ## LEAD beside its peers, stage by stage: processor time and ratios (BENCH='--only search --rounds 9')
+	@$(IN_VENV) python benchmarks/bench $(BENCH)
 
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: $(STAMP) ## the tests of the daily loop: losses, layers, scores, configuration, plan, the DAG's dry runs

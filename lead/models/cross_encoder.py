@@ -115,7 +115,6 @@ class CrossEncoder(LayeredModel):
 
     def scorer(self, queries: list[str], passages: list[str], encode: MicroBatchEncoder) -> Scorer:
         """Scores of pairs, encoded when they are asked for: a query's list is sorted by length and cut into batches."""
-
         fitted = encode.fitted(self)
 
         def score(query: int, rows: Ints) -> Floats:

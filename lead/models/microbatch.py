@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from lead.device import autocast
 
-
 CACHED = 2048  # padded tokens at a time on a CPU without gradients: more leave its cache, and new memory costs time
 
 
