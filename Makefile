@@ -20,6 +20,7 @@ JOBS       ?= 2
 EXTRAS     ?= cpu,demo,test
 TORCH_ARGS ?=
 DATASET    ?= demo
+BENCH      ?=
 DEMO_RUNS  ?= bm25 student student_more rd_cb teacher_de teacher_cb lead_de lead_cb
 
 # The environment is as old as what it was made from: the stamp's name holds the checksum of that.
@@ -53,6 +54,9 @@ reproduce: $(STAMP) ## make the documented values of the demo again from nothing
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 gpu-check: ## on a machine with a CUDA GPU: results against the CPU's, then time, MFU and memory at the paper's size
 	@HF_HUB_OFFLINE=1 $(GPU_PYTHON) benchmarks/gpu_check.py
+
+bench: $(STAMP) ## LEAD beside its peers, stage by stage: processor time and ratios (BENCH='--only search --rounds 9')
+	@$(IN_VENV) python benchmarks/bench $(BENCH)
 
 test-fast: export HF_HUB_OFFLINE = 1
 test-fast: $(STAMP) ## the tests of the daily loop: losses, layers, scores, configuration, plan, the DAG's dry runs

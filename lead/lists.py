@@ -15,12 +15,24 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 
-def best(scores: NDArray[np.floating[Any]], order: Ints, k: int) -> Ints:
+def best(scores: Floats, order: Ints, k: int) -> Ints:
     """Find the k highest of `scores` [m], highest first; ties, also at the cut-off, go to the lower `order` [m]."""
     chosen = np.arange(scores.size)
     if scores.size > k:  # sort only what can be among the first k, with everything that ties with the k-th
         chosen = np.flatnonzero(scores >= np.partition(scores, scores.size - k)[scores.size - k])
-    result: Ints = chosen[np.lexsort((order[chosen], -scores[chosen]))][:k]
+    result: Ints = chosen[descending(scores[chosen], order[chosen])[:k]]
+    return result
+
+
+def descending(scores: Floats, order: Ints) -> Ints:
+    """Sort `scores` [m], highest first, ties by the lower `order` [m], which is below 2**32: positions [m].
+
+    Both go into one integer, because sorting integers is twice as fast as np.lexsort. The bits of a float, read as an
+    integer, grow with it; those of a negative float fall.
+    """
+    bits = (np.float32(0) - scores).view(np.int32)
+    bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
+    result: Ints = np.argsort((bits.astype(np.int64) << 32) | order)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from searching import top_k
 
 from lead.errors import LeadError
-from lead.lists import best, ranks
+from lead.lists import best, descending, ranks
 from lead.retrieval import engine, search
 from lead.retrieval.engine import load_faiss, openblas_coretype
+from lead.retrieval.exact import rescore
 from lead.store import vectors as vectors_module
 from lead.store.tables import read_table, write_table
 from lead.store.vectors import read_vectors, write_vectors
@@ -100,6 +102,39 @@ def test_near_ties_are_decided_by_exact_scores() -> None:
     assert [[ids[i] for i in row] for row in index] == brute_force(passages[:2], passages, 20, ids)
 
 
+@pytest.mark.parametrize(("n", "k"), [(900, 10), (900, 300), (40, 40)])
+def test_a_small_corpus_has_the_lists_of_faiss_to_the_last_bit(n: int, k: int) -> None:
+    """With products in float32 and gathered vectors, with products in float64, and with all passages listed."""
+    rng = np.random.default_rng(4)
+    passages, queries = (rng.standard_normal((m, 48), dtype=np.float32) for m in (n, 30))
+    passages[n // 2 :] = passages[: n - n // 2]  # ties
+    passages[1:9] = np.nextafter(passages[0], np.float32(9))  # near ties
+    order, cpu = rng.permutation(n), engine.exact_engine(passages)
+    assert cpu.on_cpu
+    ours, faiss = (list(search.search(queries, passages, k, order, e)) for e in (cpu, replace(cpu, on_cpu=False)))
+    for a, b in zip(ours[0], faiss[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    exact = np.einsum("qd,qkd->qk", queries.astype(np.float64), passages[ours[0][1]].astype(np.float64))
+    np.testing.assert_array_equal(ours[0][2], exact.astype(np.float32))
+
+
+def test_scores_in_the_middle_of_two_numbers() -> None:
+    """1 + 2**-24 lies between 1 and its neighbour: a sum in another order may not round it another way."""
+    query = np.array([1, 2**-24, 0], np.float64)
+    passages = np.array([[1, 1, 0], [1, 0, 5], [3, -1, 1]], np.float32)
+    scores = rescore(query, passages, np.arange(3), 1e-6)
+    assert scores.tolist() == np.einsum("cd,d->c", passages.astype(np.float64), query).astype(np.float32).tolist()
+    bad = passages.astype(np.float64) @ query + [1e-15, 0, 0]  # what another order of summation could give
+    assert rescore(query, passages, np.arange(3), 1e-6, bad).tolist() == scores.tolist()
+
+
+def test_the_order_of_scores_and_ties() -> None:
+    rng = np.random.default_rng(5)
+    scores = rng.choice(np.array([-3.5, -1e-30, -0.0, 0.0, 1e-40, 2, 7e9, -np.inf], np.float32), 300)
+    order = rng.permutation(300)
+    assert descending(scores, order).tolist() == np.lexsort((order, -scores)).tolist()
+
+
 def test_k_beyond_the_corpus_and_empty_sides() -> None:
     passages = np.eye(3, dtype=np.float32)
     assert top_k(passages, passages, 10)[0].tolist() == [[0, 1, 2], [1, 0, 2], [2, 0, 1]]
@@ -118,8 +153,8 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_best_and_ranks() -> None:
-    assert best(np.array([1.0, 3.0, 3.0, 2.0, 3.0]), np.array([0, 9, 4, 1, 5]), 2).tolist() == [2, 4]
-    assert best(np.empty(0), np.empty(0, int), 2).tolist() == []
+    assert best(np.array([1.0, 3.0, 3.0, 2.0, 3.0], np.float32), np.array([0, 9, 4, 1, 5]), 2).tolist() == [2, 4]
+    assert best(np.empty(0, np.float32), np.empty(0, int), 2).tolist() == []
     assert ranks(np.array([5, 5, 2, 5, 5, 5])).tolist() == [1, 2, 1, 1, 2, 3]
     assert ranks(np.empty(0)).tolist() == []
 

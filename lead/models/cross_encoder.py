@@ -115,11 +115,12 @@ class CrossEncoder(LayeredModel):
 
     def scorer(self, queries: list[str], passages: list[str], encode: MicroBatchEncoder) -> Scorer:
         """Scores of pairs, encoded when they are asked for: a query's list is sorted by length and cut into batches."""
+        fitted = encode.fitted(self)
 
         def score(query: int, rows: Ints) -> Floats:
             texts = [passages[i] for i in rows]
             pairs = self.tokenize([queries[query]] * len(texts), texts)
-            result: Floats = encode(self, pairs, (self.n_layers,), "rerank").x[-1].cpu().numpy()
+            result: Floats = fitted(self, pairs, (self.n_layers,), "rerank").x[-1].cpu().numpy()
             return result
 
         return score

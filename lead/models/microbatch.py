@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from lead.device import autocast
 
+CACHED = 2048  # padded tokens at a time on a CPU without gradients: more leave its cache, and new memory costs time
+
 
 class Encoder(Protocol):
     """A model, or a view of it, that turns tokenized texts or pairs into features at some layers."""
@@ -117,6 +119,12 @@ class MicroBatchEncoder:
 
         return type(pieces[0]).join(pieces, groups), replay
 
+    def fitted(self, model: Encoder) -> MicroBatchEncoder:
+        """The same for encoding without gradients: on a CPU with at most `CACHED` tokens at a time."""
+        if model.device.type != "cpu":
+            return self
+        return replace(self, micro_tokens=min(self.micro_tokens, CACHED))
+
     def batches(
         self, model: Encoder, ids: Sequence[Any], layers: tuple[int, ...], part: str
     ) -> Iterator[tuple[list[int], Any]]:
@@ -125,8 +133,9 @@ class MicroBatchEncoder:
         Memory: one micro-batch.
         """
         with tqdm(total=len(ids), desc=part, disable=None, unit="text", delay=1) as bar:
-            for group in micro_batches([len(i) for i in ids], self.micro_tokens):
-                yield group, self(model, [ids[i] for i in group], layers, part)
+            fitted = self.fitted(model)
+            for group in micro_batches([len(i) for i in ids], fitted.micro_tokens):
+                yield group, fitted(model, [ids[i] for i in group], layers, part)
                 bar.update(len(group))
 
     def _encode(

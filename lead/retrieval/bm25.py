@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from lead.config.lists import Bm25
 from lead.config.stages import Bm25Settings
 from lead.data.texts import mapped
 from lead.errors import LeadError
-from lead.lists import alphabetical, best, ranked_table
+from lead.lists import Floats, Ints, alphabetical, best, ranked_table
 from lead.retrieval.mine import drop_positives, known_positives, most_positives, with_copies, write_negatives
 from lead.retrieval.search import check_distinct
 from lead.retrieval.words import Words
@@ -29,6 +30,7 @@ SHARD = 2**19  # passages indexed together; a query's scores in a shard (2 MB) f
 TEXTS = 2**28  # a shard ends at this many bytes of text, so long documents have smaller shards
 READ = 2**13  # passages read at a time
 BATCH = 4096  # queries in each table
+TOGETHER = 64  # queries multiplied with a shard at a time: bounds memory
 UNANSWERED = 0.2  # warn if this share of queries has no list
 
 
@@ -85,10 +87,10 @@ class Bm25Index:
         answered = 0
         with tqdm(total=len(queries), desc="BM25", unit="query", disable=None) as progress:
             for batch in queries.to_batches(BATCH):
-                lists = []
-                for text in batch["text"].to_pylist():
-                    lists.append(self.top(text, depth))
-                    progress.update()
+                texts, lists = batch["text"].to_pylist(), []
+                for start in range(0, len(texts), TOGETHER):
+                    lists += self.tops(texts[start : start + TOGETHER], depth)
+                    progress.update(len(lists) - start)
                 answered += sum(len(found) > 0 for found, _ in lists)
                 rows = np.repeat(np.arange(len(lists)), [len(found) for found, _ in lists])
                 found, scores = (np.concatenate(column) for column in zip(*lists, strict=True))
@@ -101,26 +103,29 @@ class Bm25Index:
                 self.analyser,
             )
 
-    def top(self, text: str, depth: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Positions and scores of the best passages for a query, best first."""
-        numbers, _ = self.words.read([text])
-        counts = Counter(numbers.tolist())  # a repeated word counts each time
-        found, values = np.empty(0, np.int64), np.empty(0, np.float32)
-        least, start = np.float32(1e-30), 0  # the lowest score that is listed; the position of a shard's first passage
+    def tops(self, texts: list[str], depth: int) -> list[tuple[Ints, Floats]]:
+        """Positions and scores of the best passages for each query, best first. Memory: 8 bytes a score of a shard."""
+        counts = [Counter(part.tolist()) for part in self.words.each(texts)]  # a repeated word counts each time
+        words = np.array([word for of_query in counts for word in of_query], np.int32)
+        weights = np.array([n for of_query in counts for n in of_query.values()], np.float32)
+        ends = np.cumsum([0, *map(len, counts)])
+        lists = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(texts)
+        start = 0  # the position of a shard's first passage
         for shard in self.shards:
-            scores = np.zeros(shard.shape[1], np.float32)
-            for word, count in counts.items():  # in the order of the query, which decides the rounding of sums
-                if word < shard.shape[0]:
-                    row = slice(shard.indptr[word], shard.indptr[word + 1])
-                    scores[shard.indices[row]] += np.float32(count) * shard.data[row]
-            new = np.flatnonzero(scores >= least)
-            found, values = np.concatenate([found, start + new]), np.concatenate([values, scores[new]])
-            top = best(values, self.order[found], depth)
-            found, values = found[top], values[top]
-            if len(found) == depth:
-                least = values[-1]
+            known = words < shard.shape[0]
+            rows = np.concatenate([[0], np.cumsum(known)])[ends].astype(np.int32)
+            asked = csr_array((weights[known], words[known], rows), (len(texts), shard.shape[0]))
+            products = asked @ shard  # adds in the order of the query's words, which decides the rounding of sums
+            for query, (low, high) in enumerate(pairwise(products.indptr.tolist())):
+                found, values = lists[query]
+                new, scores = products.indices[low:high], products.data[low:high]
+                if len(found) == depth:
+                    new, scores = new[scores >= values[-1]], scores[scores >= values[-1]]
+                found, values = np.concatenate([found, start + new.astype(np.int64)]), np.concatenate([values, scores])
+                top = best(values, self.order[found], depth)
+                lists[query] = found[top], values[top]
             start += shard.shape[1]
-        return found, values
+        return lists
 
 
 def _shards(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lead.config.stages import EncodeSettings
 from lead.data.own import texts_table
 from lead.data.tokens import Tokens
-from lead.device import allow_tf32, device, to_cpu
+from lead.device import allow_tf32, device, keep_freed_memory, to_cpu
 from lead.errors import LeadError
 from lead.models.base import LayeredModel
 from lead.models.bi_encoder import BiEncoder, Side
@@ -68,6 +68,8 @@ def _encode(
         raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")
     otherwise = ": it has no single vector a text; use lead rerank"
     encoder = cast(BiEncoder, LayeredModel.load(model).must_rank_by("search", str(model), otherwise)).to(device(gpu))
+    if encoder.device.type == "cpu":
+        keep_freed_memory()
     start, stop = shard_rows(file.metadata.num_rows, settings.shard)
     vectors = np.zeros((stop - start, encoder.size), np.float32)
     how_cut = getattr(encoder.lengths, side), len(vectors), getattr(encoder.prompts, side)

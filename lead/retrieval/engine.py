@@ -36,6 +36,7 @@ class Engine:
 
     propose: Callable[[Floats, int], tuple[Floats, Ints]]
     exact: bool = True  # whether it proposes the k best, up to rounding in float32
+    on_cpu: bool = False  # whether it is exact search on the CPU, which needs no faiss for a small corpus
 
 
 # --- faiss -----------------------------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ def exact_engine(passages: Floats, gpu: int | None = None) -> Engine:
         return products, rows
 
     if gpu is None or not len(passages):
-        return Engine(on_cpu)
+        return Engine(on_cpu, on_cpu=True)
     config = faiss.GpuIndexFlatConfig()
     config.device = gpu
     index = faiss.GpuIndexFlatIP(_gpu_resources(), passages.shape[1], config)

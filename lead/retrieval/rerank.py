@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from lead.config.stages import DenoiseSettings, RerankSettings, ScoreSettings
 from lead.data.texts import mapped, take_texts
-from lead.device import allow_tf32, device
+from lead.device import allow_tf32, device, keep_freed_memory
 from lead.errors import LeadError
 from lead.lists import Floats, Ints, alphabetical, best, ranked_table
 from lead.models.base import LayeredModel
@@ -83,6 +83,8 @@ def score_pairs(
     texts: of queries and of passages. pairs [n], [n]: their rows. Memory: as in `rerank`. Raises LeadError for scores
     that are not finite.
     """
+    if model.device.type == "cpu":
+        keep_freed_memory()
     (queries, corpus), (asked, listed) = texts, pairs
     members = np.argsort(asked, kind="stable")
     most = BLOCK // (2 * model.lengths.passage * model.size)

@@ -1,9 +1,10 @@
 """Search over vectors by inner product (eq. 1, section 4.3). The lists depend only on the vectors and ids.
 
 The rounding of a float32 matrix product depends on the CPU, the threads, the batch and the position of a passage.
-So faiss only proposes candidates, somewhat more than k. Their scores are computed again in float64. A bound on the
-rounding error shows whether another passage could belong to the top k; then faiss proposes more. With an approximate
-index (`retrieval.index`) scores are exact too, but passages may be missed: `recall` measures the share that is found.
+So such products only propose candidates: those of lead.retrieval.exact for a small corpus, those of faiss otherwise.
+Their scores are computed again in float64. A bound on the rounding error shows which passages could belong to the top
+k; where faiss proposed too few, it proposes more. With an approximate index (`retrieval.index`) scores are exact too,
+but passages may be missed: `recall` measures the share that is found.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lead.errors import LeadError
-from lead.lists import Floats, Ints, alphabetical, ranked_table
+from lead.lists import Floats, Ints, alphabetical, descending, ranked_table
 from lead.retrieval.engine import Engine, approximate_engine, exact_engine, search_gpu
+from lead.retrieval.exact import SMALL, rescore, top
 from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
@@ -45,7 +47,7 @@ def search(
     engine = engine or exact_engine(passages)
     k = min(k, len(passages))
     # |fl(q.p) - q.p| <= d u |q| |p| in any order of summation, u = 2**-24; the rest is room for rounding the true score
-    longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0)) if engine.exact else 0.0
+    longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0))
     slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * longest * np.linalg.norm(queries, axis=1)
     with tqdm(total=len(queries), desc="search", unit="query", disable=None, delay=1) as progress:
         for start in range(0, len(queries), BATCH):
@@ -58,7 +60,9 @@ def search(
 def _search_batch(
     queries: Floats, passages: Floats, k: int, order: Ints, slack: NDArray[Any], engine: Engine
 ) -> tuple[Ints, Floats]:
-    """Passages and scores [b, k] for `queries` [b, d]; `slack` [b] bounds the error of faiss's scores."""
+    """Passages and scores [b, k] for `queries` [b, d]; `slack` [b] bounds the error of scores in float32."""
+    if engine.on_cpu and 0 < k and len(passages) <= SMALL:
+        return top(queries, passages, k, order, slack)
     found = np.empty((len(queries), k), dtype=np.int64)
     scores = np.empty((len(queries), k), dtype=np.float32)
     rows = np.arange(len(queries) if k else 0)
@@ -68,27 +72,16 @@ def _search_batch(
         unsure = [rows[:0]]
         for part in np.array_split(rows, -(-rows.size * fetch // FETCHED)):
             products, candidates = engine.propose(queries[part], fetch)
-            exact = _products(queries[part], passages, candidates)
-            best = np.lexsort((order[candidates], -exact))[:, :k]
-            found[part] = np.take_along_axis(candidates, best, axis=1)
-            scores[part] = np.take_along_axis(exact, best, axis=1)
+            for row, chosen in zip(part, candidates, strict=True):
+                exact = rescore(queries[row].astype(np.float64), passages, chosen, slack[row])
+                exact[chosen < 0] = -np.inf
+                best = descending(exact, order[chosen])[:k]
+                found[row], scores[row] = chosen[best], exact[best]
             # the score of another passage is at most that of the last proposed one, + slack
             if engine.exact and fetch < len(passages):
                 unsure.append(part[products[:, -1] + slack[part] >= scores[part, -1]])
         rows, fetch = np.concatenate(unsure), 2 * fetch
     return found, scores
-
-
-def _products(queries: Floats, passages: Floats, candidates: Ints) -> Floats:
-    """Inner products [b, c] of `queries` [b, d] with their `candidates` [b, c] among `passages`; -inf for candidate -1.
-
-    Rounded once: products of two float32 are exact in float64, and einsum adds them in an order that depends only on d.
-    """
-    result = np.empty(candidates.shape, dtype=np.float32)
-    for row, query, chosen in zip(result, queries.astype(np.float64), candidates, strict=True):
-        row[:] = np.einsum("cd,d->c", passages[chosen].astype(np.float64), query)
-    result[candidates < 0] = -np.inf
-    return result
 
 
 def search_file(

@@ -164,6 +164,11 @@ class Words(dict[str, int]):
         before = np.concatenate([[0], np.cumsum(kept)])
         return found[kept], np.diff(before[np.frombuffer(ends, np.int64)]).astype(np.int32)
 
+    def each(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        """Numbers of the words of each text."""
+        numbers, counts = self.read(texts)
+        return np.split(numbers, np.cumsum(counts)[:-1])
+
 
 def _stemmer(name: str) -> Callable[[str], str]:
     import Stemmer

@@ -64,7 +64,7 @@ class Bm25Ranking:
 
     def rank(self, query: str, k: int) -> tuple[Ints, Floats]:
         """As `System`."""
-        return self.index.top(query, k)
+        return self.index.tops([query], k)[0]
 
 
 class Reranked:
