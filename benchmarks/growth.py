@@ -70,6 +70,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     left.set(xlabel="passages", ylabel="ms a query (CPU, one thread)")
     right.set(xlabel="passages", ylabel="GB")
     for axis in (left, right):
+        axis.minorticks_off()
         axis.legend(fontsize=7, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, metadata={"Date": None})
