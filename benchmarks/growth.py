@@ -57,7 +57,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "growth"
+    matplotlib.rcParams.update({"svg.hashsalt": "growth", "svg.fonttype": "none"})
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
@@ -70,6 +70,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     left.set(xlabel="passages", ylabel="ms a query (CPU, one thread)")
     right.set(xlabel="passages", ylabel="GB")
     for axis in (left, right):
+        axis.minorticks_off()
         axis.legend(fontsize=7, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, metadata={"Date": None})
