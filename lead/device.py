@@ -33,7 +33,9 @@ def device(gpu: int) -> torch.device:
             f"--gpu {gpu}: PyTorch sees no GPU here; use --gpu 0 (Snakemake: --resources gpu=0) or a CUDA build"
         )
     names = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
-    return torch.device("cuda", lease([str(name) for name in names]))
+    on = torch.device("cuda", lease([str(name) for name in names]))
+    torch.cuda.set_device(on)  # or pinned memory, events and NCCL would use the first, which may be another stage's
+    return on
 
 
 def autocast(on: torch.device, precision: str) -> torch.autocast:
@@ -86,7 +88,7 @@ def to_cpu(x: torch.Tensor) -> Callable[[], torch.Tensor]:
         return lambda: x
     copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
     done = torch.cuda.Event()
-    done.record()
+    done.record(torch.cuda.current_stream(x.device))  # of its device, which need not be the current one
 
     def wait() -> torch.Tensor:
         done.synchronize()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,6 +107,27 @@ def test_recall_is_what_it_says_and_scores_are_exact(
         assert about.get("parts") == {1: None, 2: 2}[len(files)]
         recalls.append(about["recall"][str(DEPTH)])
     assert recalls[0] < recalls[1] > 0.97
+
+
+def test_a_query_by_an_index_does_not_read_all_vectors() -> None:
+    rng = np.random.default_rng(0)
+    passages, order = rng.standard_normal((1 << 19, 32), np.float32), np.arange(1 << 19)
+    made = engine.make_index("IVF64,Flat", 32)
+    made.train(passages[:4096])
+    made.add(passages)
+    by = engine.Engine(made.search, exact=False)
+
+    def seconds(what: Callable[[], object]) -> float:
+        times = []
+        for _ in range(5):
+            started = time.process_time()
+            what()
+            times.append(time.process_time() - started)
+        return min(times)
+
+    alone = seconds(lambda: made.search(passages[:1], 20))
+    whole = seconds(lambda: list(search(passages[:1], passages, 10, order, by)))
+    assert whole < alone + seconds(lambda: np.einsum("nd,nd->n", passages, passages)) / 2
 
 
 def test_recall_of_lists_that_are_short_or_empty() -> None:

@@ -45,12 +45,13 @@ def test_event_files_hold_every_number_of_the_metrics(project: Searchable, capsy
 
 
 def test_a_training_that_still_runs_has_its_steps_so_far(project: Searchable, tmp_path: Path) -> None:
+    """One of them, in fp16, was skipped: it has no norm."""
     state = project.folder / "state" / "student" / "0123"
     state.mkdir(parents=True)
-    lines = [json.dumps({"step": 1, "loss": {"total": 2.5}}), '{"step": 2, "lo']
-    (state / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    skipped = {"step": 1, "loss": {"total": 2.5}, "gradient_norm": {"model": None}, "loss_scale": 32768.0}
+    (state / "metrics.jsonl").write_text(json.dumps(skipped) + '\n{"step": 2, "lo', encoding="utf-8")
     assert cli.main(["tensorboard", "tiny", "--out", str(tmp_path / "events"), *project.options]) == 0
-    assert read(tmp_path / "events" / "student") == {"loss/total": [(1, 2.5)]}
+    assert read(tmp_path / "events" / "student") == {"loss/total": [(1, 2.5)], "loss_scale": [(1, 32768.0)]}
     assert {path.name for path in (tmp_path / "events").iterdir()} >= {"student", "lead_cb"}
 
 

@@ -52,4 +52,5 @@ def scalars(path: Path) -> Iterator[tuple[int, str, float]]:
                 elif isinstance(value, list):
                     value = {str(i): one for i, one in enumerate(value, 1)}
                 for tag, one in value.items() if isinstance(value, dict) else [("", value)]:
-                    yield step, f"{key}/{tag}".rstrip("/"), one
+                    if one is not None:  # the norm of a gradient that overflowed
+                        yield step, f"{key}/{tag}".rstrip("/"), one

@@ -47,8 +47,10 @@ def search(
     engine = engine or exact_engine(passages)
     k = min(k, len(passages))
     # |fl(q.p) - q.p| <= d u |q| |p| in any order of summation, u = 2**-24; the rest is room for rounding the true score
-    longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0))
-    slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * longest * np.linalg.norm(queries, axis=1)
+    slack = np.full(len(queries), np.inf)  # of an approximate engine: it need not read all passages
+    if engine.exact:
+        longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0))
+        slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * longest * np.linalg.norm(queries, axis=1)
     with tqdm(total=len(queries), desc="search", unit="query", disable=None, delay=1) as progress:
         for start in range(0, len(queries), BATCH):
             batch = slice(start, start + BATCH)
