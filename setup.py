@@ -1,4 +1,7 @@
-"""Which packages a wheel holds. All else is in pyproject.toml."""
+"""Which packages a wheel holds, and what a package index shows. All else is in pyproject.toml."""
+
+import re
+from pathlib import Path
 
 from setuptools import find_namespace_packages, find_packages, setup
 
@@ -6,7 +9,14 @@ from setuptools import find_namespace_packages, find_packages, setup
 SHIPPED = ("workflow", "config")
 inside = find_namespace_packages(include=[pattern for name in SHIPPED for pattern in (name, f"{name}.*")])
 
+# Links to files of the repository lead nowhere on a package index: their texts stay, figures go.
+readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+readme = re.sub(r"^!\[[^]]*\]\((?!https?:)[^)]*\)\n+", "", readme, flags=re.M)
+readme = re.sub(r"(?<!!)\[([^][]*)\]\((?!https?:|#)[^)]*\)", r"\1", readme)
+
 setup(
     packages=[*find_packages(include=["lead*"]), *(f"lead.shipped.{name}" for name in inside)],
     package_dir={f"lead.shipped.{name}": name for name in SHIPPED},
+    long_description=readme,
+    long_description_content_type="text/markdown",
 )

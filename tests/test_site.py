@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from browsing import browser, chromium, dark_phone, emulated, texts, until
+from dag.project import warm_server
 from searchable import Searchable, environment
 
 from lead.cli import parser
@@ -109,7 +110,8 @@ def test_the_notebook_goes_from_texts_to_search(tmp_path: Path, monkeypatch: pyt
     notebook = nbformat.read(ROOT / "examples/text_to_search.ipynb", as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)  # stripped
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    warm = Path(warm_server()).with_name("bin")  # `lead`, without its imports
+    monkeypatch.setenv("PATH", os.pathsep.join([str(warm), str(Path(sys.executable).parent), os.environ["PATH"]]))
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     (said,) = (
         out.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,3 +45,11 @@ def test_a_run_is_planned_in_an_empty_folder_with_the_wheel_alone(installed: Pat
     assert "mine: distilling lead_cb, teacher and student trained jointly" in done.stdout
     assert "demo: BM25 lists and negatives" in done.stdout
     assert (installed / "lead/shipped/workflow/profiles/default/config.yaml").is_file()
+
+
+def test_a_package_index_shows_the_readme_without_dead_links(installed: Path) -> None:
+    (metadata,) = installed.glob("lead_distil-*.dist-info/METADATA")
+    text = metadata.read_text(encoding="utf-8")
+    assert "Description-Content-Type: text/markdown" in text and "# LEAD\n" in text and "docs/results.md" in text
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert links and all(link.startswith("https://") for link in links)

@@ -209,6 +209,8 @@ def _trainings(results: Results) -> Chapter:
         if not read.steps:
             continue
         figures.append(training.loss_figure(name, rows[name].about or METHODS[rows[name].method].about, read))
+        if read.entropies and all(len(values) == len(read.steps) for values in read.entropies.values()):
+            figures.append(training.entropies_figure(name, read))
         if read.weights and len(read.weights) == len(read.steps):
             n, m = (model_facts(Path(folder)).layers for folder in (job.teacher, job.model))
             n = n or max(a for pairs in read.weights for a, _, _ in pairs)

@@ -28,10 +28,11 @@ PARTS = {
 
 @dataclass
 class Log:
-    """What a training wrote: steps; loss parts and dev quality by name; weights [steps, N, M] of its layer pairs."""
+    """What a training wrote: steps; loss parts, entropies and dev quality by name; weights of its layer pairs."""
 
     steps: list[int] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
+    entropies: dict[str, list[float]] = field(default_factory=dict)  # nats; of runs that learn from a teacher
     dev_steps: list[int] = field(default_factory=list)
     dev: dict[str, list[float]] = field(default_factory=dict)
     weights: list[list[tuple[int, int, float]]] = field(default_factory=list)  # of a step: (teacher, student, weight)
@@ -55,6 +56,11 @@ def _take(log: Log, line: dict[str, Any]) -> None:
         log.steps.append(line["step"])
         for name, value in line["loss"].items():
             log.losses.setdefault(name, []).append(value)
+        for model in ("teacher", "student") if "teacher_entropy" in line else ():
+            *layers, final = line[f"{model}_entropy"]
+            log.entropies.setdefault(f"{model}, final scores", []).append(final)
+            if layers:
+                log.entropies.setdefault(f"{model}, aligned layers", []).append(float(np.mean(layers)))
         if "pairs" in line and "layer_weights" in line:
             log.weights.append([(a, b, w) for (a, b), w in zip(line["pairs"], line["layer_weights"], strict=True)])
     elif "dev_mrr10" in line:
@@ -104,6 +110,27 @@ def _rows(log: Log, parts: dict[str, list[float]], dev: dict[str, Any]) -> list[
             line.append(number(seen[-1]) if seen else "")
         table.append(line)
     return table
+
+
+def entropies_figure(run: str, log: Log) -> Figure:
+    """Entropies of the distributions of teacher and student over steps: final scores, and the mean of aligned layers."""
+    drawn = {name: (log.steps, values) for name, values in log.entropies.items()}
+
+    def plot(canvas: Any) -> None:
+        axes = canvas.subplots()
+        curves(axes, drawn, max(8, min(BINS, len(log.steps) // 3)))
+        axes.set(xlabel="step", ylabel="entropy, nats", ylim=(0, None))
+
+    ends = {name: binned(log.steps, values, 10)[1] for name, values in log.entropies.items()}
+    alt = f"Entropies of {run}: " + "; ".join(f"{name} {v[0]:.2f} before, {v[-1]:.2f} after" for name, v in ends.items())
+    caption = (
+        "How sure teacher and student are: entropy of their distributions over a query\u2019s candidates, the mean over "
+        "the queries of a step. At 0 one candidate has all the probability; n equal scores have ln n."
+    )
+    svg = draw(f"entropies-{run}", f"{alt}.", plot)
+    return Figure(
+        f"entropies-{run}", f"{run}: entropies", caption, f"{alt}.", svg, _rows(log, log.entropies, {})
+    )
 
 
 def weights_figure(run: str, log: Log, n: int, m: int) -> Figure:

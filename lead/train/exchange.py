@@ -160,6 +160,7 @@ def launch(ranks: int, arguments: list[str]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
+        run_id=str(os.getpid()),  # without one torchrun draws it, and warns
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
