@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from conftest import make_retriever
 
 from lead.config.stages import RerankSettings
+from lead.models.microbatch import MicroBatchEncoder
 from lead.retrieval import rerank as module
 from lead.store.tables import read_table, write_table
 
@@ -52,3 +54,12 @@ def test_blocks_are_whole_queries() -> None:
     assert cut(3) == [[0, 0], [2], [3, 3, 3, 3, 3], [5]]  # 3, 2, 6, 2
     assert cut(11) == [queries.tolist()]  # 7 passages, 4 queries
     assert list(module.blocks(queries[:0], passages[:0], 5)) == []
+
+
+def test_texts_without_tokens_score_0(tiny_model: Path) -> None:
+    model = make_retriever(tiny_model, "cb", special_tokens=False).eval()
+    with torch.inference_mode():
+        score = model.scorer(["a matrix", ""], ["", "an array", ""], MicroBatchEncoder(100, "fp32"))
+        scores = [score(q, np.array(rows)).tolist() for q in (0, 1) for rows in ([0, 1, 2], [0, 2])]
+    assert scores[0][0] == scores[0][2] == 0.0 != scores[0][1]
+    assert scores[1:] == [[0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0]]

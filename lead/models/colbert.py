@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -119,6 +120,8 @@ class ColBERT(BiEncoder):
 def _max_sim(query: Tensor, passages: list[Tensor], on: torch.device) -> Floats:
     """MaxSim [P] of one query's token vectors [X, d] and its passages' ([Y_i, d] each), in fp32."""
     padded = pad_sequence(passages, batch_first=True).float()
+    if not len(query) or not padded.shape[1]:  # without special tokens, empty texts have no token
+        return np.zeros(len(passages), np.float32)
     lengths = to_device(torch.tensor([len(p) for p in passages]), on)
     mask = torch.arange(padded.shape[1], device=on) < lengths[:, None]
     every = torch.ones(1, len(query), dtype=torch.bool, device=on)
