@@ -60,7 +60,7 @@ def _take(log: Log, line: dict[str, Any]) -> None:
             *layers, final = line[f"{model}_entropy"]
             log.entropies.setdefault(f"{model}, final scores", []).append(final)
             if layers:
-                log.entropies.setdefault(f"{model}, aligned layers", []).append(float(np.mean(layers)))
+                log.entropies.setdefault(f"{model}, layers", []).append(float(np.mean(layers)))
         if "pairs" in line and "layer_weights" in line:
             log.weights.append([(a, b, w) for (a, b), w in zip(line["pairs"], line["layer_weights"], strict=True)])
     elif "dev_mrr10" in line:
@@ -113,7 +113,7 @@ def _rows(log: Log, parts: dict[str, list[float]], dev: dict[str, Any]) -> list[
 
 
 def entropies_figure(run: str, log: Log) -> Figure:
-    """Entropies of the distributions of teacher and student over steps: final scores, and the mean of aligned layers."""
+    """Entropies of teacher and student over steps: of their final scores, and the mean over the layers read."""
     drawn = {name: (log.steps, values) for name, values in log.entropies.items()}
 
     def plot(canvas: Any) -> None:
@@ -122,15 +122,16 @@ def entropies_figure(run: str, log: Log) -> Figure:
         axes.set(xlabel="step", ylabel="entropy, nats", ylim=(0, None))
 
     ends = {name: binned(log.steps, values, 10)[1] for name, values in log.entropies.items()}
-    alt = f"Entropies of {run}: " + "; ".join(f"{name} {v[0]:.2f} before, {v[-1]:.2f} after" for name, v in ends.items())
+    alt = f"Entropies of {run}: " + "; ".join(
+        f"{name} {v[0]:.2f} before, {v[-1]:.2f} after" for name, v in ends.items()
+    )
     caption = (
-        "How sure teacher and student are: entropy of their distributions over a query\u2019s candidates, the mean over "
-        "the queries of a step. At 0 one candidate has all the probability; n equal scores have ln n."
+        "How sure teacher and student are: entropy of their distributions over a query\u2019s candidates, the mean "
+        "over the queries of a step. At 0 one candidate has all the probability; n equal scores have ln n. "
+        "Layers: the mean over those that a step reads, which are the aligned ones and the last."
     )
     svg = draw(f"entropies-{run}", f"{alt}.", plot)
-    return Figure(
-        f"entropies-{run}", f"{run}: entropies", caption, f"{alt}.", svg, _rows(log, log.entropies, {})
-    )
+    return Figure(f"entropies-{run}", f"{run}: entropies", caption, f"{alt}.", svg, _rows(log, log.entropies, {}))
 
 
 def weights_figure(run: str, log: Log, n: int, m: int) -> Figure:
