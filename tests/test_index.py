@@ -107,6 +107,141 @@ def test_recall_is_what_it_says_and_scores_are_exact(
     assert recalls[0] < recalls[1] > 0.97
 
 
+def test_recall_of_lists_that_are_short_or_empty() -> None:
+    truth = np.array([[1, 2, 3], [4, 5, 6]])
+    assert recall(np.array([[3, 1, -1], [-1, -1, -1]]), truth, 3) == {"queries": 2, "recall": {"3": 0.3333}}
+    assert recall(truth, truth, 3)["recall"] == {"3": 1.0}
+    assert recall(truth, truth, 20)["recall"] == {"10": 1.0, "20": 1.0}  # of a shard with three passages
+    assert recall(truth[:0], truth[:0], 3) == {"queries": 0, "recall": {"3": None}}
+    assert recall(truth[:, :0], truth[:, :0], 3) == {"queries": 2, "recall": {"3": None}}  # of an empty shard
+    wide = np.arange(200)[None]
+    assert recall(wide[:, ::-1], wide, 200)["recall"] == {"10": 0.0, "100": 0.0, "200": 1.0}
+
+
+def test_an_index_is_the_same_bytes_whatever_the_threads(tmp_path: Path, folder: Path) -> None:
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    try:
+        for factory in ("IVF16,Flat", "HNSW8"):
+            sums = []
+            for threads in (1, 2):
+                faiss.omp_set_num_threads(threads)
+                (made,) = build(tmp_path / f"{threads}", [folder / "whole.parquet"], factory)
+                sums.append((made / "index.faiss").read_bytes())
+            assert sums[0] == sums[1], factory
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def test_recall_goes_into_the_list_and_the_result(tmp_path: Path, folder: Path) -> None:
+    files = [folder / "1.parquet", folder / "2.parquet"]
+    write_table(pa.table({"qid": ["q0"], "pid": ["p0"], "rel": [1]}), tmp_path / "qrels.parquet", "qrels")
+    for name, indexes, how in (("exact", None, None), ("approximate", build(tmp_path, files, "IVF8,Flat"), "nprobe=2")):
+        ranked(tmp_path, files, DEPTH, indexes, how)
+        evaluate(settings=EvaluateSettings(), ranked=tmp_path / "ranked.parquet", qrels=tmp_path / "qrels.parquet",
+                 out=tmp_path / f"{name}.json", per_query=tmp_path / "pq.parquet", trec=None)  # fmt: skip
+    assert "search" not in read_json(tmp_path / "exact.json")
+    said = read_json(tmp_path / "approximate.json")["search"]
+    assert (said["index"], said["parameters"], said["queries"], said["parts"]) == ("IVF8,Flat", "nprobe=2", 30, 2)
+    assert set(said["recall"]) == {"10", "20"} and 0.3 < said["recall"]["20"] < 1
+
+
+def test_mining_goes_through_the_same_index(tmp_path: Path, folder: Path) -> None:
+    passages, queries = folder / "whole.parquet", [folder / "queries.parquet"]
+    (index_,) = build(tmp_path, [passages], "IVF16,Flat")
+    write_table(pa.table({"qid": ["q0"], "pid": ["p0"], "rel": [1]}), tmp_path / "qrels.parquet", "qrels")
+    mine(settings=MineSettings(mine_depth=DEPTH, index_parameters="nprobe=3"), passages=[passages], queries=queries,
+         gpu=0, qrels=[tmp_path / "qrels.parquet"], index=[index_], parts=None, out=tmp_path / "n.parquet")  # fmt: skip
+    want = pa.concat_tables(search_file(passages, queries, DEPTH + 1, index_, "nprobe=3")[0]).to_pylist()
+    kept = [(r["qid"], r["pid"]) for r in want if (r["qid"], r["pid"]) != ("q0", "p0")]
+    got = read_table(tmp_path / "n.parquet", "ranked").to_pylist()
+    assert {(r["qid"], r["pid"]) for r in got} <= set(kept) and len(got) == 30 * DEPTH
+
+
+def test_no_queries_have_no_recall(tmp_path: Path, folder: Path) -> None:
+    (index_,) = build(tmp_path, [folder / "1.parquet"], "IVF8,Flat")
+    write_vectors([], np.empty((0, 16)), tmp_path / "none.parquet")
+    tables, about = search_file(folder / "1.parquet", [tmp_path / "none.parquet"], DEPTH, index_)
+    assert list(tables) == [] and about is not None
+    assert (about["queries"], about["recall"]) == (0, {"10": None, "20": None})
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+def test_an_index_of_other_vectors_or_a_damaged_one_is_refused(tmp_path: Path, folder: Path) -> None:
+    queries = [folder / "queries.parquet"]
+    (of_first,) = build(tmp_path, [folder / "1.parquet"], "IVF8,Flat")
+    said = refusal(lambda: search_file(folder / "2.parquet", queries, 1, of_first))
+    assert "index.1 is not the index of" in said
+    assert "2 indexes for 1 files" in refusal(lambda: ranked(tmp_path, [folder / "1.parquet"], 1, [of_first] * 2))
+    said = refusal(lambda: search_file(folder / "1.parquet", queries, 1, of_first, "efSearch=3"))
+    assert "'retrieval.index_parameters': 'IVF8,Flat' does not take 'efSearch=3'" in said
+    file = of_first / "index.faiss"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    assert "damaged (checksum)" in refusal(lambda: search_file(folder / "1.parquet", queries, 1, of_first))
+
+
+def test_too_few_vectors_to_train_an_index(tmp_path: Path, folder: Path) -> None:
+    settings = IndexSettings(index="IVF1500,Flat")
+    said = refusal(lambda: index(settings=settings, passages=folder / "1.parquet", out=tmp_path / "i"))
+    assert "'retrieval.index': 'IVF1500,Flat'" in said and "training points" in said
+    assert not (tmp_path / "i").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "width", "says"),
+    [
+        ("IVF64,PQ", None, 64, "'retrieval.index': faiss makes no 'IVF64,PQ' .* could not parse"),
+        ("PQ7", None, 64, "'retrieval.index': faiss makes no 'PQ7' for vectors of width 64: .* multiple"),
+        ("PQ7", None, None, "'retrieval.index'"),
+        ("HNSW32", "nprobe=3", 64, "'retrieval.index_parameters': 'HNSW32' does not take 'nprobe=3'"),
+        ("IVF64,Flat", "nprobe", 64, "'retrieval.index_parameters'"),
+        (None, "nprobe=3", 64, "'retrieval.index_parameters' is read with `retrieval.index` only"),
+    ],
+)
+def test_what_faiss_does_not_take_is_one_line(
+    factory: str | None, parameters: str | None, width: int | None, says: str
+) -> None:
+    assert re.search(says, refusal(lambda: check_index(factory, parameters, width)))
+
+
+def test_what_faiss_takes_passes() -> None:
+    for factory, parameters in ((None, None), ("IVF64,PQ16", "nprobe=8"), ("HNSW32", "efSearch=64"), ("PQ96", None)):
+        check_index(factory, parameters, None)
+
+
+def plan(folder: Path, **retrieval: Any) -> Plan:
+    return Plan(load(folder / "config.yaml", {"settings": {"retrieval": retrieval}}))
+
+
+def test_the_plan_refuses_before_any_work_and_knows_the_indexes(tmp_path: Path) -> None:
+    config = empty_project(tmp_path)
+    (tmp_path / "model/config.json").write_text(json.dumps({"num_hidden_layers": 4, "hidden_size": 32}))
+    for bad, says in (({"index": "PQ7"}, "width 32"), ({"index_parameters": "nprobe=2"}, "index_parameters")):
+        said = refusal(lambda bad=bad: check(plan(config, **bad)["tiny", "lead_cb"]))
+        assert "tiny.yaml: run 'lead_cb': key 'retrieval." in said and says in said
+    made = plan(config, index="IVF8,Flat", index_parameters="nprobe=2")
+    check(made["tiny", "lead_cb"])
+    assert made["tiny", "lead_cb"].indexes() == ["all results/tiny/embeddings/lead_cb/index"]
+    assert made["tiny", "lead_cb"].stages == ["distil", "encode", "index", "retrieve", "evaluate"]
+    assert stage_settings(made["tiny", "lead_cb"], "index") == {"index": "IVF8,Flat", "seed": 1}
+    assert stage_settings(made["tiny", "lead_cb"], "retrieve")["index_parameters"] == "nprobe=2"
+    made_by = stage_settings(made["tiny", "lead_cb"], "evaluate")["made_by"]["settings"]
+    assert {"miner.index", "lead_cb.index"} <= set(made_by)
+    assert plan(config)["tiny", "lead_cb"].indexes() == []
+
+
+def test_an_evaluation_set_has_the_index_of_its_collection(tmp_path: Path) -> None:
+    config = empty_project(tmp_path)
+    (tmp_path / "model/config.json").write_text(json.dumps({"num_hidden_layers": 4, "hidden_size": 32}))
+    test = "{queries: ../../data/queries.test.jsonl, qrels: ../../data/test.tsv}"
+    extra = config / "datasets" / "extra.yaml"
+    source = f"source: {{kind: evaluation, of: tiny, test: {test}}}\n"
+    extra.write_text(source)
+    assert plan(config, index="HNSW8")["extra", "student"].indexes() == ["all results/tiny/embeddings/student/index"]
+    extra.write_text(source + "settings: {retrieval: {index: HNSW8}}\n")
+    assert "those of 'tiny', whose index is None" in refusal(lambda: check(plan(config)["extra", "student"]))
+
+
 def torch_sees_a_gpu() -> bool:
     import torch
 
