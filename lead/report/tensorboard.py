@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lead.config.load import load
 from lead.errors import LeadError
 from lead.plan.plan import Plan
 from lead.store.atomic import atomic_folder
+from lead.train.metrics import read_metrics
 
 
 def tensorboard(config: Path, target: str, out: Path | None, overrides: dict[str, Any] | None) -> Path:
@@ -38,19 +38,14 @@ def tensorboard(config: Path, target: str, out: Path | None, overrides: dict[str
 
 
 def scalars(path: Path) -> Iterator[tuple[int, str, float]]:
-    """(step, tag, value) of each number in a training's metrics; a line that a kill left half written is skipped."""
-    with path.open(encoding="utf-8") as lines:
-        for text in lines:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            step, pairs = line.pop("step"), line.pop("pairs", None)
-            for key, value in line.items():
-                if key == "layer_weights" and pairs:  # the pairs of layers change from step to step
-                    value = {f"teacher {a} to student {b}": w for (a, b), w in zip(pairs, value, strict=True)}
-                elif isinstance(value, list):
-                    value = {str(i): one for i, one in enumerate(value, 1)}
-                for tag, one in value.items() if isinstance(value, dict) else [("", value)]:
-                    if one is not None:  # the norm of a gradient that overflowed
-                        yield step, f"{key}/{tag}".rstrip("/"), one
+    """(step, tag, value) of each number in a training's metrics."""
+    for line in read_metrics(path):
+        step, pairs = line.pop("step"), line.pop("pairs", None)
+        for key, value in line.items():
+            if key == "layer_weights" and pairs:  # the pairs of layers change from step to step
+                value = {f"teacher {a} to student {b}": w for (a, b), w in zip(pairs, value, strict=True)}
+            elif isinstance(value, list):
+                value = {str(i): one for i, one in enumerate(value, 1)}
+            for tag, one in value.items() if isinstance(value, dict) else [("", value)]:
+                if one is not None:  # the norm of a gradient that overflowed
+                    yield step, f"{key}/{tag}".rstrip("/"), one

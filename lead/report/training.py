@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from lead.report.draw import INK, SERIES, Figure, binned, curves, draw
 from lead.report.table import number
+from lead.train.metrics import read_metrics
 
 BINS = 40  # points of a curve, each of three steps or more
 LEAST = 0.1  # of RR@10 on dev, the least that its axis spans
@@ -39,15 +39,10 @@ class Log:
 
 
 def read_log(path: Path) -> Log:
-    """The metrics of a training; a line that a kill left half written is skipped."""
+    """The metrics of a training."""
     log = Log()
-    with path.open(encoding="utf-8") as lines:
-        for text in lines:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            _take(log, line)
+    for line in read_metrics(path):
+        _take(log, line)
     return log
 
 

@@ -36,7 +36,7 @@ class Engine:
 
     propose: Callable[[Floats, int], tuple[Floats, Ints]]
     exact: bool = True  # whether it proposes the k best, up to rounding in float32
-    on_cpu: bool = False  # whether it is exact search on the CPU, which needs no faiss for a small corpus
+    on_cpu: bool = False  # exact search on the CPU: lead.retrieval.exact searches a small corpus instead
 
 
 # --- faiss -----------------------------------------------------------------------------------------------------------

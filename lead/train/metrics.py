@@ -82,6 +82,17 @@ class Metrics:
             raise LeadError(f"cannot write {self.path}: {e.strerror}") from e
 
 
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Each line of a training's metrics; one that a kill left half written is skipped."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            yield value
+
+
 def _step(line: bytes) -> int | None:
     """The step of a whole line; None for a partial or damaged one."""
     try:

@@ -36,6 +36,7 @@ COMPUTES = (
     "data/scores.py",
     "data/texts.py",
     "data/unlabelled.py",
+    "device.py",
     "store/tables.py",
     "store/vectors.py",
     "lists.py",
