@@ -60,11 +60,13 @@ def test_a_new_user_s_files_become_a_dataset_that_is_prepared_and_planned(here: 
     assert "40 queries (qid from column 1, text from column 2, no header)" in said
     assert "40 for 40 queries, 1.0 each, grades 1, 2" in said
     assert "8 of the judged queries are held out to evaluate on, 32 are trained on" in said
-    assert "lead plan mine " in said and targets(Plan(load("config/config.yaml")), "mine")[-1].endswith("/lead_cb.json")
+    assert "lead plan mine " in said and targets(Plan(load("config/config.yaml")), "mine")[-1].endswith("/best.json")
     plan = Plan(load("config/config.yaml"))
     check(plan["mine", "lead_cb"])
     settings = plan["mine", "lead_cb"].settings
     assert settings.train.batch_size == 4 and settings.train.steps == 24  # three epochs of 32 queries
+    start = plan["mine", "best_unlabelled"].settings  # 90 passages and 32 queries
+    assert (start.train.batch_size, start.align.between) == (15, [160, 3000])
     assert settings.lengths.passage == settings.lengths.query == 16  # 10 words are some 15.5 tokens
     assert settings.evaluation.measures[0] == "nDCG@10"  # grades
     prepare(settings=PrepareSettings(source=plan.datasets["mine"].source), out=here / "out")
@@ -91,7 +93,7 @@ def test_what_is_there_is_kept_unless_forced(here: Path) -> None:
     assert file.read_text(encoding="utf-8") == "mine: own\n"
     call(force=True)
     assert "mine: own" not in file.read_text(encoding="utf-8")
-    preset = here / "config/presets/tuned.yaml"  # of one's own, without the steps of each phase
+    preset = here / "config/presets/best.yaml"  # of one's own, without the steps of each phase
     preset.parent.mkdir()
     models = "{teacher: {reference: path:model}, student: {reference: path:model}}"
     preset.write_text(f"models: {models}\ntrain: {{batch_size: 8, steps: 7}}\nphases: {{miner: {{steps: 2}}}}\n")
@@ -104,17 +106,17 @@ def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:
     said = call(queries=None, qrels=None)
     assert "90 passages" in said and "training queries are drawn from the corpus (crops: few passages" in said
     commands = [line.split("#")[0].strip() for line in said.splitlines()[-4:]]
-    run = "mine/student_aligned"
+    run = "mine/best_unlabelled"
     assert commands == [f"lead plan {run}", f"lead run {run}", f'lead search {run} "a question"',
                         f"lead export {run} --to mine-model"]  # fmt: skip
     plan = Plan(load("config/config.yaml"))
-    job = plan["mine", "student_aligned"]
+    job = plan["mine", "best_unlabelled"]
     check(job)
     assert plan.rows.method(str(job.row.teacher)).stage == "pretrained"  # no label is needed for the teacher either
-    assert job.settings.align.epochs == 20 and job.settings.train.batch_size == 22  # eight steps of 180 texts
+    assert job.settings.align.between == [160, 3000] and job.settings.train.batch_size == 22  # 180 texts, 20 times
     data = plan.datasets["mine"].data
     assert data.queries is not None and data.queries.model_dump() == {"from": "crops", "number": 90, "seed": 1}
-    made = ["results/mine/models/student_aligned", "results/mine/embeddings/student_aligned/passages.parquet"]
+    made = ["results/mine/models/best_unlabelled", "results/mine/embeddings/best_unlabelled/passages.parquet"]
     for words in (["mine"], [run]):
         assert snakemake_words(plan, words)[-2:] == made
 
@@ -123,7 +125,7 @@ def test_queries_without_judgements_are_aligned_on_as_queries(here: Path) -> Non
     with gzip.open("with header.tsv.gz", "wt", encoding="utf-8") as file:
         file.writelines(["qid\tquery\n", "q1\twhat is a shape\n", "q2\twhat is an axis\n"])
     assert "queries: with header.tsv.gz: 2 without judgements" in call(queries="with header.tsv.gz", qrels=None)
-    job = Plan(load("config/config.yaml"))["mine", "student_aligned"]
+    job = Plan(load("config/config.yaml"))["mine", "best_unlabelled"]
     check(job)
     (batch,) = read_texts([Path(path) for path in job.more_queries])
     assert not job.texts
@@ -132,8 +134,8 @@ def test_queries_without_judgements_are_aligned_on_as_queries(here: Path) -> Non
     tested = {"queries": "my data/queries.tsv.gz", "qrels": None, "corpus": "my data/corpus.csv"}
     said = init("tested", test=(None, "my data/qrels.tsv"), force=False, **tested)  # type: ignore[arg-type]
     plan = Plan(load("config/config.yaml"))
-    assert "lead run tested " in said and not plan["tested", "student_aligned"].more_queries
-    runs = ("bm25", "pretrained_teacher", "student_aligned")
+    assert "lead run tested " in said and not plan["tested", "best_unlabelled"].more_queries
+    runs = ("bm25", "pretrained_teacher", "best_unlabelled")
     assert targets(plan, "tested") == [f"results/tested/{run}.json" for run in runs]
 
 
@@ -161,8 +163,8 @@ def test_a_folder_in_beir_s_layout_without_judgements(here: Path, asked: bool) -
     (here / "beir/corpus.jsonl").write_text("\n".join(passages), encoding="utf-8")
     if asked:
         (here / "beir/queries.jsonl").write_text('{"_id": "q1", "text": "what is it"}\n', encoding="utf-8")
-    assert "lead run mine/student_aligned" in init("mine", "beir", None, None, (None, None), False)
-    job = Plan(load("config/config.yaml"))["mine", "student_aligned"]
+    assert "lead run mine/best_unlabelled" in init("mine", "beir", None, None, (None, None), False)
+    job = Plan(load("config/config.yaml"))["mine", "best_unlabelled"]
     check(job)
     assert job.more_queries == (["beir/queries.jsonl"] if asked else [])
 
@@ -176,9 +178,9 @@ def test_a_folder_in_mteb_s_layout_without_train_judgements(here: Path, judged: 
     for name, text in texts.items():
         (here / "hub" / name).parent.mkdir(parents=True)
         (here / "hub" / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    assert "lead run mine/student_aligned" in init("mine", "hub", None, None, (None, None), False)
+    assert "lead run mine/best_unlabelled" in init("mine", "hub", None, None, (None, None), False)
     plan = Plan(load("config/config.yaml"))
-    check(plan["mine", "student_aligned"])
+    check(plan["mine", "best_unlabelled"])
     assert plan.datasets["mine"].has_test == judged and plan.datasets["mine"].data.source.kind == "hf"
 
 

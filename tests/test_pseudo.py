@@ -180,7 +180,7 @@ def test_models_of_a_corpus_alone_can_be_made_but_not_evaluated(
     assert stage_settings(made["mine", "rd_cb"], "prepare")["queries"] == {"from": "crops", "number": 100000, "seed": 1}
     assert "queries" not in stage_settings(made["tiny", "rd_cb"], "prepare")  # other datasets' recipes are as before
     for ask in (lambda: check_target(made, "all results/mine/rd_cb.json"), lambda: targets(made, "mine")):
-        assert "mine.yaml: no test queries, so no results; make a model (lead run mine/student_aligned)" in refusal(ask)
+        assert "mine.yaml: no test queries, so no results; make a model (lead run mine/best_unlabelled)" in refusal(ask)
     folder = "all results/mine"
     assert [wanted(made["mine", run]) for run in ("student", "teacher_cb", "bm25")] == [
         [f"{folder}/models/student", f"{folder}/embeddings/student/passages.parquet"],

@@ -98,7 +98,7 @@ class PlannedDataset:
         """Refuse results of a dataset without test queries. Raises LeadError."""
         if not self.has_test:
             raise LeadError(
-                f"{self.file}: no test queries, so no results; make a model (lead run {self.name}/student_aligned), or "
+                f"{self.file}: no test queries, so no results; make a model (lead run {self.name}/best_unlabelled), or "
                 "add source.test"
             )
 

@@ -9,27 +9,28 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lead.config.folders import expand
 from lead.config.load import validate
 from lead.config.parse import read_yaml
-from lead.config.phases import ALIGN, Align
+from lead.config.phases import ALIGN, Align, align_steps
 from lead.config.schema import Settings
 from lead.config.shipped import shipped
 from lead.data.collection import Split
 from lead.terminal.look import Look
 
-PRESET = "tuned"
-RUNS = ("bm25", "student", "student_more", "rd_cb", "lead_cb")
-ALIGNED = "student_aligned"  # the run that needs no judged queries
+PRESET = "best"
+DEPLOY = "best", "best_unlabelled"  # the run to deploy, with judged queries and without
+RUNS = ("bm25", "pretrained_teacher", "student", "rd_cb", "best_unlabelled", "best")
 PHASES = ("miner", "teacher", "teacher_ce", "student", "distil")
 EPOCHS = 3  # a small train set is seen at most so often in each training
-ALIGN_STEPS = 3000, 60_000  # of an alignment, at most: without and with a GPU
-ALIGN_LEAST, ALIGN_EPOCHS = 500, 20  # a small collection is seen more often: so many steps, at most so many times
+ALIGN_STEPS = (1000, 3000), (3000, 60_000)  # of an alignment, fewest and most: without and with a GPU
+ALIGN_EPOCHS = 20  # a small collection is seen at most so often
 DRAWN = 20_000  # queries that are drawn from a corpus, at most
 WORDY = {"titles": 32, "sentences": 64, "crops": 32}  # tokens of drawn queries
-PASSAGE, QUERY = (0.95, 256), (0.99, 64)  # this share of the texts is not cut, but no length is above so many tokens
+UNCUT = {"passage": 0.95, "query": 0.99}  # this share of the texts is not cut, but no length is above
+MOST = {"passage": (128, 256), "query": (64, 64)}  # so many tokens: without and with a GPU
 SHARD = 1_500_000  # passages from which on a corpus is encoded in several jobs
 
 
@@ -54,17 +55,20 @@ class Found:
 
 def dataset_file(name: str, found: Found, path: Path) -> str:
     """The text of the dataset file `path`."""
-    corpus, (passage, cut) = found.corpus, _passages(found.corpus)
-    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
+    corpus, gpus = found.corpus, len(glob.glob("/dev/nvidia[0-9]*"))
+    passage, cut = _passages(corpus, gpus)
     own = path.parent.parent / "presets" / f"{PRESET}.yaml"
     preset, _ = read_yaml(own if own.exists() else shipped("config") / "presets" / own.name)
     machine = f"{gpus} GPU{'s' * (gpus > 1)}" if gpus else f"{os.cpu_count() or 1} CPU cores, no GPU"
     if found.queries is None:
-        about, query, chosen = "no judged queries to train on", *_drawn(found)
-        training = _alignment(found, gpus, machine)
+        about, (query, chosen, training) = "no judged queries to train on", _unjudged(found, gpus, machine)
     else:
-        about, query, chosen = f"{found.judged['train']:,} training queries", _length(found.queries, *QUERY), list(RUNS)
-        training = _trainings(found.judged["train"], preset, gpus, machine)
+        about, query, chosen = (
+            f"{found.judged['train']:,} training queries",
+            _length("query", found.queries, gpus),
+            list(RUNS),
+        )
+        training = _trainings(found, preset, gpus, machine)
     measures = ["nDCG@10", "RR@10", "R@100"] if len(found.grades - {0}) > 1 else ["RR@10", "R@100"]
     lines = [
         f"about: {json.dumps(f'{corpus.count:,} passages, {about}')}",
@@ -95,15 +99,15 @@ def dataset_file(name: str, found: Found, path: Path) -> str:
     return "\n".join(["# Made by `lead init`; every key: `lead schema Dataset`, `lead schema Settings`.", *lines, ""])
 
 
-def _passages(corpus: Look) -> tuple[int, float]:
+def _passages(corpus: Look, gpus: int) -> tuple[int, float]:
     """The length of passages in tokens, and the share that it cuts."""
-    length = _length(corpus, *PASSAGE)
+    length = _length("passage", corpus, gpus)
     return length, sum(words * 1.35 + 2 > length for words in corpus.words) / max(1, len(corpus.words))
 
 
-def _trainings(train: int, preset: dict[str, Any], gpus: int, machine: str) -> list[str]:
-    """Batch and steps of trainings on judged queries."""
-    settings = validate(Settings, preset, PRESET)
+def _trainings(found: Found, preset: dict[str, Any], gpus: int, machine: str) -> list[str]:
+    """Batch and steps of trainings on judged queries, and of the alignment that they start from."""
+    settings, train = validate(Settings, preset, PRESET), found.judged["train"]
     usual, most = settings.train.batch_size, settings.train.steps
     batch = usual * (4 if gpus else 1)
     while batch > 4 and batch * 8 > train:  # at least eight steps an epoch
@@ -111,44 +115,46 @@ def _trainings(train: int, preset: dict[str, Any], gpus: int, machine: str) -> l
     given = {phase: getattr(settings.phases, phase).get("steps", most) for phase in PHASES}
     steps = {phase: _steps(phase, n, train, batch, gpus) for phase, n in given.items()}
     epochs = steps["distil"] * batch / max(1, train)
+    align, few_texts = _alignment(found.corpus.count + train, gpus, machine)
     few = [f"  # the batch is below the preset's {usual}: there are few training queries"] if batch < usual else []
     return [
         *few,
         f"  # for {machine}; {train:,} training queries are {math.ceil(train / batch):,} steps an epoch",
         f"  train: {{batch_size: {batch}, checkpoint_every: {max(20, min(100, steps['distil'] // 4))}}}",
+        *align,
         f"  phases: # at most {EPOCHS} epochs each; distillation: {epochs:.1f}",
+        *few_texts,
         *(f"    {phase}: {{steps: {n}}}" for phase, n in steps.items()),
     ]
 
 
-def _drawn(found: Found) -> tuple[int, list[str]]:
-    """A length for queries drawn from the corpus and those without judgements, and the runs that need no others."""
+def _unjudged(found: Found, gpus: int, machine: str) -> tuple[int, list[str], list[str]]:
+    """The length of queries drawn from the corpus and those without judgements; the runs; how long they align."""
     assert found.drawn is not None
-    asked = _length(found.asked, *QUERY) if found.asked else 0
-    runs = ["bm25", "pretrained_teacher", ALIGNED] if "test" in found.judged else [ALIGNED]
-    return max(WORDY[found.drawn[0]], asked), runs
-
-
-def _alignment(found: Found, gpus: int, machine: str) -> list[str]:
-    """Epochs and batch of an alignment."""
+    asked = _length("query", found.asked, gpus) if found.asked else 0
+    runs = ["bm25", "pretrained_teacher", DEPLOY[1]] if "test" in found.judged else [DEPLOY[1]]
     texts = found.corpus.count + min(found.corpus.count, DRAWN) + (found.asked.count if found.asked else 0)
-    batch, epochs = min(int(ALIGN["batch_size"]), max(1, texts // 8)), Align().epochs
-    epoch = max(1, texts // batch)  # steps of one
-    epochs = max(epochs, min(ALIGN_EPOCHS, math.ceil(ALIGN_LEAST / epoch)))
-    most = ALIGN_STEPS[bool(gpus)] / epoch
-    epochs = epochs if most >= epochs else max(0.01, round(most, 2))
     more = f", queries: [{_quoted(str(found.asked.paths[0]))}]" if found.asked else ""
-    smaller = [f"  phases: {{align: {{batch_size: {batch}}}}} # few texts"] if batch < ALIGN["batch_size"] else []
+    align, few_texts = _alignment(texts, gpus, machine, more)
+    return max(WORDY[found.drawn[0]], asked), runs, align + (["  phases:", *few_texts] if few_texts else [])
+
+
+def _alignment(texts: int, gpus: int, machine: str, queries: str = "") -> tuple[list[str], list[str]]:
+    """The length of an alignment on so many texts; and its entry in `phases`, if it needs one."""
+    batch = min(int(ALIGN["batch_size"]), max(1, texts // 8))
+    epoch = max(1, texts // batch)  # steps of one
+    fewest, most = ALIGN_STEPS[bool(gpus)]
+    between = [min(fewest, ALIGN_EPOCHS * epoch), most]
+    steps = align_steps(Align().epochs, between, epoch)
     return [
-        f"  # for {machine}: about {texts:,} texts, {math.ceil(epochs * epoch):,} steps of {batch}",
-        f"  align: {{epochs: {epochs:g}{more}}}",
-        *smaller,
-    ]
+        f"  # alignment, for {machine}: about {texts:,} texts, {steps:,} steps of {batch}",
+        f"  align: {{epochs: {Align().epochs:g}, between: {between}{queries}}}",
+    ], [f"    align: {{batch_size: {batch}}} # few texts"] if batch < ALIGN["batch_size"] else []
 
 
-def _length(seen: Look, share: float, most: int) -> int:
-    """A length in tokens that this share of the texts does not exceed: a multiple of 8, at most `most`."""
-    return min(most, max(16, 8 * math.ceil(seen.tokens(share) / 8)))
+def _length(side: Literal["passage", "query"], seen: Look, gpus: int) -> int:
+    """A length in tokens, a multiple of 8, that few texts exceed."""
+    return min(MOST[side][bool(gpus)], max(16, 8 * math.ceil(seen.tokens(UNCUT[side]) / 8)))
 
 
 def _steps(phase: str, preset: int, train: int, batch: int, gpus: int) -> int:

@@ -27,7 +27,7 @@ from lead.data.splits import carve
 from lead.data.unlabelled import read_texts
 from lead.errors import LeadError
 from lead.store.atomic import atomic_file
-from lead.terminal.dataset_file import ALIGNED, Found, dataset_file
+from lead.terminal.dataset_file import DEPLOY, Found, dataset_file
 from lead.terminal.look import SAMPLE, Look, look, words_of
 
 TEST_SHARE, TEST_MOST = 0.2, 1000  # judged queries that are held out where no test split is given
@@ -73,22 +73,15 @@ def init(
 
 def _following(name: str, found: Found) -> list[str]:
     """The commands that come next, each with what it does."""
-    table = (f"lead table results/{name}/*.json", "compare them")
-    if found.drawn is None:
-        commands = [
-            (f"lead plan {name}", "what its runs take on this machine"),
-            (f"lead run {name}", f"or one of them: lead run {name}/lead_cb"),
-            table,
-        ]
-    else:
-        run = f"{name}/{ALIGNED}"
-        commands = [
-            (f"lead plan {run}", "what it takes on this machine"),
-            (f"lead run {run}", "the student, and its vectors of the passages"),
-            (f'lead search {run} "a question"', "or a prompt, without the question"),
-            (f"lead export {run} --to {name}-model", "a folder for sentence-transformers"),
-        ]
-        commands += [(f"lead run {name}", "beside BM25 and its teacher, measured"), table] if found.judged else []
+    run, table = f"{name}/{DEPLOY[found.drawn is not None]}", (f"lead table results/{name}/*.json", "compare them")
+    measured = found.drawn is None or bool(found.judged)
+    commands = [
+        (f"lead plan {name if measured else run}", "what it takes on this machine"),
+        (f"lead run {run}", f"the student to deploy, {'measured' if measured else 'and its vectors of the passages'}"),
+        (f'lead search {run} "a question"', "or a prompt, without the question"),
+        (f"lead export {run} --to {name}-model", "a folder for sentence-transformers"),
+    ]
+    commands += [(f"lead run {name}", "what it is compared with: BM25, its teacher, .."), table] if measured else []
     width = max(len(command) for command, _ in commands)
     return [f"  {command:<{width}}  # {what}" for command, what in commands]
 
