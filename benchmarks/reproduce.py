@@ -3,30 +3,37 @@
     python benchmarks/reproduce.py docs/values/demo.json                       # about 8 minutes on two cores
     python benchmarks/reproduce.py docs/values/demo.json --results results     # only compare what is there
     python benchmarks/reproduce.py docs/values/pydocs.json --results results --record bm25 rd_cb lead_best
+    python benchmarks/reproduce.py --tables                                    # those of docs/results.md anew
 
-A file of values has a dataset, a measure, and for each run its value and how far another machine may be from it.
-`--record` writes such a file from results, with the tolerance `--within`. Ends with status 1 if a value is too far off.
+A file of values has a dataset, a measure, and for each run its mean over queries, the ends of the interval, and how far
+another machine may be from the mean. `--record` writes such a file from results, or adds runs to it. Ends with status 1
+if a value is too far off.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from lead.config.load import load
 from lead.errors import LeadError
 from lead.store.tables import read_json
 
+DOCS = Path("docs")
+TABLE = re.compile(r"(?<=<!-- values: )([\w ]+)( -->\n).*?(?=<!-- end -->)", re.S)
 FRESH = Path("results/reproduced")  # what was made before is no reproduction
 
 
 def compare(documented: dict[str, Any], results: Path) -> list[str]:
     """Print a line a run. The runs whose value is too far from the documented one, or missing."""
     wrong = []
-    for run, (value, tolerance) in documented["values"].items():
+    for run, said in documented["values"].items():
+        value, tolerance = said["mean"], said["within"]
         try:
             found = read_json(results / documented["dataset"] / f"{run}.json")["metrics"][documented["measure"]]["mean"]
         except LeadError as e:
@@ -39,22 +46,61 @@ def compare(documented: dict[str, Any], results: Path) -> list[str]:
     return wrong
 
 
+def record(values: Path, results: Path, runs: list[str], measure: str, within: float) -> None:
+    """Write the file `values`, or add to it: runs of the folder `results`."""
+    documented = {"dataset": values.stem, "measure": measure, "values": {}}
+    if values.exists():
+        documented = json.loads(values.read_text(encoding="utf-8"))
+    for run in runs:
+        found = read_json(results / f"{run}.json")["metrics"][documented["measure"]]
+        documented["values"][run] = {key: round(found[key], 4) for key in ("mean", "low", "high")} | {"within": within}
+    text = re.sub(r"\{[^{}]*\}", lambda one: " ".join(one[0].split()), json.dumps(documented, indent=2))  # a line a run
+    values.write_text(text + "\n", encoding="utf-8")
+
+
+def table(names: list[str]) -> str:
+    """A table in Markdown: a row a run, a column a dataset, each value with its interval."""
+    files = [json.loads((DOCS / f"values/{name}.json").read_text(encoding="utf-8")) for name in names]
+    about = {name: row.about for name, row in load("config/config.yaml").experiments.runs.items()}
+    (measure,) = {file["measure"] for file in files}
+    lines = [f"| {measure} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for run in dict.fromkeys(run for file in files for run in file["values"]):
+        cells = [_cell(file["values"].get(run)) for file in files]
+        lines.append(f"| `{run}`: {about[run]} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(said: dict[str, float] | None) -> str:
+    if said is None:
+        return "not run"
+    mean, low, high = (f"{said[key]:.3f}".removeprefix("0") for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def tables(text: str) -> str:
+    """The text of a page with its tables made anew: those between `<!-- values: DATASET .. -->` and `<!-- end -->`."""
+    return TABLE.sub(lambda found: found[1] + found[2] + table(found[1].split()), text)
+
+
 def main() -> int:
     """Run the workflow if asked, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("values", type=Path, help="docs/values/{dataset}.json")
+    parser.add_argument("values", type=Path, nargs="?", help="docs/values/{dataset}.json")
     parser.add_argument("--results", type=Path, help=f"compare what is there; without it all is made in {FRESH}")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--record", nargs="+", metavar="RUN", help="write the file from these runs of --results")
     parser.add_argument("--measure", default="RR@10", help="of --record (default RR@10)")
     parser.add_argument("--within", type=float, default=0.035, help="tolerance of --record (default .035)")
+    parser.add_argument("--tables", action="store_true", help="write the tables of docs/results.md anew")
     args = parser.parse_args()
+    if args.tables:
+        page = DOCS / "results.md"
+        page.write_text(tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
+    if args.values is None:
+        parser.error("give a file of values, or --tables")
     if args.record:
-        results = (args.results or FRESH) / args.values.stem
-        means = {run: read_json(results / f"{run}.json")["metrics"][args.measure]["mean"] for run in args.record}
-        documented = {"dataset": args.values.stem, "measure": args.measure}
-        documented["values"] = {run: [round(mean, 4), args.within] for run, mean in means.items()}
-        args.values.write_text(json.dumps(documented, indent=2) + "\n", encoding="utf-8")
+        record(args.values, (args.results or FRESH) / args.values.stem, args.record, args.measure, args.within)
         return 0
     documented = json.loads(args.values.read_text(encoding="utf-8"))
     if args.results is None:
