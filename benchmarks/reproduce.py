@@ -53,7 +53,7 @@ def record(values: Path, results: Path, runs: list[str], measure: str, within: f
         documented = json.loads(values.read_text(encoding="utf-8"))
     for run in runs:
         found = read_json(results / f"{run}.json")["metrics"][documented["measure"]]
-        documented["values"][run] = {key: round(found[key], 4) for key in ("mean", "low", "high")} | {"within": within}
+        documented["values"][run] = {key: round(found[key], 6) for key in ("mean", "low", "high")} | {"within": within}
     text = re.sub(r"\{[^{}]*\}", lambda one: " ".join(one[0].split()), json.dumps(documented, indent=2))  # a line a run
     values.write_text(text + "\n", encoding="utf-8")
 
