@@ -120,7 +120,9 @@ def test_set_up_installs_the_pinned_torch_first() -> None:
 
 def test_the_version_is_the_same_everywhere() -> None:
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "lead.__version__"}
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation.get("repository-code") == PROJECT["project"]["urls"].get("Repository")
+    cited = citation["version"]
     logged = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert logged is not None
     assert cited == logged[1] == lead.__version__

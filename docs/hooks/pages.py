@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,13 @@ BADGE = re.compile(r"^\[?!\[[^\]]*\]\(https?://.*\n", re.M)
 MODULE = re.compile(r"^lead/([\w/]+)\.py$")
 LINK = re.compile(r"(?<=\]\()\.\./(\w[\w./-]+)(?=[)#])")  # to a file of the repository, from a page of docs/
 SHOWN = ("lead", *(f"lead.{name}" for name in ("config", "data", "methods", "models", "search", "store", "train")))
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The project's address, if pyproject.toml has one."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    config.repo_url = urls.get("Repository")
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
