@@ -156,7 +156,7 @@ def _configuration() -> str:
         ),
     ):
         rows = [f"| `{key}` | {_cell(about)} |" for key, about in keys(cls)]
-        parts += [f"## {title}", where, "| key | |\n|---|---|\n" + "\n".join(rows)]
+        parts += [f"## {title}", where, "| key | what it is [default] |\n|---|---|\n" + "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -165,9 +165,13 @@ def _kind(source: type[Source]) -> str:
 
 
 def _cell(text: str) -> str:
-    for mark in r"\|<*_[":
-        text = text.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
-    return text
+    """Text of a table's cell, where only code stands for more than itself."""
+    parts = re.split(r"(`[^`]*`)", text.replace("|", "\\|"))
+    return "".join(part if part[:1] == "`" else _plain(part) for part in parts)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\(?!\|)|[*_[]", r"\\\g<0>", text).replace("<", "&lt;")
 
 
 def _commands() -> str:
