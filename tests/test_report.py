@@ -20,8 +20,6 @@ from test_table import result
 
 from lead import cli
 from lead.evaluation.stats import holm, paired_test
-from lead.report.costs import _bend
-from lead.report.draw import spread
 from lead.report.report import report
 from lead.report.table import difference, number, read_result, table
 from lead.report.training import read_log
@@ -206,20 +204,6 @@ def test_k_strategies_and_seeds(tmp_path: Path) -> None:
     means = [values[run].mean() for run in ("lead_cb", "lead_cb-s2")]
     assert lead["seeds"] == "1-2"
     assert lead["RR@10 [95% interval]"].startswith(f"{number(np.mean(means))} ± {number(np.std(means, ddof=1))} [")
-
-
-def test_an_arrow_passes_the_boxes_between_its_ends() -> None:
-    place = {"a": (0.0, 0.0), "b": (1.0, 0.0), "c": (2.0, 0.0)}
-    assert _bend("a", "b", place, 4.0) == 0 and _bend("a", "c", place, 4.0) != 0
-    assert _bend("a", "c", place | {"b": (1.0, 1.0)}, 4.0) == 0
-
-
-def test_labels_that_would_touch_are_moved_apart() -> None:
-    rng = np.random.default_rng(0)
-    places = rng.random(40).tolist()
-    found = spread(places, 0.1)
-    assert np.diff(sorted(found)).min() > 0.0999
-    assert np.argsort(found).tolist() == np.argsort(places).tolist()
 
 
 # --- a real browser --------------------------------------------------------------------------------------------------
