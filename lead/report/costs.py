@@ -261,9 +261,7 @@ def variants(results: Results, key: str, title: str, file: str) -> Figure | None
     top = max(values, key=lambda v: group[v].mark[1])
     overlap = max(group[v].mark[0] for v in values) <= min(group[v].mark[2] for v in values)
     alt = f"{first} by {title}: highest with {top}, {group[top].shown(first)}."
-    caption = "Runs that differ in this alone. " + (
-        "All intervals overlap: these queries do not tell them apart."
-        if overlap
-        else "Lines are intervals over queries."
+    caption = "Runs that differ in this alone. Lines are intervals over queries" + (
+        "; all overlap." if overlap else "."
     )
     return Figure(file, f"{first} by {title}", caption, alt, draw(file, alt, plot), table)

@@ -109,7 +109,9 @@ def _notes(results: Results) -> list[str]:
     if results.baseline and len(results.lines) > 1:
         notes.append(f"Intervals are drawn on one scale; the dashed line is {results.baseline}.")
     if missing := results.missing_controls():
-        notes.append("To have them in the table: " + ", ".join(f"`lead run {name}/{run}`" for run in missing) + ".")
+        notes.append(
+            "Not made yet, and useful beside these: " + ", ".join(f"`lead run {name}/{run}`" for run in missing) + "."
+        )
     if any(line.facts.speed is None for line in results.lines):
         slow = next((line.run for line in results.lines if line.facts.speed is None and line.role == "student"), "RUN")
         notes.append(f"Milliseconds a query are measured by `lead speed {name}/{slow}`, on the machine at hand.")
