@@ -1,6 +1,7 @@
 """Which packages a wheel holds, and what a package index shows. All else is in pyproject.toml."""
 
 import re
+import tomllib
 from pathlib import Path
 
 from setuptools import find_namespace_packages, find_packages, setup
@@ -9,10 +10,13 @@ from setuptools import find_namespace_packages, find_packages, setup
 SHIPPED = ("workflow", "config")
 inside = find_namespace_packages(include=[pattern for name in SHIPPED for pattern in (name, f"{name}.*")])
 
-# Links to files of the repository lead nowhere on a package index: their texts stay, figures go.
-readme = Path(__file__).with_name("README.md").read_text(encoding="utf-8")
+# Links to files of the repository lead to its address; while it has none, their paths stand in brackets. Figures go.
+here = Path(__file__).parent
+home = tomllib.loads((here / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"].get("Repository")
+readme = (here / "README.md").read_text(encoding="utf-8")
 readme = re.sub(r"^!\[[^]]*\]\((?!https?:)[^)]*\)\n+", "", readme, flags=re.M)
-readme = re.sub(r"(?<!!)\[([^][]*)\]\((?!https?:|#)[^)]*\)", r"\1", readme)
+linked = rf"[\1]({home}/blob/main/\2)" if home else r"\1 (\2)"
+readme = re.sub(r"(?<!!)\[([^][]*)\]\((?!https?:|#)([^)]*)\)", linked, readme)
 
 setup(
     packages=[*find_packages(include=["lead*"]), *(f"lead.shipped.{name}" for name in inside)],

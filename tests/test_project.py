@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -118,9 +119,26 @@ def test_set_up_installs_the_pinned_torch_first() -> None:
     assert set(others) <= {str(constraints()["torch"])}
 
 
+@pytest.mark.parametrize("form", ["bug", "idea"])
+def test_an_issue_form_asks_what_a_forge_understands(form: str) -> None:
+    asked = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{form}.yml").read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} == asked.keys()
+    for field in asked["body"]:
+        assert field.keys() <= {"type", "attributes", "validations"} and field["type"] in ("input", "textarea")
+        assert field["attributes"].keys() <= {"label", "description"}  # a comma that is not quoted makes more
+
+
+def test_a_forge_runs_what_runs_elsewhere() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
+    assert [step["run"] for step in jobs["all"]["steps"] if ".ci/run" in step.get("run", "")]
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "lead.__version__"}
-    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation.get("repository-code") == PROJECT["project"]["urls"].get("Repository")
+    cited = citation["version"]
     logged = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert logged is not None
     assert cited == logged[1] == lead.__version__

@@ -20,7 +20,6 @@ from test_table import result
 
 from lead import cli
 from lead.evaluation.stats import holm, paired_test
-from lead.report.draw import spread
 from lead.report.report import report
 from lead.report.table import difference, number, read_result, table
 from lead.report.training import read_log
@@ -128,7 +127,7 @@ def test_a_cut_line_of_metrics_is_left_out(tmp_path: Path) -> None:
 
 def test_every_figure_is_a_file_of_its_own_in_both_colours(project: Searchable) -> None:
     files = sorted((project.folder / "report").rglob("*.svg"))
-    names = "size time queries stages loss-lead_cb entropies-lead_cb weights-lead_cb pairs-lead_cb"
+    names = "size time queries stages graph loss-lead_cb entropies-lead_cb weights-lead_cb pairs-lead_cb"
     assert {file.stem for file in files} == set(names.split())
     for file in files:
         root = ET.parse(file).getroot()
@@ -205,14 +204,6 @@ def test_k_strategies_and_seeds(tmp_path: Path) -> None:
     means = [values[run].mean() for run in ("lead_cb", "lead_cb-s2")]
     assert lead["seeds"] == "1-2"
     assert lead["RR@10 [95% interval]"].startswith(f"{number(np.mean(means))} ± {number(np.std(means, ddof=1))} [")
-
-
-def test_labels_that_would_touch_are_moved_apart() -> None:
-    rng = np.random.default_rng(0)
-    places = rng.random(40).tolist()
-    found = spread(places, 0.1)
-    assert np.diff(sorted(found)).min() > 0.0999
-    assert np.argsort(found).tolist() == np.argsort(places).tolist()
 
 
 # --- a real browser --------------------------------------------------------------------------------------------------

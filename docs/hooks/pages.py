@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tomllib
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,13 @@ BADGE = re.compile(r"^\[?!\[[^\]]*\]\(https?://.*\n", re.M)
 MODULE = re.compile(r"^lead/([\w/]+)\.py$")
 LINK = re.compile(r"(?<=\]\()\.\./(\w[\w./-]+)(?=[)#])")  # to a file of the repository, from a page of docs/
 SHOWN = ("lead", *(f"lead.{name}" for name in ("config", "data", "methods", "models", "search", "store", "train")))
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The project's address, if pyproject.toml has one."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]
+    config.repo_url = urls.get("Repository")
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -148,7 +156,7 @@ def _configuration() -> str:
         ),
     ):
         rows = [f"| `{key}` | {_cell(about)} |" for key, about in keys(cls)]
-        parts += [f"## {title}", where, "| key | |\n|---|---|\n" + "\n".join(rows)]
+        parts += [f"## {title}", where, "| key | what it is [default] |\n|---|---|\n" + "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -157,9 +165,13 @@ def _kind(source: type[Source]) -> str:
 
 
 def _cell(text: str) -> str:
-    for mark in r"\|<*_[":
-        text = text.replace(mark, f"\\{mark}" if mark != "<" else "&lt;")
-    return text
+    """Text of a table's cell, where only code stands for more than itself."""
+    parts = re.split(r"(`[^`]*`)", text.replace("|", "\\|"))
+    return "".join(part if part[:1] == "`" else _plain(part) for part in parts)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\\(?!\|)|[*_[]", r"\\\g<0>", text).replace("<", "&lt;")
 
 
 def _commands() -> str:

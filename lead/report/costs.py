@@ -6,16 +6,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lead.plan.plan import Plan
 from lead.report.draw import CARD, DASHES, INK, QUIET, SERIES, Figure, draw, spread
 from lead.report.facts import timing
 from lead.report.results import Line, Results, significant
 
+ROW = 0.42  # inches of a row of boxes
+BOX = 0.42  # of a column or row, from the middle of a box to where arrows may pass
 MARKERS = {"student": "o", "teacher": "s", "other": "D"}
 MADE_FROM = {  # keys of a row that name other runs -> how people say it, and the style of its line
     "start": ("goes on from", "-"),
     "teacher": ("taught by", (0, (5, 2))),
     "negatives": ("hard negatives of", (0, (1.2, 1.5))),
+    "passages": ("searches vectors of", (0, (6, 1.5, 1.5, 1.5))),
 }
 # words of stages as the names of timings have them
 WORK = {"train": "training", "distil": "training", "align": "training", "encode": "encoding", "rerank": "reranking"}
@@ -88,6 +93,8 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure | None:
         columns[depth[run]].append(run)
     place: dict[str, tuple[float, float]] = {}
     tallest = max(map(len, columns))
+    width = max(7.4, min(9.0, 1.75 * len(columns)))
+    aspect = width / len(columns) / ROW
     for x, column in enumerate(columns):
         above = {b: [place[a][1] for a, to, _ in edges if to == b and a in place] for b in column}
         column.sort(key=lambda b: sum(above[b]) / len(above[b]) if above[b] else 0.0)
@@ -107,14 +114,16 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure | None:
                 "color": SERIES[list(MADE_FROM).index(key)],
                 "linestyle": MADE_FROM[key][1],
             }
-            bend = 0.1 if place[b][0] - place[a][0] > 1.5 else 0.0
-            style |= {"connectionstyle": f"arc3,rad={bend}", "linewidth": 0.7 if key == "negatives" else 1.2}
+            style |= {
+                "connectionstyle": f"arc3,rad={_bend(a, b, place, aspect)}",
+                "linewidth": 0.7 if key == "negatives" else 1.2,
+            }
             style |= {"patchA": boxes[a], "patchB": boxes[b], "shrinkA": 1, "shrinkB": 2, "mutation_scale": 8}
             axes.annotate("", place[b], place[a], arrowprops=style, zorder=2)
         used = {key for _, _, key in edges}
         for key, (words, dashes) in ((key, MADE_FROM[key]) for key in MADE_FROM if key in used):
             axes.plot([], [], color=SERIES[list(MADE_FROM).index(key)], linestyle=dashes, label=words, linewidth=1.2)
-        axes.legend(loc="upper left", bbox_to_anchor=(0, 0), ncols=3, fontsize=8)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, 0), ncols=4, fontsize=8)
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(tallest - 0.4, -0.6))
         axes.axis("off")
 
@@ -126,16 +135,34 @@ def graph(plan: Plan, runs: Sequence[str]) -> Figure | None:
         if any(b == run for _, b, _ in edges)
     )
     caption = "Arrows go from what was there first to what was made of it."
-    svg = draw("graph", alt, plot, max(7.4, min(9.0, 1.75 * len(columns))), max(1.8, 0.5 + 0.42 * tallest))
+    svg = draw("graph", alt, plot, width, max(1.8, 0.5 + ROW * tallest))
     return Figure("graph", "How the runs hang together", caption, alt, svg, table, wide=True)
+
+
+def _bend(a: str, b: str, place: dict[str, tuple[float, float]], aspect: float) -> float:
+    """How far an arrow is bent so that it passes the boxes between its ends.
+
+    aspect: how many rows high a column is wide.
+    """
+    start, end = np.array(place[a]), np.array(place[b])
+    others = np.array([at for run, at in place.items() if run not in (a, b)]).reshape(-1, 2)
+    t = np.linspace(0.1, 0.9, 17)[:, None]
+
+    def passes(bend: float) -> bool:
+        middle = (start + end) / 2 + [0, bend * (end - start)[0] * aspect]
+        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
+        return bool((np.abs(curve[:, None] - others).max(axis=2) > BOX).all())
+
+    return next(filter(passes, (0.0, 0.08, -0.08, 0.16, -0.16, 0.24, -0.24)), 0.1)
 
 
 def _behind(plan: Plan, run: str, key: str) -> list[str]:
     """The runs that a key of a run's row names; `start` of a joint run's teacher is that run."""
     row, method = plan.rows[run], plan.rows.method(run)
     named: dict[str, list[str | None]] = {
-        "start": [row.start, row.of, row.passages],
+        "start": [row.start, row.of],
         "teacher": [row.teacher, *(row.scores or ())],
+        "passages": [row.passages],
         "negatives": [row.negatives, row.denoise] if method.judged else [],
     }
     return [name for name in dict.fromkeys(named[key]) if name is not None and name in plan.rows]
@@ -197,7 +224,7 @@ def stages_figure(times: dict[str, dict[str, tuple[float, float]]], runs: Sequen
     )
     caption = "Of each run\u2019s own stages, as the machine was when they ran; starts of processes are in it."
     svg = draw("stages", alt, plot, 7.4, 1.0 + 0.25 * len(order))
-    return Figure("stages", "Time and memory", caption, alt, svg, table, wide=True)
+    return Figure("stages", f"{unit.capitalize()} and peak memory of each run", caption, alt, svg, table, wide=True)
 
 
 def variants(results: Results, key: str, title: str, file: str) -> Figure | None:
@@ -234,9 +261,7 @@ def variants(results: Results, key: str, title: str, file: str) -> Figure | None
     top = max(values, key=lambda v: group[v].mark[1])
     overlap = max(group[v].mark[0] for v in values) <= min(group[v].mark[2] for v in values)
     alt = f"{first} by {title}: highest with {top}, {group[top].shown(first)}."
-    caption = "Runs that differ in this alone. " + (
-        "All intervals overlap: these queries do not tell them apart."
-        if overlap
-        else "Lines are intervals over queries."
+    caption = "Runs that differ in this alone. Lines are intervals over queries" + (
+        "; all overlap." if overlap else "."
     )
     return Figure(file, f"{first} by {title}", caption, alt, draw(file, alt, plot), table)

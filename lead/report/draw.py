@@ -61,7 +61,7 @@ class Figure:
     """A figure of the report, and the numbers behind it.
 
     name: of its file. caption: what it shows, in a sentence or two. alt: what a screen reader says instead of the
-    picture. wide: it takes the whole width of a page.
+    picture. wide: it takes the whole width of a page. run: the one it is about, if it is about one.
     """
 
     name: str
@@ -71,6 +71,7 @@ class Figure:
     svg: str
     table: Cells
     wide: bool = False
+    run: str = ""
 
 
 def draw(name: str, alt: str, plot: Callable[[Canvas], None], width: float = 4.2, height: float = 2.9) -> str:
@@ -143,10 +144,11 @@ def curves(
 ) -> None:
     """A line for each name, told apart by colour and dashes, and a legend above them."""
     for i, (name, (x, y)) in enumerate(lines.items()):
-        style = {"color": SERIES[i % len(SERIES)], "linestyle": DASHES[i % len(DASHES)], "label": name}
+        dashes = DASHES[(i + i // len(SERIES)) % len(DASHES)]  # a ninth line is not the first again
+        style = {"color": SERIES[i % len(SERIES)], "linestyle": dashes, "label": name}
         axes.plot(*binned(x, y, bins), marker=marker, markersize=4, **style)
     if len(lines) > 1:
-        columns = max(1, min(len(lines), 56 // (max(map(len, lines)) + 8)))  # as many as its width holds
+        columns = max(1, min(len(lines), 58 // (max(map(len, lines)) + 8)))  # as many as its width holds
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.1, fontsize=8)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from lead.config.paper import PaperRow, PaperTable
 from lead.evaluation.stats import bootstrap_interval, holm, paired_test
 from lead.plan.plan import Plan
 from lead.plan.targets import sensible, twin
+from lead.report.facts import model_facts
 from lead.report.render import Mark, Table, csv_text, html_page, markdown
 from lead.report.seeds import Run, Runs, against, check_queries, together
 from lead.report.table import difference
 from lead.store.atomic import atomic_file
 
 CONTROL = "student_more"
+PAPER_LAYERS = {"teacher": "12", "student": "6"}  # what its labels say, by the encoder a run grew from
 CLEARLY = 0.001  # level of the paired test for a teacher clearly above the student
 
 
@@ -91,6 +94,7 @@ def build(
     tested: whether differences have p-values.
     """
     rows = [made_row(row, dataset, runs, plan) for row in table.rows if row.run is not None or dataset in row.values]
+    rows = _with_real_layers(rows, dataset, plan)
     ours = any(dataset in row.values for row in rows)
     first, evaluation = measures[0], plan.datasets[dataset].settings.evaluation
     baselines = _tests([(row, row.against) for row in rows], runs, first, tested)
@@ -132,6 +136,18 @@ def build(
         notes += list(_gaps(rows, runs, first, evaluation))
     kept = [[line[i] for i in keep] for line in [header, *lines]]
     return Table(table.title, kept, notes, marks, runs[CONTROL].mean(first) if CONTROL in runs else None)
+
+
+def _with_real_layers(rows: list[PaperRow], dataset: str, plan: Plan) -> list[PaperRow]:
+    """Labels that name layers, 12CB -> 6DE, with those of the models that are here."""
+    there: dict[str, set[int]] = {}
+    for row in rows:
+        if row.run is not None and row.run in plan.rows and plan.rows.method(row.run).has_model:
+            layers = model_facts(Path(plan[dataset, row.run].model)).layers
+            there.setdefault(plan.rows.root(row.run), set()).update([layers] if layers else [])
+    real = {paper: f"{min(there[root])}" for root, paper in PAPER_LAYERS.items() if len(there.get(root, ())) == 1}
+    relabelled = [re.sub(r"\b(12|6)(?=DE|CB|CE)", lambda m: real.get(m[0], m[0]), row.label) for row in rows]
+    return [row.model_copy(update={"label": label}) for row, label in zip(rows, relabelled, strict=True)]
 
 
 def made_row(row: PaperRow, dataset: str, runs: Runs, plan: Plan) -> PaperRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lead.report import costs, training
 from lead.report.draw import Figure
 from lead.report.facts import Facts, model_facts
 from lead.report.paper_tables import build, made_row
-from lead.report.queries import Compared, compare
+from lead.report.queries import compare
 from lead.report.render import Table, csv_text, intervals, page
 from lead.report.results import Results, megabytes, millions, significant
 from lead.report.told import Methods, trainings
@@ -65,14 +65,14 @@ def report(
     best = found.best()
     other = None if best is None else found.beside(best.run)
     compared = compare(found, best.run, other) if best is not None and other is not None else None
-    rows = runs_table(found)
+    rows, together = runs_table(found), costs.graph(plan, trainings(found))
     text = page(
         "report.html.jinja",
         results=found,
         rows=rows,
         verdict=found.verdict(),
         told=Methods(found),
-        graph=costs.graph(plan, trainings(found)),
+        graph=together,
         chapters={chapter.name: chapter for chapter in chapters},
         compared=compared,
         appendix=appendix(found),
@@ -85,17 +85,17 @@ def report(
     )
     with atomic_file(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    _parts(out.with_suffix(""), chapters, compared, rows)
+    more = {"quality": compared.figure if compared else None, "training": together}
+    _parts(out.with_suffix(""), chapters, more, rows)
     return out
 
 
-def _parts(folder: Path, chapters: Sequence[Chapter], compared: Compared | None, rows: list[list[Noted]]) -> None:
-    """Each figure as a file of its own: what `snakemake --report` takes."""
+def _parts(folder: Path, chapters: Sequence[Chapter], more: dict[str, Figure | None], rows: list[list[Noted]]) -> None:
+    """Each figure as a file of its own: what `snakemake --report` takes. more: figures from elsewhere on the page."""
     with atomic_folder(folder) as temporary:
         for chapter in chapters:
             (temporary / chapter.name).mkdir()
-            figures = [*chapter.figures, *([compared.figure] if compared and chapter.name == "quality" else [])]
-            for figure in figures:
+            for figure in filter(None, [*chapter.figures, more.get(chapter.name)]):
                 text = page("figure.svg.jinja", figure=figure)
                 (temporary / chapter.name / f"{figure.name}.svg").write_text(text, encoding="utf-8")
         cells = [[" ".join(filter(None, cell)) for cell in row] for row in rows]
@@ -109,7 +109,9 @@ def _notes(results: Results) -> list[str]:
     if results.baseline and len(results.lines) > 1:
         notes.append(f"Intervals are drawn on one scale; the dashed line is {results.baseline}.")
     if missing := results.missing_controls():
-        notes.append("To have them in the table: " + ", ".join(f"`lead run {name}/{run}`" for run in missing) + ".")
+        notes.append(
+            "Not made yet, and useful beside these: " + ", ".join(f"`lead run {name}/{run}`" for run in missing) + "."
+        )
     if any(line.facts.speed is None for line in results.lines):
         slow = next((line.run for line in results.lines if line.facts.speed is None and line.role == "student"), "RUN")
         notes.append(f"Milliseconds a query are measured by `lead speed {name}/{slow}`, on the machine at hand.")
@@ -203,12 +205,12 @@ def _trainings(results: Results) -> Chapter:
         split_seed(path.stem)[0]: path for path in sorted((results.folder / "metrics").glob("*.jsonl"), reverse=True)
     }
     names = [name for name in trainings(results) if name in files]
-    figures = []
+    alone, grouped = [], []  # of runs with one figure, and with several
     for name in names:
         read, job = training.read_log(files[name]), results.plan[results.dataset.name, name]
         if not read.steps:
             continue
-        figures.append(training.loss_figure(name, rows[name].about or METHODS[rows[name].method].about, read))
+        figures = [training.loss_figure(name, rows[name].about or METHODS[rows[name].method].about, read)]
         if read.entropies and all(len(values) == len(read.steps) for values in read.entropies.values()):
             figures.append(training.entropies_figure(name, read))
         if read.weights and len(read.weights) == len(read.steps):
@@ -216,10 +218,18 @@ def _trainings(results: Results) -> Chapter:
             n = n or max(a for pairs in read.weights for a, _, _ in pairs)
             m = m or max(b for pairs in read.weights for _, b, _ in pairs)
             figures += [training.weights_figure(name, read, n, m), training.pairs_figure(name, read, n, m)]
+        grouped += figures if len(figures) > 1 else []
+        alone += [replace(figure, title=name, run="") for figure in figures if len(figures) == 1]
+    figures = [*alone, *grouped]
     about = (
         "Loss by part, and RR@10 on a pool of candidates for dev queries (higher than on the whole collection). "
         "A point of a curve is the mean over neighbouring steps. Of several seeds, the first is shown."
     )
+    if any(figure.name.startswith("entropies-") for figure in figures):
+        about += (
+            " Entropy: 0 if one candidate has all the probability, ln n for n equal ones; of layers, the mean over "
+            "those that a step reads, which are the aligned ones and the last."
+        )
     return Chapter("training", "Training", figures, about if figures else "No training has left metrics here.")
 
 

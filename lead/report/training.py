@@ -67,7 +67,7 @@ def _take(log: Log, line: dict[str, Any]) -> None:
 def loss_figure(run: str, about: str, log: Log) -> Figure:
     """Loss by part over steps, and below it the quality on dev."""
     parts = {name: values for name, values in log.losses.items() if name != "total" or len(log.losses) > 2}
-    drawn = {PARTS.get(name, name).partition(" (")[0]: (log.steps, values) for name, values in parts.items()}
+    drawn = {_short(name): (log.steps, values) for name, values in parts.items()}
     if "total" in drawn:
         drawn["total"] = drawn.pop("total")
     dev = {name: (log.dev_steps, values) for name, values in log.dev.items()} if len(log.dev_steps) > 1 else {}
@@ -90,7 +90,13 @@ def loss_figure(run: str, about: str, log: Log) -> Figure:
     better = "; ".join(f"{n} {number(v[0])} before, {number(v[-1])} after" for n, (_, v) in dev.items())
     alt = f"Loss of {run} over {log.steps[-1]:,} steps: {falls}." + (f" RR@10 on dev: {better}." if better else "")
     svg = draw(f"loss-{run}", alt, plot, height=4.4 if dev else 2.9)
-    return Figure(f"loss-{run}", run, f"{about}.", alt, svg, _rows(log, parts, dev))
+    title = "Loss and quality on dev" if dev else "Loss"
+    return Figure(f"loss-{run}", title, f"{about}.", alt, svg, _rows(log, parts, dev), run=run)
+
+
+def _short(part: str) -> str:
+    """The name of a part of the loss beside the word loss."""
+    return PARTS.get(part, part).partition(" (")[0].removesuffix(" loss")
 
 
 def _rows(log: Log, parts: dict[str, list[float]], dev: dict[str, Any]) -> list[list[str]]:
@@ -120,13 +126,9 @@ def entropies_figure(run: str, log: Log) -> Figure:
     alt = f"Entropies of {run}: " + "; ".join(
         f"{name} {v[0]:.2f} before, {v[-1]:.2f} after" for name, v in ends.items()
     )
-    caption = (
-        "How sure teacher and student are: entropy of their distributions over a query\u2019s candidates, the mean "
-        "over the queries of a step. At 0 one candidate has all the probability; n equal scores have ln n. "
-        "Layers: the mean over those that a step reads, which are the aligned ones and the last."
-    )
+    caption = "How sure teacher and student are of a query\u2019s candidates."
     svg = draw(f"entropies-{run}", f"{alt}.", plot)
-    return Figure(f"entropies-{run}", f"{run}: entropies", caption, f"{alt}.", svg, _rows(log, log.entropies, {}))
+    return Figure(f"entropies-{run}", "Entropies", caption, f"{alt}.", svg, _rows(log, log.entropies, {}), run=run)
 
 
 def weights_figure(run: str, log: Log, n: int, m: int) -> Figure:
@@ -160,7 +162,7 @@ def weights_figure(run: str, log: Log, n: int, m: int) -> Figure:
         f"student's {m}. Weights of a step sum to 1."
     )
     svg = draw(f"weights-{run}", alt, plot, height=3.3)
-    return Figure(f"weights-{run}", f"{run}: weights of teacher layers", caption, alt, svg, table)
+    return Figure(f"weights-{run}", "Weights of teacher layers", caption, alt, svg, table, run=run)
 
 
 def pairs_figure(run: str, log: Log, n: int, m: int) -> Figure:
@@ -194,4 +196,4 @@ def pairs_figure(run: str, log: Log, n: int, m: int) -> Figure:
     table += [[f"{a + 1}", *(f"{share:.3f}" for share in shares[a])] for a in range(n)]
     svg = draw(f"pairs-{run}", alt, plot, height=max(2.2, min(6.0, 0.8 + 0.34 * n)))
     caption = "Share of each pair of layers in the layer loss, over all steps: how often it is drawn, times its weight."
-    return Figure(f"pairs-{run}", f"{run}: layer pairs", caption, alt, svg, table)
+    return Figure(f"pairs-{run}", "Layer pairs", caption, alt, svg, table, run=run)
