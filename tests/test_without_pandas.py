@@ -17,8 +17,9 @@ def test_a_command_reads_a_table_without_pandas_which_stays_within_reach(tmp_pat
     write_table(pa.table({"qid": ["a"], "text": ["b"]}), tmp_path / "t.parquet", "queries")
     code = """if True:
         import sys
-        from lead.store.tables import leave_pandas_out, read_table
-        leave_pandas_out()
+        from lead.imports import lean_imports
+        from lead.store.tables import read_table
+        lean_imports()
         table = read_table(sys.argv[1], columns=["text", "qid"])
         assert table.to_pydict() == {"text": ["b"], "qid": ["a"]} and "pandas" not in sys.modules
         assert len(table.to_pandas()) == 1 and "pandas" in sys.modules

@@ -7,8 +7,10 @@ times more, never leave their rank. CE: nothing. Gradients travel back the same 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -21,8 +23,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lead.errors import LeadError, Preempted
+from lead.imports import import_transformers, importing
 from lead.models.features import Features
 from lead.train.signals import STOPPING, heeded, stopped
+
+OF_AGENT = (*STOPPING, "SIGQUIT")  # signals that end torchrun's agent, which passes them on to the ranks
 
 
 class _Gather(torch.autograd.Function):
@@ -148,8 +153,26 @@ def check_shares(batch_size: int, ranks: int) -> None:
         raise LeadError(f"train.batch_size: {batch_size} queries cannot be shared equally by {ranks} ranks")
 
 
-def launch(ranks: int, arguments: list[str]) -> None:
-    """Run `lead ARGUMENTS` in this many processes with torchrun. Raises LeadError as soon as one of them dies."""
+def _rank(arguments: list[str]) -> None:
+    """Run `lead ARGUMENTS` as one of the ranks, in a fork of the process that launches them."""
+    from lead.cli import main
+
+    for number in heeded(OF_AGENT):  # what the agent does with them is not for its ranks
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if status := main(arguments):
+        sys.exit(status)
+
+
+def launch(ranks: int, arguments: list[str], module: str) -> None:
+    """Run `lead ARGUMENTS` in this many processes with torchrun's agent. Raises LeadError as soon as one of them dies.
+
+    module: that of the stage. It and transformers are imported here, once, since ranks are forks of this process,
+    which must therefore leave GPUs alone.
+    """
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whoever asks for GPUs while it is imported opens none
+    with importing():
+        importlib.import_module(module)
+    import_transformers()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -164,12 +187,13 @@ def launch(ranks: int, arguments: list[str]) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle=",".join(number.name for number in heeded((*STOPPING, "SIGQUIT"))),
+        signals_to_handle=",".join(number.name for number in heeded(OF_AGENT)),
+        start_method="fork",
     )
     with tempfile.TemporaryDirectory() as errors:
         os.environ["LEAD_ERRORS"] = errors
         try:
-            elastic_launch(config, sys.executable)("-m", "lead", *arguments)
+            elastic_launch(config, _rank)(arguments)
         except SignalException as e:  # passed on to the ranks, which have 30 s to save their state
             raise stopped(e.sigval) from e
         except ChildFailedError as e:
