@@ -7,6 +7,7 @@ Nothing heavy is imported until its arguments and settings have been checked.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import logging
@@ -113,7 +114,7 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
             from lead.train.exchange import check_shares, launch
 
         check_shares(keywords["settings"].train.batch_size, ranks)
-        launch(ranks, sys.argv[1:] if args.argv is None else list(args.argv), module)
+        launch(ranks, functools.partial(main, sys.argv[1:] if args.argv is None else args.argv), module)
         return
     if stage.gpu:
         keywords["gpu"] = args.gpu

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import make_retriever
-from forked import Lead, done
+from forked import Lead, done, run_ranks
 from steps import SCORING, TRAIN, gradients, take
 
 from lead.config.schema import Distil, Layers, Train
@@ -120,7 +119,7 @@ def test_ranks_give_the_losses_and_gradients_of_one_process(
 ) -> None:
     files = (tiny_model, teacher_folder)
     arguments = (world, free_port(), files, tiny_collection, CASES, cache_above, str(tmp_path))
-    mp.start_processes(worker, args=arguments, nprocs=world, start_method="forkserver")
+    run_ranks(worker, arguments, world)
     for i, (case, (want_parts, want, sent)) in enumerate(zip(CASES, alone, strict=True)):
         assert sent == 0
         for rank in range(world):
@@ -137,12 +136,7 @@ def test_what_travels_is_counted_and_never_the_passages_tokens(
     tiny_model: Path, teacher_folder: Path, tiny_collection: Path, tmp_path: Path
 ) -> None:
     """Contrastive, one layer, 4 queries and 12 passages a rank, width 32, fp32: exactly what the design says."""
-    mp.start_processes(
-        worker,
-        args=(2, free_port(), (tiny_model, teacher_folder), tiny_collection, CASES[:5], 1, str(tmp_path)),
-        nprocs=2,
-        start_method="forkserver",
-    )
+    run_ranks(worker, (2, free_port(), (tiny_model, teacher_folder), tiny_collection, CASES[:5], 1, str(tmp_path)), 2)
     sent = {case[:2]: torch.load(tmp_path / "0.pt", weights_only=True)[i][2] for i, case in enumerate(CASES[:5])}
     weights = sum(p.numel() for p in make_retriever(tiny_model).parameters()) * 4
     assert sent["contrastive", "de"] == weights + 12 * 32 * 4 + 24 * 32 * 4  # vectors there, their gradients back

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,21 +154,19 @@ def check_shares(batch_size: int, ranks: int) -> None:
         raise LeadError(f"train.batch_size: {batch_size} queries cannot be shared equally by {ranks} ranks")
 
 
-def _rank(arguments: list[str]) -> None:
-    """Run `lead ARGUMENTS` as one of the ranks, in a fork of the process that launches them."""
-    from lead.cli import main
-
+def _rank(run: Callable[[], int]) -> None:
+    """Run the stage as one of the ranks, in a fork of the process that launches them."""
     for number in heeded(OF_AGENT):  # what the agent does with them is not for its ranks
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    if status := main(arguments):
+    if status := run():
         sys.exit(status)
 
 
-def launch(ranks: int, arguments: list[str], module: str) -> None:
-    """Run `lead ARGUMENTS` in this many processes with torchrun's agent. Raises LeadError as soon as one of them dies.
+def launch(ranks: int, run: Callable[[], int], module: str) -> None:
+    """Run a stage in this many processes with torchrun's agent. Raises LeadError as soon as one of them dies.
 
-    module: that of the stage. It and transformers are imported here, once, since ranks are forks of this process,
-    which must therefore leave GPUs alone.
+    run: what each does; it returns its exit status. module: that of the stage. It and transformers are imported here,
+    once, since ranks are forks of this process, which must therefore leave GPUs alone.
     """
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # whoever asks for GPUs while it is imported opens none
     with importing():
@@ -193,7 +192,7 @@ def launch(ranks: int, arguments: list[str], module: str) -> None:
     with tempfile.TemporaryDirectory() as errors:
         os.environ["LEAD_ERRORS"] = errors
         try:
-            elastic_launch(config, _rank)(arguments)
+            elastic_launch(config, _rank)(run)
         except SignalException as e:  # passed on to the ranks, which have 30 s to save their state
             raise stopped(e.sigval) from e
         except ChildFailedError as e:
