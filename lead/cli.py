@@ -135,7 +135,6 @@ def _schema(args: argparse.Namespace) -> None:
 
 
 def _table(args: argparse.Namespace) -> None:
-    lean_imports()
     from lead.report.table import table
 
     print(table(args.results, args.baseline or ["rd_cb", "student_more"]))
@@ -143,8 +142,6 @@ def _table(args: argparse.Namespace) -> None:
 
 def _tables(args: argparse.Namespace) -> None:
     from lead.config.parse import parse_yaml
-
-    lean_imports()
     from lead.report.paper_tables import tables
 
     overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
