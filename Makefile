@@ -63,11 +63,9 @@ test-fast: $(STAMP) ## the tests of the daily loop: losses, layers, scores, conf
 	@$(IN_VENV) python -m pytest -n $(JOBS) --dist worksteal -m fast
 
 test: export HF_HUB_OFFLINE = 1
-test: $(STAMP) ## all tests: first the quick ones side by side, then those that run Snakemake, file by file
+test: $(STAMP) ## all tests, file by file: those that take longest first (tests/conftest.py)
 	@bash tests/browser/install.sh || [ -z "$${CI:-}" ]
-	@$(IN_VENV) python -m pytest -n $(JOBS) --dist worksteal -m 'not dag and not slurm'
-	@dag=$$(grep -rlE --include='test_*.py' '^(@|pytestmark.*)pytest\.mark\.dag' tests || true); \
-	if [ -n "$$dag" ]; then $(IN_VENV) python -m pytest -n $(JOBS) --dist loadfile -m dag $$dag; fi
+	@$(IN_VENV) python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slurm'
 
 test-slurm: export HF_HUB_OFFLINE = 1
 test-slurm: $(STAMP) ## the workflow through a real one-node Slurm, which is installed and started (needs root, Debian)

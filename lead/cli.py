@@ -22,6 +22,7 @@ from lead.commands import STAGES, Stage, settings_class
 from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
 from lead.export import command as export
+from lead.imports import importing, lean_imports
 from lead.report import command as report
 from lead.search.commands import add_commands
 
@@ -100,26 +101,28 @@ def _run_stage(stage: Stage, args: argparse.Namespace) -> None:
     if args.threads is not None and args.threads < 1:
         raise LeadError(f"--threads {args.threads}: give at least 1, or leave it out for all")
     world, ranks = int(os.environ.get("WORLD_SIZE", "1")), int((args.ranks or args.gpu) if stage.ranks else 1)
-    if ranks > 1 and world == 1:
-        from lead.train.exchange import check_shares, launch
-
-        check_shares(keywords["settings"].train.batch_size, ranks)
-        launch(ranks, sys.argv[1:] if args.argv is None else list(args.argv))
-        return
     if args.threads:  # before NumPy, torch or faiss start their threads
-        threads = max(1, args.threads // world)
+        threads = max(1, args.threads // max(world, ranks))
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = str(threads)
-    if stage.gpu:
-        keywords["gpu"] = args.gpu
     module, function = stage.function.split(":")
     started = time.monotonic()
-    from lead.store.provenance import made_by, make_record
-    from lead.store.tables import leave_pandas_out
+    lean_imports()
+    if ranks > 1 and world == 1:
+        with importing():
+            from lead.train.exchange import check_shares, launch
 
-    leave_pandas_out()
+        check_shares(keywords["settings"].train.batch_size, ranks)
+        launch(ranks, sys.argv[1:] if args.argv is None else args.argv, None if args.gpu else (main, module))
+        return
+    if stage.gpu:
+        keywords["gpu"] = args.gpu
+    from lead.store.provenance import made_by, make_record
+
     with made_by(make_record(args.command, settings, _paths(stage.inputs, keywords))):
-        getattr(importlib.import_module(module), function)(**keywords)
+        with importing():
+            call = getattr(importlib.import_module(module), function)
+        call(**keywords)
     logging.getLogger("lead").info("%s done in %.1f s", args.command, time.monotonic() - started)
 
 
@@ -146,6 +149,7 @@ def _tables(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    lean_imports()
     from lead.config.load import load
     from lead.plan.plan import Plan
     from lead.plan.verify import verify

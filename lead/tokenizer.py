@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lead.errors import LeadError
+from lead.imports import UNUSED, importing
 from lead.pretrained import loading, rules_sum
 
 TOKENIZED = 1 << 21  # characters tokenized at a time: until it cuts, a tokenizer keeps some 150 bytes for each token
@@ -16,8 +17,8 @@ CHARACTERS = 64  # read of a text for each token that is kept, at first; words h
 
 def load_tokenizer(name: str, reference: str) -> Any:
     """The tokenizer of a model. Raises LeadError in one line."""
-    from transformers import AutoTokenizer
-
+    with importing(*UNUSED):
+        from transformers import AutoTokenizer
     with loading(f"the tokenizer of '{reference}'"):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):  # made up by transformers where there is none

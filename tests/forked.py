@@ -10,10 +10,14 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 PRELOAD = [
+    "pytest",
+    "hypothesis",
     "torch",
     "transformers.models.auto.modeling_auto",
     "transformers.models.bert.modeling_bert",
@@ -26,6 +30,13 @@ PRELOAD = [
 ]
 multiprocessing.set_forkserver_preload(PRELOAD)
 FORKSERVER = multiprocessing.get_context("forkserver")
+
+
+def run_ranks(worker: Callable[..., None], arguments: tuple[Any, ...], ranks: int) -> None:
+    """Call `worker(rank, *arguments)` in this many such processes. Raises what one of them raises."""
+    import torch.multiprocessing as mp
+
+    mp.start_processes(worker, args=arguments, nprocs=ranks, start_method="forkserver")
 
 
 def _lead(words: list[str], said: str, ignored: list[int]) -> None:

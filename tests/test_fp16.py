@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import make_retriever
+from forked import run_ranks
 from steps import SCORING, TRAIN, build, gradients, take
 from test_ranks import free_port
 from torch import Tensor
@@ -193,7 +193,7 @@ def overflow_on_one(rank: int, port: int, folder: Path, data: TrainingData, out:
 
 
 def test_ranks_skip_the_same_steps(tiny_model: Path, data: TrainingData, tmp_path: Path) -> None:
-    mp.spawn(overflow_on_one, (free_port(), tiny_model, data, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    run_ranks(overflow_on_one, (free_port(), tiny_model, data, tmp_path), 2)
     (a, scale, left), (b, other, right) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert a == b and [norm["model"] is None for norm in a] == [False, True, False]
     assert scale == other and scale["scale"] == 32768.0 and equal(left, right)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"__init__", "errors"},
     {"config"},
-    {"device", "lists", "pretrained", "store", "tokenizer"},
+    {"device", "imports", "lists", "pretrained", "store", "tokenizer"},
     {"data"},
     {"models"},
     {"methods"},

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -15,9 +16,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from conftest import make_retriever
-from forked import Lead, done
+from forked import Lead, done, run_ranks
 from steps import SCORING, TRAIN, gradients, take
 
 from lead.config.schema import Distil, Layers, Train
@@ -120,7 +120,7 @@ def test_ranks_give_the_losses_and_gradients_of_one_process(
 ) -> None:
     files = (tiny_model, teacher_folder)
     arguments = (world, free_port(), files, tiny_collection, CASES, cache_above, str(tmp_path))
-    mp.start_processes(worker, args=arguments, nprocs=world, start_method="forkserver")
+    run_ranks(worker, arguments, world)
     for i, (case, (want_parts, want, sent)) in enumerate(zip(CASES, alone, strict=True)):
         assert sent == 0
         for rank in range(world):
@@ -137,12 +137,7 @@ def test_what_travels_is_counted_and_never_the_passages_tokens(
     tiny_model: Path, teacher_folder: Path, tiny_collection: Path, tmp_path: Path
 ) -> None:
     """Contrastive, one layer, 4 queries and 12 passages a rank, width 32, fp32: exactly what the design says."""
-    mp.start_processes(
-        worker,
-        args=(2, free_port(), (tiny_model, teacher_folder), tiny_collection, CASES[:5], 1, str(tmp_path)),
-        nprocs=2,
-        start_method="forkserver",
-    )
+    run_ranks(worker, (2, free_port(), (tiny_model, teacher_folder), tiny_collection, CASES[:5], 1, str(tmp_path)), 2)
     sent = {case[:2]: torch.load(tmp_path / "0.pt", weights_only=True)[i][2] for i, case in enumerate(CASES[:5])}
     weights = sum(p.numel() for p in make_retriever(tiny_model).parameters()) * 4
     assert sent["contrastive", "de"] == weights + 12 * 32 * 4 + 24 * 32 * 4  # vectors there, their gradients back
@@ -191,16 +186,22 @@ def train_command(tiny_model: Path, collection: Path, out: Path, settings: dict[
 def test_two_ranks_train_what_one_does(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    for name, more in (("one", ()), ("two", ("--ranks", "2"))):
+    for name, more in (("one", ()), ("forks", ("--ranks", "2"))):
         status, said = done(train_command(tiny_model, tiny_collection, tmp_path / name, {}, *more))
         assert status == 0, said
-    one, two = (load_file(tmp_path / name / "m" / "model.safetensors") for name in ("one", "two"))
-    # the gradient of an attention key's bias is zero but for rounding, which Adam turns into steps of the learning rate
-    apart = {k: float((one[k] - two[k]).abs().mean()) for k in one if not k.endswith("key.bias")}
-    assert max(apart.values()) < 1e-6, apart
-    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    # where there are GPUs, ranks are programs of their own
+    call = "import sys; from lead.train.exchange import launch; launch(2, sys.argv[1:], None)"
+    words = train_command(tiny_model, tiny_collection, tmp_path / "programs", {}, "--ranks", "2")
+    subprocess.run([sys.executable, "-c", call, *words], check=True)
+    names = ("one", "forks", "programs")
+    one, *others = (load_file(tmp_path / name / "m" / "model.safetensors") for name in names)
+    for two in others:
+        # the gradient of an attention key's bias is zero but for rounding, which Adam turns into steps of the learning rate
+        apart = {k: float((one[k] - two[k]).abs().mean()) for k in one if not k.endswith("key.bias")}
+        assert max(apart.values()) < 1e-6, apart
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in names]
     losses = [[json.loads(x)["loss"]["total"] for x in part if "loss" in json.loads(x)] for part in lines]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[1] == pytest.approx(losses[2], rel=1e-6)
 
 
 def test_a_mistake_under_ranks_is_one_line(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
+from lead.imports import importing, lean_imports
 
 
 def add(commands: Any, path: Any) -> None:
@@ -40,7 +41,9 @@ def _export(args: argparse.Namespace) -> None:
         raise LeadError(f"'{args.target}' is not DATASET/RUN; `lead show` lists both")
     overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
     job = Plan(load(args.config, overrides))[dataset, run]
-    from lead.export.export import Wanted, export
+    lean_imports()
+    with importing():
+        from lead.export.export import Wanted, export
 
     wanted = Wanted(args.onnx, args.int8, args.vectors, args.trec, args.push_to_hub, args.private)
     export(job, args.to, wanted)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lead.errors import LeadError
+from lead.imports import import_transformers
 from lead.pretrained import loading
 
 
@@ -29,6 +30,7 @@ def load_transformer(name: str, reference: str, auto: str = "AutoModel") -> nn.M
     """
     # or transformers would ask a service to convert a model without safetensors
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    import_transformers()
     import transformers
     from transformers.utils import logging as transformers_logging
 

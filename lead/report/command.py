@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lead.config.shipped import DEFAULT_CONFIG
+from lead.imports import lean_imports
 
 EXAMPLES = """\
 examples:
@@ -44,6 +45,8 @@ def add(commands: Any, path: Callable[[str], Path]) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from lead.config.parse import parse_yaml
+
+    lean_imports()
     from lead.report.report import report
 
     overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")

@@ -11,6 +11,7 @@ from typing import Any
 
 from lead.config.shipped import DEFAULT_CONFIG
 from lead.errors import LeadError
+from lead.imports import lean_imports
 
 SEARCH = """\
 examples:
@@ -84,12 +85,11 @@ def _search(args: argparse.Namespace) -> None:
         raise LeadError(f"-k {args.k}: give at least 1")
     from lead.search import terminal
     from lead.search.snippet import Marker
-    from lead.store.tables import leave_pandas_out
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that cannot show a letter shows a question mark
         sys.stdout.reconfigure(errors="replace")
 
-    leave_pandas_out()
+    lean_imports()
     asked = terminal.queries(args.query)
     if args.corpus is not None:
         from lead.config.lists import Bm25
@@ -116,9 +116,8 @@ def _search(args: argparse.Namespace) -> None:
 def _serve(args: argparse.Namespace) -> None:
     from lead.search.server import serve
     from lead.search.systems import Collection
-    from lead.store.tables import leave_pandas_out
 
-    leave_pandas_out()
+    lean_imports()
     found = Collection.find(args.target, args.config, _overrides(args.overrides))
     serve(found, [found.system(), found.against(args.against)], args.host, args.port, args.allow_host)
 

@@ -10,9 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -39,26 +37,6 @@ SCHEMAS: dict[str, pa.Schema] = {
     "scores": pa.schema([("qid", pa.string()), ("pid", pa.string()), ("score", pa.float32())]),
     "per_query": pa.schema([("qid", pa.string()), ("measure", pa.string()), ("value", pa.float64())]),
 }
-
-
-class _NoPandas(MetaPathFinder):
-    """Finds no pandas."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> None:
-        """Refuse pandas; leave others to the next finder."""
-        if name == "pandas":
-            raise ImportError(name)
-
-
-def leave_pandas_out() -> None:
-    """Spare this process the import of pandas (.4 s), which pyarrow does for its first array, to know its types.
-
-    For our own commands, which give pyarrow no pandas object. `to_pandas` imports it all the same.
-    """
-    if "pandas" not in sys.modules:
-        sys.meta_path.insert(0, finder := _NoPandas())
-        pa.array([0])
-        sys.meta_path.remove(finder)
 
 
 def write_table(

@@ -7,10 +7,13 @@ times more, never leave their rank. CE: nothing. Gradients travel back the same 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from lead.errors import LeadError, Preempted
+from lead.imports import import_transformers, importing
 from lead.models.features import Features
 from lead.train.signals import STOPPING, heeded, stopped
+
+OF_AGENT = (*STOPPING, "SIGQUIT")  # signals that end torchrun's agent, which passes them on to the ranks
 
 
 class _Gather(torch.autograd.Function):
@@ -148,8 +154,24 @@ def check_shares(batch_size: int, ranks: int) -> None:
         raise LeadError(f"train.batch_size: {batch_size} queries cannot be shared equally by {ranks} ranks")
 
 
-def launch(ranks: int, arguments: list[str]) -> None:
-    """Run `lead ARGUMENTS` in this many processes with torchrun. Raises LeadError as soon as one of them dies."""
+def _rank(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
+    """Run the stage as one of the ranks, in a fork of the process that launches them."""
+    for number in heeded(OF_AGENT):  # what the agent does with them is not for its ranks
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if status := run(arguments):
+        sys.exit(status)
+
+
+def launch(ranks: int, arguments: Sequence[str], fork: tuple[Callable[[Sequence[str]], int], str] | None) -> None:
+    """Run `lead ARGUMENTS` in this many processes with torchrun's agent. Raises LeadError as soon as one of them dies.
+
+    fork: what runs the arguments and returns an exit status, and the module of the stage. That and transformers are
+    imported here, once, and ranks are forks of this process. None: ranks are programs of their own, as GPUs need.
+    """
+    if fork is not None:
+        with importing():
+            importlib.import_module(fork[1])
+        import_transformers()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -164,12 +186,16 @@ def launch(ranks: int, arguments: list[str]) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle=",".join(number.name for number in heeded((*STOPPING, "SIGQUIT"))),
+        signals_to_handle=",".join(number.name for number in heeded(OF_AGENT)),
+        start_method="spawn" if fork is None else "fork",
     )
     with tempfile.TemporaryDirectory() as errors:
         os.environ["LEAD_ERRORS"] = errors
         try:
-            elastic_launch(config, sys.executable)("-m", "lead", *arguments)
+            if fork is None:
+                elastic_launch(config, sys.executable)("-m", "lead", *arguments)
+            else:
+                elastic_launch(config, _rank)(fork[0], arguments)
         except SignalException as e:  # passed on to the ranks, which have 30 s to save their state
             raise stopped(e.sigval) from e
         except ChildFailedError as e:

@@ -57,6 +57,7 @@ def serve(address: str, folder: Path) -> None:
 
 def _import_everything() -> None:
     """Whatever a job or a call of Snakemake imports; nothing of it starts threads or reads the caller's environment."""
+    import gc
     import importlib
     import pkgutil
 
@@ -81,6 +82,9 @@ def _import_everything() -> None:
         "transformers.models.bert.modeling_bert",
     ):
         importlib.import_module(name)
+    # the patterns that the first load of a model compiles
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("bert")
+    gc.freeze()  # or the first search for garbage in each fork copies all that was imported
 
 
 def _end_with_the_tests() -> None:
