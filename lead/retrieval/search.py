@@ -54,7 +54,7 @@ def search(
             bound = longest * np.linalg.norm(queries, axis=1)
         if not np.isfinite(bound).all():
             raise LeadError(
-                "vectors are so long that float32 cannot hold their scores; train with `scoring: {de: {normalise: unit}}`"
+                "float32 cannot hold scores of vectors as long as these; train with `scoring: {de: {normalise: unit}}`"
             )
         slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * bound.astype(np.float64)
     with tqdm(total=len(queries), desc="search", unit="query", disable=None, delay=1) as progress:
