@@ -125,6 +125,18 @@ def test_faiss_is_needed_for_a_large_corpus_only_and_the_remedy_is_one_line(
     assert said.count("\n") == 1 and "pip install 'lead-distil[cpu]'" in said
 
 
+def test_encoding_leaves_the_number_formats_of_the_callers_program(searchable: Searchable) -> None:
+    import torch
+
+    model, before = lead.load(searchable.folder / "models" / "lead_cb"), torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        model.encode_queries(["an array"])
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def test_nothing_heavy_is_imported_for_a_search(searchable: Searchable) -> None:
     program = f"""
 import sys, lead
