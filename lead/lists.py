@@ -25,14 +25,19 @@ def best(scores: Floats, order: Ints, k: int) -> Ints:
 
 
 def descending(scores: Floats, order: Ints) -> Ints:
-    """Sort `scores` [m], highest first, ties by the lower `order` [m], which is below 2**32: positions [m].
+    """Sort `scores` [m], highest first, ties by the lower `order` [m], which is below 2**32: positions [m]."""
+    result: Ints = np.argsort(keys(scores, order))
+    return result
 
-    Both go into one integer, because sorting integers is twice as fast as np.lexsort. The bits of a float, read as an
-    integer, grow with it; those of a negative float fall.
+
+def keys(scores: Floats, order: Ints) -> Ints:
+    """Integers [m] that sort as `descending` does: sorting them is twice as fast as np.lexsort.
+
+    The bits of a float, read as an integer, grow with it; those of a negative float fall.
     """
     bits = (np.float32(0) - scores).view(np.int32)
     bits ^= (bits >> 31) & np.int32(0x7FFFFFFF)
-    result: Ints = np.argsort((bits.astype(np.int64) << 32) | order)
+    result: Ints = (bits.astype(np.int64) << 32) | order
     return result
 
 

@@ -24,6 +24,7 @@ import lead
 from lead import cli
 from lead.config.lists import Bm25
 from lead.errors import LeadError
+from lead.retrieval import engine
 from lead.search.light import light_encoder
 from lead.search.model import Model
 from lead.search.passages import Vectors
@@ -110,15 +111,30 @@ def test_passages_of_ones_own(searchable: Searchable, tmp_path: Path) -> None:
         mine.index(tmp_path / "other.jsonl")
 
 
-def test_without_faiss_the_remedy_is_one_line(
+def test_faiss_is_needed_for_a_large_corpus_only_and_the_remedy_is_one_line(
     searchable: Searchable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.jsonl").write_text('{"_id": "a", "text": "a tree"}\n')
     folder = searchable.folder / "models" / "lead_cb"
     monkeypatch.setitem(sys.modules, "faiss", None)  # as where neither extra is installed
-    assert cli.main(["search", str(folder), "tree", "--corpus", str(tmp_path / "mine.jsonl")]) == 1
+    command = ["search", str(folder), "tree", "--corpus", str(tmp_path / "mine.jsonl")]
+    assert cli.main(command) == 0 and "a tree" in capsys.readouterr().out
+    monkeypatch.setattr(engine, "SMALL", 0)  # so that one passage is many
+    assert cli.main(command) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "pip install 'lead-distil[cpu]'" in said
+
+
+def test_encoding_leaves_the_number_formats_of_the_callers_program(searchable: Searchable) -> None:
+    import torch
+
+    model, before = lead.load(searchable.folder / "models" / "lead_cb"), torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        model.encode_queries(["an array"])
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def test_nothing_heavy_is_imported_for_a_search(searchable: Searchable) -> None:

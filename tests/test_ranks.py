@@ -196,7 +196,7 @@ def test_two_ranks_train_what_one_does(tiny_model: Path, tiny_collection: Path, 
     names = ("one", "forks", "programs")
     one, *others = (load_file(tmp_path / name / "m" / "model.safetensors") for name in names)
     for two in others:
-        # the gradient of an attention key's bias is zero but for rounding, which Adam turns into steps of the learning rate
+        # the gradient of an attention key's bias is zero but for rounding, which Adam turns into steps of its rate
         apart = {k: float((one[k] - two[k]).abs().mean()) for k in one if not k.endswith("key.bias")}
         assert max(apart.values()) < 1e-6, apart
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in names]

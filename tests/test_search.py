@@ -14,7 +14,7 @@ from searching import top_k
 
 from lead.errors import LeadError
 from lead.lists import best, descending, ranks
-from lead.retrieval import engine, search
+from lead.retrieval import engine, exact, search
 from lead.retrieval.engine import load_faiss, openblas_coretype
 from lead.retrieval.exact import rescore
 from lead.store import vectors as vectors_module
@@ -60,8 +60,8 @@ def test_top_k_equals_brute_force_and_the_scores_are_exact() -> None:
     index, scores = top_k(queries, passages, 50, ids)
     assert index.shape == scores.shape == (40, 50)
     assert [[ids[i] for i in row] for row in index] == brute_force(queries, passages, 50, ids)
-    exact = np.einsum("qd,qkd->qk", queries.astype(np.float64), passages[index].astype(np.float64))
-    np.testing.assert_array_equal(scores, exact.astype(np.float32))
+    true = np.einsum("qd,qkd->qk", queries.astype(np.float64), passages[index].astype(np.float64))
+    np.testing.assert_array_equal(scores, true.astype(np.float32))
 
 
 @settings(max_examples=30, deadline=None)
@@ -114,18 +114,41 @@ def test_a_small_corpus_has_the_lists_of_faiss_to_the_last_bit(n: int, k: int) -
     ours, faiss = (list(search.search(queries, passages, k, order, e)) for e in (cpu, replace(cpu, on_cpu=False)))
     for a, b in zip(ours[0], faiss[0], strict=True):
         np.testing.assert_array_equal(a, b)
-    exact = np.einsum("qd,qkd->qk", queries.astype(np.float64), passages[ours[0][1]].astype(np.float64))
-    np.testing.assert_array_equal(ours[0][2], exact.astype(np.float32))
+    true = np.einsum("qd,qkd->qk", queries.astype(np.float64), passages[ours[0][1]].astype(np.float64))
+    np.testing.assert_array_equal(ours[0][2], true.astype(np.float32))
+
+
+@pytest.mark.parametrize("k", [7, 300])
+def test_lists_do_not_depend_on_how_queries_are_blocked(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where passages form groups, with a rest in no group, and where a list is longer than a part."""
+    rng = np.random.default_rng(6)
+    passages, queries = rng.standard_normal((2003, 16), dtype=np.float32), rng.standard_normal((31, 16), np.float32)
+    order = rng.permutation(2003)
+    ((_, found, scores),) = search.search(queries, passages, k, order)
+    for name, value in (("HELD", 5 * 2003), ("PAIRS", 3 * k), ("SEEN", 2 * 2003), ("GATHER", 1), ("GROUPS", 1)):
+        monkeypatch.setattr(exact, name, value)
+        ((_, again, same),) = search.search(queries, passages, k, order)
+        np.testing.assert_array_equal(again, found)
+        np.testing.assert_array_equal(same, scores)
+
+
+def test_vectors_whose_scores_float32_cannot_hold() -> None:
+    long = np.full((4, 8), 3e19, np.float32)
+    with pytest.raises(LeadError, match="normalise: unit"):
+        top_k(long, long, 2)
+    assert top_k(long[:1] * np.float32(1e-3), long * np.float32(1e-3), 2)[0].tolist() == [[0, 1]]
 
 
 def test_scores_in_the_middle_of_two_numbers() -> None:
     """1 + 2**-24 lies between 1 and its neighbour: a sum in another order may not round it another way."""
-    query = np.array([1, 2**-24, 0], np.float64)
+    queries = np.array([[0, 0, 1], [1, 2**-24, 0]], np.float64)
     passages = np.array([[1, 1, 0], [1, 0, 5], [3, -1, 1]], np.float32)
-    scores = rescore(query, passages, np.arange(3), 1e-6)
-    assert scores.tolist() == np.einsum("cd,d->c", passages.astype(np.float64), query).astype(np.float32).tolist()
-    bad = passages.astype(np.float64) @ query + [1e-15, 0, 0]  # what another order of summation could give
-    assert rescore(query, passages, np.arange(3), 1e-6, bad).tolist() == scores.tolist()
+    candidates, slack = (np.array([2, 0, 1, 2]), np.array([0, 1, 4])), np.full(2, 1e-6)
+    scores = rescore(queries, passages, candidates, slack)
+    products = (passages.astype(np.float64) @ queries.T).T
+    assert scores.tolist() == np.append(products[0, 2], products[1]).astype(np.float32).tolist()
+    bad = np.append(products[0, 2], products[1] + [1e-15, 0, 0])  # what another order of summation could give
+    assert rescore(queries, passages, candidates, slack, bad).tolist() == scores.tolist()
 
 
 def test_the_order_of_scores_and_ties() -> None:

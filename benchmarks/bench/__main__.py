@@ -31,7 +31,10 @@ VERSIONS = "torch", "transformers", "sentence-transformers", "faiss-cpu", "numpy
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same work by LEAD, the first of `contestants`, and by its peers: title -> function in contestants.py."""
+    """The same work by LEAD, the first of `contestants`, and by its peers.
+
+    contestants: title -> function in contestants.py or rerankers.py.
+    """
 
     key: str
     title: str
@@ -57,6 +60,9 @@ COMPARISONS = [
                {"LEAD": "lead_step", "padded": "padded_step", "matrix products alone": "products"}, {}),
     Comparison("encode", "encoding passages",
                {"LEAD": "lead_encode", "sentence-transformers": "sentence_transformers_encode"}, {}),
+    Comparison("rerank-ce", "reranking and denoising, cross encoder",
+               {"LEAD": "lead_cross_encoder", "sentence-transformers": "sentence_transformers_cross_encoder"}, {}),
+    Comparison("rerank-cb", "reranking, ColBERT", {"LEAD": "lead_colbert", "padded": "padded_colbert"}, {}),
     _search(100),
     _search(1000),
     Comparison("bm25-index", "BM25 indexing",

@@ -39,7 +39,8 @@ def _minilm(kind: str, passage: int, layers: list[int] | None = None) -> Any:
     from lead.models.base import LayeredModel
 
     scale = {"pooling": "mean", "scale": 20.0} if kind == "de" else {}
-    scoring = Scoring(normalise="unit", layer_normalise="standard", **scale)
+    normalise = "none" if kind == "ce" else "unit"
+    scoring = Scoring(normalise=normalise, layer_normalise="standard", **scale)
     reference = ModelRef(reference=MODEL, layers=layers)
     return LayeredModel.pretrained(reference, kind, scoring, Lengths(query=24, passage=passage))
 

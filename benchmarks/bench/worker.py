@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import contestants
+import rerankers
 
 SHORT = 16  # tokens of a passage whose vector is searched
 
@@ -21,7 +22,7 @@ def serve(name: str, arguments: dict[str, int], inputs: Path) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     try:
-        request = getattr(contestants, name)(inputs, **arguments)
+        request = getattr(contestants if hasattr(contestants, name) else rerankers, name)(inputs, **arguments)
         request()
     except Exception as e:  # a peer that is not installed, or does not run here
         print(json.dumps({"skipped": f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"}), file=answers)

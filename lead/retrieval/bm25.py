@@ -119,9 +119,11 @@ class Bm25Index:
             for query, (low, high) in enumerate(pairwise(products.indptr.tolist())):
                 found, values = lists[query]
                 new, scores = products.indices[low:high], products.data[low:high]
-                if len(found) == depth:
-                    new, scores = new[scores >= values[-1]], scores[scores >= values[-1]]
-                found, values = np.concatenate([found, start + new.astype(np.int64)]), np.concatenate([values, scores])
+                least = values[-1] if len(found) == depth else -np.inf
+                if len(new) > depth:  # what follows then reads few passages
+                    least = max(least, np.partition(scores, len(new) - depth)[len(new) - depth])
+                kept = np.flatnonzero(scores >= least)
+                found, values = np.append(found, start + new[kept].astype(np.int64)), np.append(values, scores[kept])
                 top = best(values, self.order[found], depth)
                 lists[query] = found[top], values[top]
             start += shard.shape[1]

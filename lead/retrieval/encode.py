@@ -34,15 +34,19 @@ def encode_ids(
     batches.
     """
     model.eval()
+    before = torch.backends.cuda.matmul.allow_tf32  # of a caller's own program
     allow_tf32(precision)
     arriving: list[tuple[list[int], Callable[[], Tensor]]] = []
-    for group, features in MicroBatchEncoder(batch_tokens, precision).batches(model, ids, (model.n_layers,), what):
-        arriving.append((group, to_cpu(model.vectors(features))))
-        if len(arriving) == 2:
-            positions, x = arriving.pop(0)
+    try:
+        for group, features in MicroBatchEncoder(batch_tokens, precision).batches(model, ids, (model.n_layers,), what):
+            arriving.append((group, to_cpu(model.vectors(features))))
+            if len(arriving) == 2:
+                positions, x = arriving.pop(0)
+                yield positions, x()
+        for positions, x in arriving:
             yield positions, x()
-    for positions, x in arriving:
-        yield positions, x()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def encode(

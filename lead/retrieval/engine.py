@@ -17,6 +17,7 @@ from typing import Any
 
 from lead.errors import LeadError
 from lead.lists import Floats, Ints
+from lead.retrieval.exact import SMALL
 from lead.store.checksums import check_folder, identity
 from lead.store.tables import read_json, write_json
 
@@ -82,14 +83,20 @@ def reason(error: RuntimeError) -> str:
 
 # --- exact search ----------------------------------------------------------------------------------------------------
 def exact_engine(passages: Floats, gpu: int | None = None) -> Engine:
-    """An engine that compares all `passages` [n, d], on the CPU or on GPU number `gpu`, which then holds a copy."""
-    faiss = load_faiss()
+    """An engine that compares all `passages` [n, d], on the CPU or on GPU number `gpu`, which then holds a copy.
+
+    Raises LeadError if faiss is needed and not installed: on the CPU a small corpus is searched without it.
+    """
 
     def on_cpu(queries: Floats, k: int) -> tuple[Floats, Ints]:
+        faiss = load_faiss()
         # the same computation as IndexFlatIP.search, without its copy of all passages
         products, rows = faiss.knn(queries, passages, k, metric=faiss.METRIC_INNER_PRODUCT)
         return products, rows
 
+    if gpu is None and len(passages) <= SMALL:
+        return Engine(on_cpu, on_cpu=True)
+    faiss = load_faiss()  # tell before any work that it is not installed
     if gpu is None or not len(passages):
         return Engine(on_cpu, on_cpu=True)
     config = faiss.GpuIndexFlatConfig()

@@ -20,7 +20,7 @@ from lead.models.base import LayeredModel
 from lead.models.microbatch import MicroBatchEncoder
 from lead.store.tables import read_table, write_table
 
-BLOCK = 8 << 30  # bytes of ColBERT's token vectors in memory at a time
+BLOCK = 8 << 30  # bytes of ColBERT's token vectors in memory at a time; on a GPU at most half of what is free
 
 
 @torch.inference_mode()
@@ -31,7 +31,7 @@ def rerank(
 
     Lower passages are dropped; ties go to the smaller pid. ColBERT encodes each passage of a block of queries once, a
     cross encoder every pair. Memory: the lists, and ColBERT's token vectors of a block (2 T d bytes a passage). A block
-    has at most `BLOCK` bytes, unless one list needs more.
+    has at most `BLOCK` bytes, and half of a GPU's free memory, unless one list needs more.
     """
     reranker = load_reranker(model, gpu, "its own lists come from lead retrieve")
     lists = read_table(ranked, "ranked")
@@ -87,7 +87,8 @@ def score_pairs(
         keep_freed_memory()
     (queries, corpus), (asked, listed) = texts, pairs
     members = np.argsort(asked, kind="stable")
-    most = BLOCK // (2 * model.lengths.passage * model.size)
+    room = torch.cuda.mem_get_info(model.device)[0] // 2 if model.device.type == "cuda" else BLOCK
+    most = min(BLOCK, room) // (2 * model.lengths.passage * model.size)
     with tqdm(total=len(np.unique(asked)), desc="score", disable=None, unit="query") as progress:
         for block in blocks(asked[members], listed[members], most):
             part = members[block]

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lead.errors import LeadError
-from lead.lists import Floats, Ints, alphabetical, descending, ranked_table
+from lead.lists import Floats, Ints, alphabetical, ranked_table
 from lead.retrieval.engine import Engine, approximate_engine, exact_engine, search_gpu
-from lead.retrieval.exact import SMALL, rescore, top
+from lead.retrieval.exact import PAIRS, SMALL, best, top
 from lead.store.vectors import read_vectors
 
 log = logging.getLogger("lead")
@@ -41,16 +41,22 @@ def search(
     Yields (queries [b], passages [b, k], scores [b, k]): positions of the batch's queries, positions of their best
     passages, and the inner products, correct to the last bit of float32. Scores fall along a row. `order` [n] breaks
     ties, also at the cut-off, so the order of `passages` does not matter. k is at most n. engine: proposes candidates
-    (default: faiss on the CPU, exact). An approximate engine may find fewer than k; the row then ends with passages -1,
-    scores -inf.
+    (default: exact, on the CPU). An approximate engine may find fewer than k; the row then ends with passages -1,
+    scores -inf. Raises LeadError if float32 cannot hold scores of such vectors.
     """
     engine = engine or exact_engine(passages)
     k = min(k, len(passages))
     # |fl(q.p) - q.p| <= d u |q| |p| in any order of summation, u = 2**-24; the rest is room for rounding the true score
     slack = np.full(len(queries), np.inf)  # of an approximate engine: it need not read all passages
     if engine.exact:
-        longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0))
-        slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * longest * np.linalg.norm(queries, axis=1)
+        with np.errstate(over="ignore"):
+            longest = np.sqrt(np.einsum("nd,nd->n", passages, passages).max(initial=0))
+            bound = longest * np.linalg.norm(queries, axis=1)
+        if not np.isfinite(bound).all():
+            raise LeadError(
+                "float32 cannot hold scores of vectors as long as these; train with `scoring: {de: {normalise: unit}}`"
+            )
+        slack = 1.01 * (queries.shape[1] + 2) * 2.0**-24 * bound.astype(np.float64)
     with tqdm(total=len(queries), desc="search", unit="query", disable=None, delay=1) as progress:
         for start in range(0, len(queries), BATCH):
             batch = slice(start, start + BATCH)
@@ -74,11 +80,11 @@ def _search_batch(
         unsure = [rows[:0]]
         for part in np.array_split(rows, -(-rows.size * fetch // FETCHED)):
             products, candidates = engine.propose(queries[part], fetch)
-            for row, chosen in zip(part, candidates, strict=True):
-                exact = rescore(queries[row].astype(np.float64), passages, chosen, slack[row])
-                exact[chosen < 0] = -np.inf
-                best = descending(exact, order[chosen])[:k]
-                found[row], scores[row] = chosen[best], exact[best]
+            for start in range(0, len(part), together := max(1, PAIRS // fetch)):
+                some, chosen = part[start : start + together], candidates[start : start + together]
+                flat = chosen.ravel(), np.arange(len(some) + 1) * fetch
+                doubles = queries[some].astype(np.float64)
+                found[some], scores[some] = best(doubles, passages, k, flat, order, slack[some])
             # the score of another passage is at most that of the last proposed one, + slack
             if engine.exact and fetch < len(passages):
                 unsure.append(part[products[:, -1] + slack[part] >= scores[part, -1]])
