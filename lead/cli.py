@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"lead: error: {e}", file=sys.stderr)
         return getattr(e, "status", 1)
+    except Exception:
+        if "LEAD_ERRORS" not in os.environ:
+            raise
+        traceback.print_exc()
+        time.sleep(1)  # a rank that others failed for has ended before them, so it is the one that is told
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -110,8 +110,8 @@ def test_the_readmes_commands_run_in_its_order(
             assert main(words) == 0, line
             said[words[0]] = capsys.readouterr().out
     assert list(said) == ["report", "search", "export", "init", "plan", "status"]
-    assert "report.html" in said["report"] and "lead_cb" in said["search"] and "student_aligned" in said["plan"]
-    assert (tmp_path / "project/my-model/README.md").is_file() and "student_aligned" in said["status"]
+    assert "report.html" in said["report"] and "lead_cb" in said["search"] and "best_unlabelled" in said["plan"]
+    assert (tmp_path / "project/my-model/README.md").is_file() and "best_unlabelled" in said["status"]
 
 
 # those of extending.md: test_extending.py
