@@ -292,13 +292,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"lead: error: {e}", file=sys.stderr)
         return getattr(e, "status", 1)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
     except Exception:
         if "LEAD_ERRORS" not in os.environ:
             raise
         traceback.print_exc()
         time.sleep(1)  # a rank that others failed for has ended before them, so it is the one that is told
         return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        return 0
