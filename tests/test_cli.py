@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -338,12 +337,3 @@ def test_table_of_a_file_that_is_not_there_is_one_line(refused: Callable[..., st
 def test_a_path_that_is_not_utf8_is_refused_before_any_work(lead: Lead) -> None:
     said = lead("prepare", "--out", os.fsdecode(b"caf\xe9"))
     assert said.code == 2 and "is not UTF-8; rename the file or folder" in said.err and "Traceback" not in said.err
-
-
-def test_a_reader_that_has_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`lead .. | head -1` prints no traceback."""
-    read, write = os.pipe()
-    os.close(read)
-    with contextlib.suppress(BrokenPipeError), open(write, "w", buffering=1) as pipe:
-        monkeypatch.setattr(sys, "stdout", pipe)
-        assert cli.main(["schema", "Settings"]) == 0

@@ -166,12 +166,12 @@ def _kind(source: type[Source]) -> str:
 
 def _cell(text: str) -> str:
     """Text of a table's cell, where only code stands for more than itself."""
-    parts = re.split(r"(`[^`]*`)", text.replace("|", "\\|"))
+    parts = re.split(r"(`[^`]*`)", text)
     return "".join(part if part[:1] == "`" else _plain(part) for part in parts)
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"\\(?!\|)|[*_[]", r"\\\g<0>", text).replace("<", "&lt;")
+    return re.sub(r"[\\|*_[]", r"\\\g<0>", text).replace("<", "&lt;")
 
 
 def _commands() -> str:

@@ -30,23 +30,18 @@ def encode_ids(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Last-layer vectors of all texts, in batches sorted by length: positions of the batch's n texts, and x [n, d].
 
-    The model is a dual encoder; x is on the CPU. A GPU works on a batch while the one before is handed out. Memory: two
-    batches.
+    The model is a dual encoder; x is on the CPU. A GPU works on a batch while the one before is handed out. Whether it
+    may use TF32 is the caller's choice (`allow_tf32`). Memory: two batches.
     """
     model.eval()
-    before = torch.backends.cuda.matmul.allow_tf32  # of a caller's own program
-    allow_tf32(precision)
     arriving: list[tuple[list[int], Callable[[], Tensor]]] = []
-    try:
-        for group, features in MicroBatchEncoder(batch_tokens, precision).batches(model, ids, (model.n_layers,), what):
-            arriving.append((group, to_cpu(model.vectors(features))))
-            if len(arriving) == 2:
-                positions, x = arriving.pop(0)
-                yield positions, x()
-        for positions, x in arriving:
+    for group, features in MicroBatchEncoder(batch_tokens, precision).batches(model, ids, (model.n_layers,), what):
+        arriving.append((group, to_cpu(model.vectors(features))))
+        if len(arriving) == 2:
+            positions, x = arriving.pop(0)
             yield positions, x()
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    for positions, x in arriving:
+        yield positions, x()
 
 
 def encode(
@@ -72,6 +67,7 @@ def _encode(
         raise LeadError(f"--texts {texts} holds neither passages (pid, text) nor queries (qid, text)")
     otherwise = ": it has no single vector a text; use lead rerank"
     encoder = cast(BiEncoder, LayeredModel.load(model).must_rank_by("search", str(model), otherwise)).to(device(gpu))
+    allow_tf32(settings.precision)
     if encoder.device.type == "cpu":
         keep_freed_memory()
     start, stop = shard_rows(file.metadata.num_rows, settings.shard)

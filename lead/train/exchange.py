@@ -156,9 +156,14 @@ def check_shares(batch_size: int, ranks: int) -> None:
 
 def _rank(run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None:
     """Run the stage as one of the ranks, in a fork of the process that launches them."""
+    os.setsid()  # the terminal's Ctrl-C is for the agent, which passes it on
     for number in heeded(OF_AGENT):  # what the agent does with them is not for its ranks
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    if status := run(arguments):
+    try:
+        status = run(arguments)
+    except KeyboardInterrupt:
+        status = 130
+    if status:
         sys.exit(status)
 
 
