@@ -66,7 +66,7 @@ def test_a_new_user_s_files_become_a_dataset_that_is_prepared_and_planned(here: 
     settings = plan["mine", "lead_cb"].settings
     assert settings.train.batch_size == 4 and settings.train.steps == 24  # three epochs of 32 queries
     start = plan["mine", "best_unlabelled"].settings  # 90 passages and 32 queries
-    assert (start.train.batch_size, start.align.between) == (15, [160, 3000])
+    assert (start.train.batch_size, start.align.between) == (15, [400, 3000])
     assert settings.lengths.passage == settings.lengths.query == 16  # 10 words are some 15.5 tokens
     assert settings.evaluation.measures[0] == "nDCG@10"  # grades
     prepare(settings=PrepareSettings(source=plan.datasets["mine"].source), out=here / "out")
@@ -113,7 +113,7 @@ def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:
     job = plan["mine", "best_unlabelled"]
     check(job)
     assert plan.rows.method(str(job.row.teacher)).stage == "pretrained"  # no label is needed for the teacher either
-    assert job.settings.align.between == [160, 3000] and job.settings.train.batch_size == 22  # 180 texts, 20 times
+    assert job.settings.align.between == [400, 3000] and job.settings.train.batch_size == 22  # 180 texts, 50 times
     data = plan.datasets["mine"].data
     assert data.queries is not None and data.queries.model_dump() == {"from": "crops", "number": 90, "seed": 1}
     made = ["results/mine/models/best_unlabelled", "results/mine/embeddings/best_unlabelled/passages.parquet"]
