@@ -300,5 +300,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "LEAD_ERRORS" not in os.environ:
             raise
         traceback.print_exc()
-        time.sleep(1)  # a rank that others failed for has ended before them, so it is the one that is told
+        time.sleep(1)  # let a rank end first that caused this error in its peers: the first one is reported
         return 1

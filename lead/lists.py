@@ -31,7 +31,7 @@ def descending(scores: Floats, order: Ints) -> Ints:
 
 
 def keys(scores: Floats, order: Ints) -> Ints:
-    """Integers [m] that sort as `descending` does: sorting them is twice as fast as np.lexsort.
+    """Integers [m] whose ascending order is that of `descending`. Sorting them is twice as fast as np.lexsort.
 
     The bits of a float, read as an integer, grow with it; those of a negative float fall.
     """

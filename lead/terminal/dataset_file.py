@@ -29,8 +29,8 @@ ALIGN_STEPS = (1000, 3000), (3000, 60_000)  # of an alignment, fewest and most: 
 ALIGN_EPOCHS = 50  # a small collection is seen at most so often
 DRAWN = 20_000  # queries that are drawn from a corpus, at most
 WORDY = {"titles": 32, "sentences": 64, "crops": 32}  # tokens of drawn queries
-UNCUT = {"passage": 0.95, "query": 0.99}  # this share of the texts is not cut, but no length is above
-MOST = {"passage": (128, 256), "query": (64, 64)}  # so many tokens: without and with a GPU
+UNCUT = {"passage": 0.95, "query": 0.99}  # share of the texts that are not cut, if MOST allows it
+MOST = {"passage": (128, 256), "query": (64, 64)}  # tokens of a text, at most: without and with a GPU
 SHARD = 1_500_000  # passages from which on a corpus is encoded in several jobs
 
 
@@ -63,11 +63,8 @@ def dataset_file(name: str, found: Found, path: Path) -> str:
     if found.queries is None:
         about, (query, chosen, training) = "no judged queries to train on", _unjudged(found, gpus, machine)
     else:
-        about, query, chosen = (
-            f"{found.judged['train']:,} training queries",
-            _length("query", found.queries, gpus),
-            list(RUNS),
-        )
+        about, chosen = f"{found.judged['train']:,} training queries", list(RUNS)
+        query = _length("query", found.queries, gpus)
         training = _trainings(found, preset, gpus, machine)
     measures = ["nDCG@10", "RR@10", "R@100"] if len(found.grades - {0}) > 1 else ["RR@10", "R@100"]
     lines = [
@@ -129,7 +126,7 @@ def _trainings(found: Found, preset: dict[str, Any], gpus: int, machine: str) ->
 
 
 def _unjudged(found: Found, gpus: int, machine: str) -> tuple[int, list[str], list[str]]:
-    """The length of queries drawn from the corpus and those without judgements; the runs; how long they align."""
+    """Without judged queries: the length of queries in tokens, the runs, and the lines on the alignment."""
     assert found.drawn is not None
     asked = _length("query", found.asked, gpus) if found.asked else 0
     runs = ["bm25", "pretrained_teacher", DEPLOY[1]] if "test" in found.judged else [DEPLOY[1]]
@@ -140,7 +137,7 @@ def _unjudged(found: Found, gpus: int, machine: str) -> tuple[int, list[str], li
 
 
 def _alignment(texts: int, gpus: int, machine: str, queries: str = "") -> tuple[list[str], list[str]]:
-    """The length of an alignment on so many texts; and its entry in `phases`, if it needs one."""
+    """Lines on an alignment on so many texts, and its line in `phases`, if it needs one. queries: a key more."""
     batch = min(int(ALIGN["batch_size"]), max(1, texts // 8))
     epoch = max(1, texts // batch)  # steps of one
     fewest, most = ALIGN_STEPS[bool(gpus)]
