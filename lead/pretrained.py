@@ -162,7 +162,10 @@ def pretrained_layers(model: ModelRef) -> int | None:
     if model.layers is None:
         return n if n is None else n + extra
     if n is not None and max(model.layers, default=1) > n:
-        raise LeadError(f"models: layers has {max(model.layers)}, but '{model.reference}' has only layers 1..{n}")
+        raise LeadError(
+            f"models: layers has {max(model.layers)}, but '{model.reference}' has only layers 1..{n}; give its own, or "
+            "`layers: null` for all (a preset's stay where only the reference is given)"
+        )
     return len(model.layers) + extra
 
 

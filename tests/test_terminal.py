@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from lead.plan.rows import split_seed
 from lead.plan.targets import wanted
 from lead.store.tables import write_json
 from lead.terminal.commands import snakemake_command
-from lead.terminal.cost import Rates, aligned_texts, job_work, step_seconds, step_work, steps_of
+from lead.terminal.cost import Rates, aligned_texts, job_work, measured_tokens, step_seconds, step_work, steps_of
 from lead.terminal.disk import disk
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
@@ -188,6 +189,22 @@ def test_the_rate_is_that_of_trainings_that_were_done_here(plan: Plan, tmp_path:
     assert before is not None and before.seconds == 77.5
     metrics.write_text('{"step": 2, "seconds": 2.0}\n', encoding="utf-8")  # there are more steps today
     assert rates.cost("train", {"dataset": "tiny", "run": "student"}, str(timing)) == cost
+
+
+def test_what_else_runs_on_the_machine_does_not_make_it_slower(plan: Plan, tiny_model: Path) -> None:
+    core, all_cores = {min(os.sched_getaffinity(0))}, os.sched_getaffinity(0)
+    train, reference = plan["tiny", "student"].settings.train, f"path:{tiny_model}"
+    os.sched_setaffinity(0, core)  # of this process and those that it starts
+    alone = measured_tokens(reference, 32, train.model_copy(update={"batch_size": 128}), 0)
+    busy = [subprocess.Popen([sys.executable, "-SEc", "while True: pass"]) for _ in range(4)]
+    try:
+        beside = measured_tokens(reference, 32, train.model_copy(update={"batch_size": 128}), 0)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        os.sched_setaffinity(0, all_cores)
+    assert 0.5 < beside / alone < 2
 
 
 ALIGNED = """\

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -105,9 +106,11 @@ class Collection:
     def find(cls, target: str, config: Path = DEFAULT_CONFIG, overrides: dict[str, Any] | None = None) -> Collection:
         """From DATASET/RUN, or the folder of a model among the results. Raises LeadError for unknown names."""
         plan = Plan(load_config(config, overrides))
-        path = Path(target)
-        if path.is_relative_to(plan.results):
-            path = path.relative_to(plan.results)
+        path, (here, results) = Path(target), (Path(os.path.abspath(name)) for name in (target, plan.results))
+        if here.is_relative_to(results):
+            path = here.relative_to(results)
+        elif (path / "lead.json").is_file():
+            raise LeadError(f"{target} is a model without passages; give them: lead search {target} --corpus FILE")
         parts = [part for part in path.parts if part != "models"]
         if len(parts) != 2:
             raise LeadError(f"'{target}' is neither DATASET/RUN nor the folder of a model; `lead show` lists both")
