@@ -181,6 +181,16 @@ def encoder_width(reference: str) -> int | None:
     return _of_config(reference, ("hidden_size", "dim", "d_model", "n_embd", "emb_dim"), "width")
 
 
+def own_length(reference: str) -> int | None:
+    """Tokens to which a model of sentence-transformers cuts texts; None where no file on this machine says so."""
+    try:
+        file = _file_of(reference, "sentence_bert_config.json")
+        said = None if file is None else json.loads(file.read_text(encoding="utf-8")).get("max_seq_length")
+    except (OSError, ValueError, AttributeError):  # the stage that loads it says what is wrong
+        return None
+    return said if isinstance(said, int) else None
+
+
 def _file_of(reference: str, name: str) -> Path | None:
     """Where a file of a model is, or ought to be, on this machine; None for one that is on the hub only."""
     if not reference.startswith("hub:"):

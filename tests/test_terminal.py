@@ -23,7 +23,7 @@ from lead.plan.rows import split_seed
 from lead.plan.targets import wanted
 from lead.store.tables import write_json
 from lead.terminal.commands import snakemake_command
-from lead.terminal.cost import Rates, aligned_texts, job_work, measured_tokens, step_seconds, step_work, steps_of
+from lead.terminal.cost import Rates, aligned_texts, job_work, measured_tokens, shape, step_seconds, step_work, steps_of
 from lead.terminal.disk import disk
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
@@ -170,6 +170,21 @@ def test_work_grows_with_steps_models_and_training(plan: Plan) -> None:
     assert job_work(plan, "evaluate", wildcards) == 0
     kept, needed = disk(plan, "distil_joint", wildcards)
     assert kept == 400_000 - 2 * 48 * 32**2 and needed == 6 * kept
+
+
+def test_a_ready_model_reads_as_much_as_its_folder_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = empty_project(tmp_path)
+    replace(tmp_path / "model/config.json", "{", '{"hidden_size": 32, ')
+    with (config / "experiments.yaml").open("a") as file:
+        file.write("  ready: {method: pretrained, init: teacher}\n")
+        file.write("  short: {method: pretrained, init: teacher, settings: {lengths: {passage: 24}}}\n")
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(load(config / "config.yaml"))
+    before = shape(plan["tiny", "ready"]).passage  # the dataset's
+    (tmp_path / "model/sentence_bert_config.json").write_text('{"max_seq_length": 512}', encoding="utf-8")
+    plan = Plan(load(config / "config.yaml"))
+    assert before == shape(plan["tiny", "student"]).passage < 512
+    assert (shape(plan["tiny", "ready"]).passage, shape(plan["tiny", "short"]).passage) == (512, 24)
 
 
 def test_the_rate_is_that_of_trainings_that_were_done_here(plan: Plan, tmp_path: Path) -> None:
