@@ -129,7 +129,8 @@ class Collection:
     def made_file(self, path: str, job: Job) -> Path:
         """A file or folder of a run. Raises LeadError with the command that makes it, if it is not there."""
         if not Path(path).exists():
-            given = "" if self.plan.path() == str(DEFAULT_CONFIG) else f" --configfile {self.plan.path()}"
+            own = self.plan.path() != str(DEFAULT_CONFIG) and os.path.isfile(self.plan.path())
+            given = f" --configfile {self.plan.path()}" if own else ""
             raise LeadError(f"{path} does not exist; make it with: lead run {job.dataset.name}/{job.run}{given}")
         return Path(path)
 
