@@ -162,7 +162,10 @@ def pretrained_layers(model: ModelRef) -> int | None:
     if model.layers is None:
         return n if n is None else n + extra
     if n is not None and max(model.layers, default=1) > n:
-        raise LeadError(f"models: layers has {max(model.layers)}, but '{model.reference}' has only layers 1..{n}")
+        raise LeadError(
+            f"models: layers has {max(model.layers)}, but '{model.reference}' has only layers 1..{n}; give its own, or "
+            "`layers: null` for all (a preset's stay where only the reference is given)"
+        )
     return len(model.layers) + extra
 
 
@@ -176,6 +179,16 @@ def vector_width(model: ModelRef) -> int | None:
 def encoder_width(reference: str) -> int | None:
     """Width of a pretrained encoder's own outputs; None where only the hub can tell."""
     return _of_config(reference, ("hidden_size", "dim", "d_model", "n_embd", "emb_dim"), "width")
+
+
+def own_length(reference: str) -> int | None:
+    """Tokens to which a model of sentence-transformers cuts texts; None where no file on this machine says so."""
+    try:
+        file = _file_of(reference, "sentence_bert_config.json")
+        said = None if file is None else json.loads(file.read_text(encoding="utf-8")).get("max_seq_length")
+    except (OSError, ValueError, AttributeError):  # the stage that loads it says what is wrong
+        return None
+    return said if isinstance(said, int) else None
 
 
 def _file_of(reference: str, name: str) -> Path | None:

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from dag.project import refusal
@@ -243,4 +244,9 @@ def test_lead_encode_takes_a_user_s_own_texts(here: Path, tiny_model: Path) -> N
         assert cli.main(["encode", "--model", "model", "--texts", name, "--out", f"{name}.parquet"]) == 0
         assert pq.read_table(f"{name}.parquet").num_rows == 1
         assert Path(name).read_text(encoding="utf-8") == text
+    # as pandas and polars write it: other types than lead's, and a column more
+    own = {"pid": pa.array(["a", "b"], pa.large_string()), "text": pa.array(["axis", "shape"], pa.large_string())}
+    pq.write_table(pa.table(own | {"__index_level_0__": [3, 7]}), "own.parquet")
+    assert cli.main(["encode", "--model", "model", "--texts", "own.parquet", "--out", "vectors.parquet"]) == 0
+    assert pq.read_table("vectors.parquet")["id"].to_pylist() == ["a", "b"]
     assert not [path.name for path in here.iterdir() if path.name.endswith(".tmp")]

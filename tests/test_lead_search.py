@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -307,6 +308,8 @@ def test_passages_of_ones_own_on_the_terminal(run: Run, searchable: Searchable, 
     status, out, _ = run(folder, "array shape", "--corpus", str(tmp_path / "mine.tsv"))
     assert status == 0 and re.search(r"^  [12] +\S+ a$", out, re.M)
     assert run(folder, "array shape", "-k", "1")[1].count("\n") >= 3  # among the results: the run's own passages
+    elsewhere = str(shutil.copytree(folder, tmp_path / "model"))
+    assert f"is a model without passages; give them: lead search {elsewhere} --corpus" in run(elsewhere, "array")[2]
 
 
 def test_many_queries_from_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -105,6 +105,16 @@ def test_so_many_queries_and_no_more() -> None:
     assert queries and not any("See the" in text for text in queries.values())
 
 
+def test_a_corpus_of_names_gives_half_of_their_words() -> None:
+    names = [(f"p{i}", f"w{i}a w{i}b w{i}c" + " w" * (i % 5)) for i in range(40)]  # 3 to 7 words
+    way, _ = fitting(("", text) for _, text in names)  # what `lead init` writes
+    queries, _ = drawn(way, lambda: names)
+    assert len(queries) > 30
+    for qid, text in queries.items():
+        whole = dict(names)[qid.removeprefix("pseudo-")]
+        assert text in whole and len(text.split()) == len(whole.split()) // 2
+
+
 def test_what_gives_no_query_is_refused() -> None:
     with pytest.raises(LeadError, match="passages of this source have no titles; use sentences or crops"):
         pseudo_queries(PseudoQueries(**{"from": "titles"}), passages, None, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,7 @@ from lead.plan.rows import split_seed
 from lead.plan.targets import wanted
 from lead.store.tables import write_json
 from lead.terminal.commands import snakemake_command
-from lead.terminal.cost import Rates, aligned_texts, job_work, step_seconds, step_work, steps_of
+from lead.terminal.cost import Rates, aligned_texts, job_work, measured_tokens, shape, step_seconds, step_work, steps_of
 from lead.terminal.disk import disk
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
@@ -171,6 +172,21 @@ def test_work_grows_with_steps_models_and_training(plan: Plan) -> None:
     assert kept == 400_000 - 2 * 48 * 32**2 and needed == 6 * kept
 
 
+def test_a_ready_model_reads_as_much_as_its_folder_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = empty_project(tmp_path)
+    replace(tmp_path / "model/config.json", "{", '{"hidden_size": 32, ')
+    with (config / "experiments.yaml").open("a") as file:
+        file.write("  ready: {method: pretrained, init: teacher}\n")
+        file.write("  short: {method: pretrained, init: teacher, settings: {lengths: {passage: 24}}}\n")
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(load(config / "config.yaml"))
+    before = shape(plan["tiny", "ready"]).passage  # the dataset's
+    (tmp_path / "model/sentence_bert_config.json").write_text('{"max_seq_length": 512}', encoding="utf-8")
+    plan = Plan(load(config / "config.yaml"))
+    assert before == shape(plan["tiny", "student"]).passage < 512
+    assert (shape(plan["tiny", "ready"]).passage, shape(plan["tiny", "short"]).passage) == (512, 24)
+
+
 def test_the_rate_is_that_of_trainings_that_were_done_here(plan: Plan, tmp_path: Path) -> None:
     assert Rates(plan).measured is None
     assert Rates(plan).cost("train", {"dataset": "tiny", "run": "student"}) is None
@@ -188,6 +204,22 @@ def test_the_rate_is_that_of_trainings_that_were_done_here(plan: Plan, tmp_path:
     assert before is not None and before.seconds == 77.5
     metrics.write_text('{"step": 2, "seconds": 2.0}\n', encoding="utf-8")  # there are more steps today
     assert rates.cost("train", {"dataset": "tiny", "run": "student"}, str(timing)) == cost
+
+
+def test_what_else_runs_on_the_machine_does_not_make_it_slower(plan: Plan, tiny_model: Path) -> None:
+    core, all_cores = {min(os.sched_getaffinity(0))}, os.sched_getaffinity(0)
+    train, reference = plan["tiny", "student"].settings.train, f"path:{tiny_model}"
+    os.sched_setaffinity(0, core)  # of this process and those that it starts
+    alone = measured_tokens(reference, 32, train.model_copy(update={"batch_size": 128}), 0)
+    busy = [subprocess.Popen([sys.executable, "-SEc", "while True: pass"]) for _ in range(4)]
+    try:
+        beside = measured_tokens(reference, 32, train.model_copy(update={"batch_size": 128}), 0)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        os.sched_setaffinity(0, all_cores)
+    assert 0.5 < beside / alone < 2
 
 
 ALIGNED = """\
@@ -299,6 +331,9 @@ def test_what_config_lacks_is_the_shipped_one_s(tmp_path: Path, monkeypatch: pyt
     assert set(plan.datasets) == {*shipped.datasets, "mine"} and plan.datasets["demo"].data.about == "mine"
     assert plan["mine", "lead_cb"].settings.lengths.passage == 81
     assert set(plan.rows) == {*shipped.rows, "mine"} and plan.rows["rd_cb"].start == "mine"
+    monkeypatch.chdir("/")  # from another folder, by its path
+    assert set(load(tmp_path / "config/config.yaml").datasets) == set(plan.datasets)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "config/config.yaml").write_text("results: r\n", encoding="utf-8")  # it stands alone
     assert "no preset" not in refusal(lambda: load("config/nothing.yaml"))
     assert set(load("config/config.yaml").datasets) == {"demo", "mine"}

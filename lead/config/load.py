@@ -137,13 +137,14 @@ class Loaded:
 def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
     """Read config.yaml and every file it names. overrides: keys that replace those of config.yaml (snakemake --config).
 
-    Where the folder that we are in has no config/config.yaml, the files that come with the package are read, and those
+    Where config/, here or that of `path`, has no config.yaml, the files that come with the package are read, and those
     of config/ laid over them: a dataset or preset wins over its namesake, a row of experiments.yaml likewise.
     Raises LeadError for the first mistake found.
     """
     path = Path(path)
     folders = [path.parent]
-    if path == DEFAULT_CONFIG and not path.exists():
+    own = path == DEFAULT_CONFIG or (path.name == DEFAULT_CONFIG.name and path.parent.is_dir())
+    if own and not path.exists():
         folders.append(shipped("config"))
     tree, text = read_yaml(_first(folders, path.name))
     if overrides:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lead.data.files import read_corpus, read_queries
@@ -26,7 +27,7 @@ def texts_table(path: Path, beside: Path) -> Iterator[Path]:
     queries. Memory: one batch of passages, or all queries. Raises LeadError with file and line.
     """
     form = format_of(path)
-    if form is None or (form == "parquet" and set(open_table(path).schema_arrow.names) & {"pid", "qid"}):
+    if form is None or (form == "parquet" and _of_lead(open_table(path).schema_arrow)):
         yield path
         return
     layout = Layout()
@@ -45,3 +46,9 @@ def texts_table(path: Path, beside: Path) -> Iterator[Path]:
         kind, other = ("queries", "pid, text") if asked else ("passages", "qid, text")
         log.info("%s: %s texts, taken for %s; a header `%s` would say otherwise", path, f"{n:,}", kind, other)
         yield table
+
+
+def _of_lead(found: pa.Schema) -> bool:
+    """Whether a table is one of lead's. A user's may have its columns in other types, such as pandas' large strings."""
+    named = bool({"pid", "qid"} & set(found.names))
+    return named and ("text" not in found.names or any(found.equals(SCHEMAS[name]) for name in ("corpus", "queries")))

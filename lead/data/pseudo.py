@@ -47,6 +47,8 @@ def pseudo_queries(queries: Any, passages: Texts, titles: Texts | None, relevanc
     if way == "titles" and titles is None:
         raise LeadError("queries.from: titles: passages of this source have no titles; use sentences or crops")
     drawn = _draw(queries.number, queries.seed, way, passages(), titles() if way == "titles" and titles else None)
+    if way == "crops" and len(drawn) < min(2, queries.number):  # a corpus of names: half of the words of each
+        drawn = _draw(queries.number, queries.seed, way, passages(), None, least=1)
     texts = {form: (pid, text) for form, pid, text in drawn}
     holders = _holders(texts, passages())
     kept = {form: (pid, text) for form, (pid, text) in texts.items() if len(holders[form]) <= MOST}
@@ -96,8 +98,12 @@ def _draw(
     way: str,
     passages: Iterable[tuple[str, str]],
     titles: Iterable[tuple[str, str]] | None,
+    least: int = LEAST,
 ) -> list[tuple[str, str, str]]:
-    """(form, pid, text) of the queries of the passages with the smallest hashes; of equal queries the first."""
+    """(form, pid, text) of the queries of the passages with the smallest hashes; of equal queries the first.
+
+    least: words of a crop.
+    """
     kept: dict[str, tuple[int, str, str]] = {}  # form -> hash, pid, text
     heap: list[tuple[int, str]] = []  # (-hash, form): the largest hash first
     named = itertools.repeat(("", "")) if titles is None else titles
@@ -105,7 +111,7 @@ def _draw(
         value = hash64(f"{seed}:{pid}")
         if len(kept) >= number and value >= -heap[0][0]:
             continue
-        found = _title(text, title) if way == "titles" else _part(way, text, random.Random(value))
+        found = _title(text, title) if way == "titles" else _part(way, text, random.Random(value), least)
         form = query_form(found)
         if not form or (form in kept and kept[form][0] <= value):
             continue
@@ -123,14 +129,14 @@ def _title(text: str, title: str) -> str:
     return "" if query_form(title) == query_form(text) else title.strip()
 
 
-def _part(way: str, text: str, rng: random.Random) -> str:
+def _part(way: str, text: str, rng: random.Random, least: int = LEAST) -> str:
     """A sentence or a crop of a passage, not the whole of it; empty where there is none."""
     words = [match.span() for match in PIECE.finditer(text)]
     if way == "crops":
         longest = min(LONGEST, len(words) // 2)
-        if longest < LEAST:
+        if longest < least:
             return ""
-        size = rng.randint(LEAST, longest)
+        size = rng.randint(min(LEAST, longest), longest)
         start = rng.randrange(len(words) - size + 1)
         return " ".join(text[words[start][0] : words[start + size - 1][1]].split())
     sentences = [(s, len(PIECE.findall(s))) for s in SENTENCE.split(text.strip())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -105,9 +106,11 @@ class Collection:
     def find(cls, target: str, config: Path = DEFAULT_CONFIG, overrides: dict[str, Any] | None = None) -> Collection:
         """From DATASET/RUN, or the folder of a model among the results. Raises LeadError for unknown names."""
         plan = Plan(load_config(config, overrides))
-        path = Path(target)
-        if path.is_relative_to(plan.results):
-            path = path.relative_to(plan.results)
+        path, (here, results) = Path(target), (Path(os.path.abspath(name)) for name in (target, plan.results))
+        if here.is_relative_to(results):
+            path = here.relative_to(results)
+        elif (path / "lead.json").is_file():
+            raise LeadError(f"{target} is a model without passages; give them: lead search {target} --corpus FILE")
         parts = [part for part in path.parts if part != "models"]
         if len(parts) != 2:
             raise LeadError(f"'{target}' is neither DATASET/RUN nor the folder of a model; `lead show` lists both")
@@ -126,7 +129,8 @@ class Collection:
     def made_file(self, path: str, job: Job) -> Path:
         """A file or folder of a run. Raises LeadError with the command that makes it, if it is not there."""
         if not Path(path).exists():
-            given = "" if self.plan.path() == str(DEFAULT_CONFIG) else f" --configfile {self.plan.path()}"
+            own = self.plan.path() != str(DEFAULT_CONFIG) and os.path.isfile(self.plan.path())
+            given = f" --configfile {self.plan.path()}" if own else ""
             raise LeadError(f"{path} does not exist; make it with: lead run {job.dataset.name}/{job.run}{given}")
         return Path(path)
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from lead.config.folders import locate
 from lead.config.load import Tree
 from lead.config.phases import align_steps
+from lead.config.schema import Lengths
 from lead.config.sources import BeirSource, FilesSource, HfSource, PydocsSource
 from lead.data.layout import CORPUS, QUERIES
 from lead.data.unlabelled import read_texts
@@ -27,7 +28,7 @@ from lead.plan.datasets import PlannedDataset
 from lead.plan.job import Job
 from lead.plan.plan import Plan
 from lead.plan.stage_settings import stage_settings
-from lead.pretrained import check_hub, encoder_width, pretrained_layers, resolve
+from lead.pretrained import check_hub, encoder_width, own_length, pretrained_layers, resolve
 from lead.terminal.look import Look, look
 
 START = 8.0  # seconds of a process that imports torch and loads a model, until some were seen
@@ -55,7 +56,7 @@ class Shape(NamedTuple):
 
 def shape(job: Job) -> Shape:
     """Sizes of the dataset of a run, as far as its files tell: what was prepared, else its source."""
-    lengths = job.origin.settings.lengths if job.method.has_model else job.settings.lengths
+    lengths = _lengths(job.origin) if job.method.has_model else job.settings.lengths
     corpus, queries = _looks(job.dataset.collection)
     counts, passages = {split: found.count for split, found in queries.items()}, passages_of(job.dataset.collection)
     if (drawn := job.dataset.data.queries) is not None and passages is not None:
@@ -69,6 +70,12 @@ def shape(job: Job) -> Shape:
         corpus.mean(lengths.passage) if corpus else lengths.passage,
         asked.mean(lengths.query) if asked else lengths.query,
     )
+
+
+def _lengths(origin: Job) -> Lengths:
+    """Where a model cuts texts: a ready one as its folder says, unless its row gives lengths."""
+    own = own_length(origin.encoder.reference) if origin.is_ready and "lengths" not in origin.row.settings else None
+    return origin.settings.lengths if own is None else Lengths(query=own, passage=own)
 
 
 def passages_of(dataset: PlannedDataset) -> int | None:
@@ -143,10 +150,11 @@ def steps_of(job: Job) -> int | None:
 
 def step_work(job: Job) -> float | None:
     """Operations of a step of a run that trains. The teacher of an alignment has encoded the passages before."""
-    of, train = shape(job), job.settings.train
+    train = job.settings.train
     passages = train.batch_size * (1 + train.negatives) if job.row.passages is None else 0
 
     def tokens(model: Job) -> float:
+        of = shape(model)
         if job.method.stage == "align":
             share = _aligned_queries(job) / max(1, aligned_texts(job) or 0)
             return train.batch_size * (share * of.query + (1 - share) * of.passage)
@@ -266,7 +274,7 @@ class Rates:
         if each is None or layers is None or width is None:
             return
         of = shape(job)
-        tokens = _measure(reference, max(4, round(of.passage)), job.settings.train, gpu)
+        tokens = measured_tokens(reference, max(4, round(of.passage)), job.settings.train, gpu)
         self.measured = tokens * 24 * layers * width**2
         self.how = f"{STEPS} steps of {reference} just now"
 
@@ -319,8 +327,12 @@ def _seconds(file: Path) -> float | None:
         return None
 
 
-def _measure(reference: str, length: int, train: Any, gpu: int) -> float:
-    """Tokens a second of a whole training, a third of which is the forward pass, times three."""
+def measured_tokens(reference: str, length: int, train: Any, gpu: int) -> float:
+    """Tokens a second of a whole training, a third of which is the forward pass, times three.
+
+    On a CPU, seconds are those that its processor worked, shared by its threads: what else runs on the machine does not
+    count. On a GPU the clock tells. The fastest step counts.
+    """
     import torch
 
     from lead.device import autocast, device
@@ -331,14 +343,16 @@ def _measure(reference: str, length: int, train: Any, gpu: int) -> float:
     known = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     n = max(1, min(train.batch_size * (1 + train.negatives), 4096 // length))
     ids = torch.randint(min(1000, known - 1), known, (n, length), generator=torch.Generator().manual_seed(0)).to(on)
+    threads = torch.get_num_threads()
+    clock = time.monotonic if on.type == "cuda" else lambda: time.process_time() / threads
     times = []
     for _ in range(1 + STEPS):
-        begun = time.monotonic()
+        begun = clock()
         with autocast(on, train.precision):
             (x,) = hidden_states(encoder, ids, torch.ones_like(ids), (int(encoder.config.num_hidden_layers),))  # type: ignore[union-attr,arg-type]
         x.float().square().mean().backward()
         encoder.zero_grad(set_to_none=True)
         if on.type == "cuda":
             torch.cuda.synchronize()
-        times.append(time.monotonic() - begun)
-    return 3 * n * length / statistics.median(times[1:])
+        times.append(clock() - begun)
+    return 3 * n * length / min(times[1:])

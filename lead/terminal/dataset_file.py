@@ -81,7 +81,9 @@ def dataset_file(name: str, found: Found, path: Path) -> str:
         )
     lines += [
         "settings:",
-        '  # models: {teacher: {reference: "hub:NAME"}, student: {reference: "hub:NAME"}} # others than the preset\'s',
+        "  # models: # others than the preset's, whose student is cut to three layers; layers: null keeps all",
+        '  #   teacher: {reference: "hub:NAME"}',
+        '  #   student: {reference: "hub:NAME", layers: null}',
         f"  # in tokens: {100 * (1 - cut):.0f} % of the passages are not cut; shorter is faster",
         f"  lengths: {{query: {query}, passage: {passage}}}",
         *training,
