@@ -23,8 +23,9 @@ from lead.plan.rows import split_seed
 from lead.plan.targets import wanted
 from lead.store.tables import write_json
 from lead.terminal.commands import snakemake_command
-from lead.terminal.cost import Rates, aligned_texts, job_work, measured_tokens, shape, step_seconds, step_work, steps_of
+from lead.terminal.cost import aligned_texts, job_work, shape, step_work, steps_of
 from lead.terminal.disk import disk
+from lead.terminal.rates import Rates, measured_tokens, step_seconds
 from lead.terminal.show import origins, show
 from lead.terminal.status import status
 from lead.terminal.workflow import planned, score_words, snakemake_words

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lead.errors import LeadError
 from lead.plan.plan import Plan
-from lead.terminal.cost import Cost, Rates, aligned_texts, shape, steps_of
+from lead.terminal.cost import aligned_texts, shape, steps_of
 from lead.terminal.disk import disk
 from lead.terminal.format import duration, size
+from lead.terminal.rates import Cost, Rates
 from lead.terminal.run import DRY, Job, grouped, jobs_of, last_words
 from lead.terminal.workflow import option, planned, snakemake_words
 

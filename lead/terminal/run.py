@@ -13,8 +13,9 @@ from datetime import datetime
 from pathlib import Path
 
 from lead.plan.plan import Plan
-from lead.terminal.cost import TRAININGS, Cost, Rates, step_seconds, steps_of
+from lead.terminal.cost import TRAININGS, steps_of
 from lead.terminal.format import duration
+from lead.terminal.rates import Cost, Rates, step_seconds
 from lead.terminal.workflow import Event, Workflow, planned, snakemake_words
 
 # Snakemake's options that print something else than the progress of jobs: its own output is shown
