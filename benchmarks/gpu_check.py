@@ -42,7 +42,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from gpu_parts import CHECKS, PAPER, SMALL, TINY, Parts, Size, forward, step_operations  # noqa: E402
 
-from lead.device import allow_tf32, number_format  # noqa: E402
+from lead.device import allow_tf32, device, number_format  # noqa: E402
 from lead.models.microbatch import MicroBatchEncoder  # noqa: E402
 from lead.retrieval.encode import encode_ids  # noqa: E402
 from lead.retrieval.search import search  # noqa: E402
@@ -115,7 +115,7 @@ class Check:
             "computes in": str(dtype).removeprefix("torch."),
             "peak TFLOP/s": self.peak / 1e12,
             f"matrix product of {n}, TFLOP/s": product / 1e12,
-            "memory GB": torch.cuda.get_device_properties(0).total_memory / 1e9 if self.on.type == "cuda" else None,
+            "memory GB": torch.cuda.mem_get_info(self.on)[1] / 1e9 if self.on.type == "cuda" else None,
             "versions": {package: importlib.metadata.version(package) for package in packages},
             "lacks": {name: then for name, then in USEFUL.items() if importlib.util.find_spec(name) is None},
         }
@@ -179,17 +179,15 @@ class Check:
             self.wait()
         of = "self_device_time_total" if cuda else "self_cpu_time_total"
         # of a GPU's time, operations of the CPU tell what they started: it would count twice
-        kinds = {DeviceType.CUDA if cuda else DeviceType.CPU}
-        averages = [e for e in seen.key_averages() if e.device_type in kinds and not getattr(e, "is_user_annotation", 0)]
+        on = DeviceType.CUDA if cuda else DeviceType.CPU
+        averages = [e for e in seen.key_averages() if e.device_type == on and not getattr(e, "is_user_annotation", 0)]
         events = sorted(averages, key=lambda e: -getattr(e, of))
         total = sum(getattr(e, of) for e in events) or 1
         top = [{"kernel": e.key[:90], "share": getattr(e, of) / total, "calls": e.count} for e in events[:20]]
         return {"device ms" if cuda else "CPU ms": total / 1e3, "top": top}
 
     # --- inference ---------------------------------------------------------------------------------------------------
-    def encoding(
-        self, layers: int, batch_tokens: int, half: bool = False, compiled: bool = False
-    ) -> dict[str, Any]:
+    def encoding(self, layers: int, batch_tokens: int, half: bool = False, compiled: bool = False) -> dict[str, Any]:
         """Texts a second from token ids to vectors on the CPU, as `lead encode` does, and MFU.
 
         Not as `lead encode` does: half, weights and all between them in half precision; compiled, by torch.compile.
@@ -250,7 +248,8 @@ class Check:
 
 
 LARGE = {"micro_tokens": 32768}
-GRAPHS = (131072, 98304, 65536, 32768, 1)  # tokens of a model that keep their graph: the first that the memory holds is taken
+# tokens of a model that keep their graph: the first that the memory holds is taken
+GRAPHS = (131072, 98304, 65536, 32768, 1)
 
 
 def everything(check: Check) -> None:
@@ -315,7 +314,7 @@ def main() -> None:
         sys.exit("error: PyTorch sees no GPU here; --device cpu --tiny runs the same code on the CPU")
     until = time.monotonic() + 45 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
-        check = Check(torch.device(args.device), TINY if args.tiny else PAPER, Path(folder), until)
+        check = Check(device(int(args.device == "cuda")), TINY if args.tiny else PAPER, Path(folder), until)
         everything(check)
     args.out.mkdir(parents=True, exist_ok=True)
     report = summary(check)

@@ -36,6 +36,9 @@ def device(gpu: int) -> torch.device:
     names = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
     on = torch.device("cuda", lease([str(name) for name in names]))
     torch.cuda.set_device(on)  # or pinned memory, events and NCCL would use the first, which may be another stage's
+    # cuDNN's attention, the first choice of recent PyTorch on an H100, makes a plan for each shape, in tens of
+    # milliseconds. Our micro-batches hardly ever have the same shape
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return on
 
 

@@ -50,7 +50,7 @@ class _MaxSim(torch.autograd.Function):
         # the gradient of max_y q.p_y is that of q.p_best: a sparse matrix W [Q X, P Y], one entry a (token, passage).
         # Two products with it are faster than gathers and, unlike atomic additions, always sum in the same order.
         queries, query_mask, passages, empty, best = ctx.saved_tensors
-        (n, x, d), (p, y, _) = queries.shape, passages.shape
+        (_, x, d), (p, y, _) = queries.shape, passages.shape
         flat = passages.reshape(p * y, d)
         grad_queries, grad_flat = torch.zeros_like(queries), torch.zeros_like(flat)
         for i in _blocks(queries, passages):
