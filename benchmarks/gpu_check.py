@@ -11,6 +11,7 @@ gpu-check.md to DIR. A part that fails is told and does not end the others; the 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -41,7 +42,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from gpu_parts import CHECKS, PAPER, SMALL, TINY, Parts, Size, forward, step_operations  # noqa: E402
 
-from lead.device import allow_tf32, number_format  # noqa: E402
+from lead.device import allow_tf32, device, number_format  # noqa: E402
 from lead.models.microbatch import MicroBatchEncoder  # noqa: E402
 from lead.retrieval.encode import encode_ids  # noqa: E402
 from lead.retrieval.search import search  # noqa: E402
@@ -73,10 +74,15 @@ class Check:
         except Exception as e:  # whatever a machine does that none of ours did
             self.failed += [] if probe else [name]
             self.found[name] = {"failed": f"{type(e).__name__}: {e}"[:500], "where": traceback.format_exc()[-1500:]}
-        if self.on.type == "cuda":
-            torch.cuda.empty_cache()
+        self.free()
         self.found[name]["seconds"] = round(time.monotonic() - started, 1)
         print(f"{name}: {json.dumps(self.found[name])[:600]}", flush=True)
+
+    def free(self) -> None:
+        """Give back the memory of what is not needed any more, though it may be part of a cycle."""
+        gc.collect()
+        if self.on.type == "cuda":
+            torch.cuda.empty_cache()
 
     def wait(self) -> None:
         """Until the device has done all that it was told."""
@@ -109,7 +115,7 @@ class Check:
             "computes in": str(dtype).removeprefix("torch."),
             "peak TFLOP/s": self.peak / 1e12,
             f"matrix product of {n}, TFLOP/s": product / 1e12,
-            "memory GB": torch.cuda.get_device_properties(0).total_memory / 1e9 if self.on.type == "cuda" else None,
+            "memory GB": torch.cuda.mem_get_info(self.on)[1] / 1e9 if self.on.type == "cuda" else None,
             "versions": {package: importlib.metadata.version(package) for package in packages},
             "lacks": {name: then for name, then in USEFUL.items() if importlib.util.find_spec(name) is None},
         }
@@ -123,7 +129,7 @@ class Check:
             except torch.OutOfMemoryError:
                 if after is None:
                     raise
-            torch.cuda.empty_cache()
+            self.free()
         raise AssertionError
 
     def measure(
@@ -159,6 +165,7 @@ class Check:
 
     def profile(self) -> dict[str, Any]:
         """Where the time of a step goes: kernels by their own time."""
+        from torch.autograd import DeviceType
         from torch.profiler import ProfilerActivity, profile
 
         step = self.parts.step(self.on, precision=self.half, cache_above=32768, **LARGE)
@@ -171,21 +178,32 @@ class Check:
             step(ready, 1)
             self.wait()
         of = "self_device_time_total" if cuda else "self_cpu_time_total"
-        events = sorted(seen.key_averages(), key=lambda e: -getattr(e, of))
+        # of a GPU's time, operations of the CPU tell what they started: it would count twice
+        on = DeviceType.CUDA if cuda else DeviceType.CPU
+        averages = [e for e in seen.key_averages() if e.device_type == on and not getattr(e, "is_user_annotation", 0)]
+        events = sorted(averages, key=lambda e: -getattr(e, of))
         total = sum(getattr(e, of) for e in events) or 1
         top = [{"kernel": e.key[:90], "share": getattr(e, of) / total, "calls": e.count} for e in events[:20]]
         return {"device ms" if cuda else "CPU ms": total / 1e3, "top": top}
 
     # --- inference ---------------------------------------------------------------------------------------------------
-    def encoding(self, layers: int, batch_tokens: int) -> dict[str, Any]:
-        """Texts a second from token ids to vectors on the CPU, as `lead encode` does, and MFU."""
-        model, size = self.parts.model("de", layers, self.on, 2), self.size
+    def encoding(self, layers: int, batch_tokens: int, half: bool = False, compiled: bool = False) -> dict[str, Any]:
+        """Texts a second from token ids to vectors on the CPU, as `lead encode` does, and MFU.
+
+        Not as `lead encode` does: half, weights and all between them in half precision; compiled, by torch.compile.
+        """
+        model, size, precision = self.parts.model("de", layers, self.on, 2), self.size, self.half
+        if half:
+            model.encoder.to(number_format(self.on.type, self.half))
+            precision = "fp32"  # no autocast
+        if compiled:
+            model.encoder.compile(dynamic=True)  # type: ignore[operator]
         ids = model.tokenize("passage", self.parts.texts(size.encoded, size.passage, full=False))  # type: ignore[operator]
         out = np.zeros((len(ids), model.size), np.float32)
         allow_tf32(self.half)
 
         def encode() -> None:
-            for rows, x in encode_ids(model, ids, batch_tokens, self.half, "encode"):  # type: ignore[arg-type]
+            for rows, x in encode_ids(model, ids, batch_tokens, precision, "encode"):  # type: ignore[arg-type]
                 out[rows] = x.numpy()
 
         seconds = self.seconds(encode, 1)
@@ -230,7 +248,8 @@ class Check:
 
 
 LARGE = {"micro_tokens": 32768}
-GRAPHS = (131072, 65536, 32768, 1)  # tokens of a model that keep their graph: the first that the memory holds is taken
+# tokens of a model that keep their graph: the first that the memory holds is taken
+GRAPHS = (131072, 98304, 65536, 32768, 1)
 
 
 def everything(check: Check) -> None:
@@ -252,7 +271,12 @@ def everything(check: Check) -> None:
         check.run(f"reranking, {kind}", lambda kind=kind: check.reranking(kind))  # type: ignore[misc]
     check.run("search", check.searching)
     check.run("profile of a step", check.profile)
+    student = check.size.student
+    check.run("encoding, student, half", lambda: check.encoding(student, 65536, half=True), probe=True)
     if cuda and importlib.util.find_spec("triton"):
+        for much in (False, True):
+            name = f"encoding, student, compiled{', half' * much}"
+            check.run(name, lambda much=much: check.encoding(student, 65536, much, compiled=True), probe=True)  # type: ignore[misc]
         check.run("step, compiled", lambda: check.step(half, False, 3, True, **LARGE), probe=True)
 
 
@@ -290,7 +314,7 @@ def main() -> None:
         sys.exit("error: PyTorch sees no GPU here; --device cpu --tiny runs the same code on the CPU")
     until = time.monotonic() + 45 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
-        check = Check(torch.device(args.device), TINY if args.tiny else PAPER, Path(folder), until)
+        check = Check(device(int(args.device == "cuda")), TINY if args.tiny else PAPER, Path(folder), until)
         everything(check)
     args.out.mkdir(parents=True, exist_ok=True)
     report = summary(check)

@@ -14,6 +14,7 @@ import torch
 
 from lead.config.kinds import KINDS
 from lead.config.schema import Distil, Layers, Lengths, Scoring, Train
+from lead.device import allow_tf32
 from lead.lists import Floats
 from lead.models.base import LayeredModel
 from lead.models.encoder import load_encoder
@@ -218,6 +219,7 @@ def check_encoding(parts: Parts, on: torch.device) -> dict[str, Any]:
 
     def vectors(where: torch.device, precision: str) -> Floats:
         model = parts.model("de", parts.size.student, where, 2)
+        allow_tf32(precision)
         ids, out = model.tokenize("passage", texts), np.zeros((len(texts), model.size), np.float32)  # type: ignore[operator]
         for rows, x in encode_ids(model, ids, 2000, precision, "check"):  # type: ignore[arg-type]
             out[rows] = x.numpy()
@@ -237,6 +239,7 @@ def check_reranking(parts: Parts, on: torch.device) -> dict[str, Any]:
             scores = []
             for where, how in ((on, precision), (CPU, "fp32")):
                 model = parts.model(kind, size.teacher, where, 1).eval()
+                allow_tf32(how)
                 with torch.inference_mode():
                     score = model.scorer(queries, passages, MicroBatchEncoder(2000, how))
                     scores.append(np.concatenate([score(q, np.arange(30)) for q in range(2)]))

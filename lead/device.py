@@ -8,10 +8,11 @@ import fcntl
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
@@ -35,6 +36,9 @@ def device(gpu: int) -> torch.device:
     names = [torch.cuda.get_device_properties(i).uuid for i in range(torch.cuda.device_count())]
     on = torch.device("cuda", lease([str(name) for name in names]))
     torch.cuda.set_device(on)  # or pinned memory, events and NCCL would use the first, which may be another stage's
+    # cuDNN's attention, the first choice of recent PyTorch on an H100, makes a plan for each shape, in tens of
+    # milliseconds. Our micro-batches hardly ever have the same shape
+    torch.backends.cuda.enable_cudnn_sdp(False)
     return on
 
 
@@ -74,12 +78,33 @@ def allow_tf32(precision: str) -> None:
     This is for scores. TF32 has the 10 bits of float16, more than the vectors of a bf16 encoder carry; sums stay
     float32. MaxSim at the paper's size would take nearly as long in float32 as both encoders in bf16.
     """
-    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    with warnings.catch_warnings():
+        # PyTorch 2.9 and later have `fp32_precision`, and earlier ones of these warn here. But torch.compile refuses
+        # a program that sets that one alone, and this sets both
+        warnings.simplefilter("ignore")
+        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """A block in which a GPU multiplies float32 matrices in float32. Afterwards all is as the caller had set it."""
+    matmul: Any = torch.backends.cuda.matmul
+    # where there is `fp32_precision`, a program that set it may not read the other
+    name, no = ("fp32_precision", "ieee") if hasattr(matmul, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(matmul, name)
+    setattr(matmul, name, no)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
 
 
 def to_device(x: torch.Tensor, on: torch.device) -> torch.Tensor:
     """A CPU tensor on a device. To a GPU it goes through pinned memory, so that nobody waits for what runs there."""
-    return x.pin_memory().to(on, non_blocking=True) if on.type == "cuda" else x.to(on)
+    if on.type != "cuda":
+        return x.to(on)
+    # contiguous: pinned memory has the tensor's strides, and an expanded tensor cannot be written to
+    return x.contiguous().pin_memory().to(on, non_blocking=True)
 
 
 def to_cpu(x: torch.Tensor) -> Callable[[], torch.Tensor]:

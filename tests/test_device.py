@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lead.device import autocast, device, has_bf16, lease
+from lead.device import autocast, device, has_bf16, lease, to_cpu, to_device
 from lead.errors import LeadError
 
 HOLD = """
@@ -55,3 +55,12 @@ def test_concurrent_processes_lease_distinct_devices_and_give_them_back(tmp_path
     holders[0].communicate("")
     assert lease(["a", "b"], tmp_path) == 0
     holders[1].communicate("")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_tensors_go_to_a_gpu_and_back_those_that_repeat_a_row_too() -> None:
+    """The candidates of a batch are one row, expanded: pinned memory with its strides could not be written to."""
+    for x in (torch.arange(12).view(3, 4), torch.arange(4).expand(3, -1), torch.arange(12).view(3, 4).T):
+        there = to_device(x, torch.device("cuda"))
+        assert there.is_cuda and torch.equal(to_cpu(there)(), x)

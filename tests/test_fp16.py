@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from test_ranks import free_port
 from torch import Tensor
 
 from lead.config.schema import Train
-from lead.device import allow_tf32, has_bf16, has_fp16, loss_scaler, number_format
+from lead.device import allow_tf32, has_bf16, has_fp16, loss_scaler, number_format, without_tf32
 from lead.errors import LeadError
 from lead.methods.losses import Loss
 from lead.models.microbatch import MicroBatchEncoder
@@ -70,11 +71,43 @@ def test_a_gpu_without_bf16_computes_in_fp16_with_a_scaled_loss(monkeypatch: pyt
         assert number_format("cuda", "fp32") == torch.float32
 
 
+def multiplies_in_tf32() -> bool:
+    matmul: Any = torch.backends.cuda.matmul
+    return bool(matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch before 2.9")
+def test_a_program_that_chose_tf32_by_the_newer_name_is_no_error_and_keeps_its_choice() -> None:
+    """PyTorch raises where the older name is read after the newer one was set alone."""
+    matmul: Any = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for theirs in ("ieee", "tf32"):
+            matmul.allow_tf32 = theirs == "ieee"
+            matmul.fp32_precision = theirs
+            with pytest.raises(RuntimeError):
+                matmul.allow_tf32  # noqa: B018
+            with warnings.catch_warnings(), without_tf32():
+                warnings.simplefilter("error")
+                assert not multiplies_in_tf32()
+            assert matmul.fp32_precision == theirs
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                allow_tf32("bf16")
+            assert multiplies_in_tf32() and matmul.allow_tf32
+    finally:
+        matmul.allow_tf32 = before == "tf32"
+        matmul.fp32_precision = before
+
+
 def test_tf32_is_for_scores_of_half_precision_encoders_only() -> None:
     before = torch.backends.cuda.matmul.allow_tf32
     try:
         for precision, allowed in (("bf16", True), ("fp16", True), ("fp32", False)):
             allow_tf32(precision)
+            assert torch.backends.cuda.matmul.allow_tf32 is allowed
+            with without_tf32():
+                assert multiplies_in_tf32() is False
             assert torch.backends.cuda.matmul.allow_tf32 is allowed
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
@@ -138,6 +171,24 @@ def test_a_gradient_that_is_never_finite_ends_training_with_one_line(
     next(step.student.parameters()).register_hook(lambda grad: grad * torch.nan)
     with pytest.raises(LeadError, match=r"step 3: the gradient of the model is not finite; lower train.lr"):
         trained(step, data, tmp_path, 2.0**-12, precision="fp16")
+
+
+def test_finite_gradients_with_squares_that_overflow_are_clipped_and_not_skipped(
+    tiny_model: Path, data: TrainingData, tmp_path: Path
+) -> None:
+    """Their sum is above what float32 holds. One tensor has nearly all of the norm, so it is clipped to the same."""
+    ended = {}
+    for factor in (1e10, 1e28):
+        step = build(tiny_model, tiny_model, "de", "contrastive", precision="fp16", dropout=0.0)
+        weight = next(step.student.parameters())
+        weight.register_hook(lambda grad, factor=factor: grad * factor)
+        before = weight.detach().clone()
+        (line,) = lines(trained(step, data, tmp_path / str(factor), steps=1, precision="fp16", dropout=0.0))
+        assert line["loss_scale"] == 65536.0
+        ended[factor] = line["gradient_norm"]["model"], weight.detach() - before
+    (small, a), (large, b) = ended.values()
+    assert large == pytest.approx(small * 1e18, rel=1e-3) and large**2 > torch.finfo(torch.float32).max
+    assert a.abs().max() > 0 and torch.allclose(a, b, rtol=1e-3)
 
 
 def test_emulated_fp16_gives_nearly_the_gradients_of_fp32(

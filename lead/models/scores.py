@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# floats of the [queries, X, P, Y] block that max_sim holds at a time
-MAX_SIM_BLOCK = 1 << 25
+# floats of the [queries, X, P, Y] block that max_sim holds at a time. Each block reads all passages again, which takes
+# a GPU longer than the products of a small one
+MAX_SIM_BLOCK, MAX_SIM_BLOCK_GPU = 1 << 25, 1 << 28
 
 
 def inner_product(queries: Tensor, passages: Tensor) -> Tensor:
@@ -34,8 +36,7 @@ class _MaxSim(torch.autograd.Function):
         empty = ~passage_mask.any(1)
         scores = queries.new_empty(n, p)
         best = torch.empty(n, x, p, dtype=torch.int32, device=queries.device)
-        for block in torch.arange(n).split(max(1, MAX_SIM_BLOCK // max(1, x * p * y))):
-            i = slice(int(block[0]), int(block[-1]) + 1)
+        for i in _blocks(queries, passages):
             products = (queries[i].reshape(-1, d) @ flat.T).view(-1, x, p, y)
             value, index = products.masked_fill_(~passage_mask, -torch.inf).max(-1)
             value = value.masked_fill(empty, 0.0)
@@ -49,11 +50,10 @@ class _MaxSim(torch.autograd.Function):
         # the gradient of max_y q.p_y is that of q.p_best: a sparse matrix W [Q X, P Y], one entry a (token, passage).
         # Two products with it are faster than gathers and, unlike atomic additions, always sum in the same order.
         queries, query_mask, passages, empty, best = ctx.saved_tensors
-        (n, x, d), (p, y, _) = queries.shape, passages.shape
+        (_, x, d), (p, y, _) = queries.shape, passages.shape
         flat = passages.reshape(p * y, d)
         grad_queries, grad_flat = torch.zeros_like(queries), torch.zeros_like(flat)
-        for block in torch.arange(n).split(max(1, MAX_SIM_BLOCK // max(1, x * p * y))):
-            i = slice(int(block[0]), int(block[-1]) + 1)
+        for i in _blocks(queries, passages):
             weight = (grad[i].masked_fill(empty, 0.0)[:, None, :] * query_mask[i, :, None]).unsqueeze(-1)
             w = (
                 queries.new_zeros(*weight.shape[:-1], y)
@@ -63,6 +63,14 @@ class _MaxSim(torch.autograd.Function):
             grad_queries[i] = (w @ flat).view(-1, x, d)
             grad_flat += w.T @ queries[i].reshape(-1, d)
         return grad_queries, None, grad_flat.view(p, y, d), None
+
+
+def _blocks(queries: Tensor, passages: Tensor) -> Iterator[slice]:
+    """Queries [Q, X, d] in blocks whose products with all passages [P, Y, d] are held at a time."""
+    (n, x, _), (p, y, _) = queries.shape, passages.shape
+    most = MAX_SIM_BLOCK_GPU if queries.is_cuda else MAX_SIM_BLOCK
+    size = max(1, most // max(1, x * p * y))
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
 def standardise(scores: Tensor, keep: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import logging
 import torch
 from torch import Tensor
 
+from lead.device import without_tf32
 from lead.lists import Floats, Ints
 from lead.retrieval.engine import Engine, exact_engine, faiss_on_gpu
 
@@ -41,18 +42,15 @@ def torch_engine(passages: Floats, on: torch.device, block: int = BLOCK) -> Engi
     here, rest = vectors[:resident].to(on), vectors[resident:]
 
     @torch.inference_mode()
+    @without_tf32()
     def propose(queries: Floats, k: int) -> tuple[Floats, Ints]:
-        tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, False
-        try:
-            q = torch.from_numpy(queries).to(on)
-            size = max(1, block // max(1, len(q)))
-            best = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.long, device=on)
-            for held, offset in ((here, 0), (rest, resident)):
-                for start in range(0, len(held), size):
-                    best = _merged(best, q, held[start : start + size].to(on), offset + start, k)
-            return best[0].cpu().numpy(), best[1].cpu().numpy()
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = tf32
+        q = torch.from_numpy(queries).to(on)
+        size = max(1, block // max(1, len(q)))
+        best = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.long, device=on)
+        for held, offset in ((here, 0), (rest, resident)):
+            for start in range(0, len(held), size):
+                best = _merged(best, q, held[start : start + size].to(on), offset + start, k)
+        return best[0].cpu().numpy(), best[1].cpu().numpy()
 
     return Engine(propose)
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lead.imports import import_transformers, importing
 from lead.models.features import Features
 from lead.train.signals import STOPPING, heeded, stopped
 
+PATIENCE = timedelta(hours=3)  # NCCL's own is 10 minutes
 OF_AGENT = (*STOPPING, "SIGQUIT")  # signals that end torchrun's agent, which passes them on to the ranks
 
 
@@ -143,9 +145,9 @@ class Exchange:
 def join_ranks(on: torch.device) -> None:
     """Join the other ranks if torchrun started this process. `on`: its device."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if on.type == "cuda":
-            torch.cuda.set_device(on)  # NCCL uses the current device
-        dist.init_process_group("nccl" if on.type == "cuda" else "gloo")
+        gpu = on if on.type == "cuda" else None  # or a barrier of NCCL might take the GPU of another stage
+        # ranks may wait for long while the first one copies a large corpus; one that dies ends all (`launch`)
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE, device_id=gpu)
 
 
 def check_shares(batch_size: int, ranks: int) -> None:

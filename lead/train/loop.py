@@ -61,6 +61,21 @@ def make_optimizer(models: dict[str, LayeredModel], train: Train) -> torch.optim
     return torch.optim.AdamW(groups, fused=True)
 
 
+def clip_gradients(model: nn.Module, most: float) -> float:
+    """Scale a model's gradients down to a norm of at most `most`; return the norm before.
+
+    It is finite exactly if all gradients are: where their squares overflow in float32, they are summed in float64.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    total = nn.utils.get_total_norm(gradients)
+    norm = float(total)
+    if not math.isfinite(norm):
+        norm = float(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm())
+        total = torch.full_like(total, norm)  # inf again above 3e38
+    nn.utils.clip_grads_with_norm_(model.parameters(), most, total)
+    return norm
+
+
 class Loop:
     """Runs a `Step` for `train.steps` steps. What a kill must not lose is in `state`: checkpoints and metrics."""
 
@@ -189,7 +204,7 @@ class Loop:
         scaler, norms = self.step.scaler, dict[str, float | None]()
         scaler.unscale_(self.optimizer)
         for name, model in self.models.items():
-            norm = float(nn.utils.clip_grad_norm_(model.parameters(), self.train.clip))
+            norm = clip_gradients(model, self.train.clip)
             if not math.isfinite(norm) and not (scaler.is_enabled() and scaler.get_scale() > SMALLEST_SCALE):
                 raise LeadError(
                     f"step {s + 1}: the gradient of the {name} is not finite; lower train.lr, or set precision: fp32 "
