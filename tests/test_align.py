@@ -263,6 +263,14 @@ def test_alignment_reads_no_negatives_and_a_rate_of_its_own(tmp_path: Path) -> N
     assert (read["train"]["steps"], read["train"]["lr"], read["epochs"]) == (7, 1e-3, None)
 
 
+def test_the_aligned_phase_is_read_by_runs_that_start_from_an_aligned_student_only(tmp_path: Path) -> None:
+    folder = empty_project(tmp_path)
+    rd = "rd_aligned: {method: rd, start: aligned, teacher: teacher_cb}"
+    made = plan(folder, ROW, rd, phases={"distil": {"lr": 1e-4}, "aligned": {"lr": 5e-4}})
+    rates = {run: made["tiny", run].settings.train.lr for run in ("rd_aligned", "rd_cb", "student_more", "aligned")}
+    assert rates == {"rd_aligned": 5e-4, "rd_cb": 1e-4, "student_more": 1e-4, "aligned": 3e-4}
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

@@ -142,4 +142,6 @@ class Rows(Named[Row]):
         learnt = [run, row.teacher, *([self[row.of].teacher] if row.of else [])]
         crossed = any(name is not None and self.kind(name).candidates == "own" for name in learnt)
         warm_up = crossed and row.init is not None
-        return [row.phase, *(["cross"] if crossed else []), *(["teacher_ce"] if warm_up else [])]
+        aligned = row.phase == "distil" and row.start is not None and self.method(row.start).stage == "align"
+        then = {"aligned": aligned, "cross": crossed, "teacher_ce": warm_up}
+        return [row.phase, *(name for name, holds in then.items() if holds)]
