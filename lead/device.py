@@ -79,8 +79,8 @@ def allow_tf32(precision: str) -> None:
     float32. MaxSim at the paper's size would take nearly as long in float32 as both encoders in bf16.
     """
     with warnings.catch_warnings():
-        # PyTorch 2.9 and later have `fp32_precision`, and earlier ones of these warn here. But torch.compile refuses
-        # a program that sets that one alone, and this sets both
+        # PyTorch 2.9 and later have `fp32_precision`, and some of them warn where the older name is set. But
+        # torch.compile refuses a program that sets the new one alone, and this sets both
         warnings.simplefilter("ignore")
         torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
 

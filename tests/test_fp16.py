@@ -25,7 +25,7 @@ from lead.methods.losses import Loss
 from lead.models.microbatch import MicroBatchEncoder
 from lead.train.data import TrainingData
 from lead.train.exchange import Exchange
-from lead.train.loop import Loop
+from lead.train.loop import Loop, clip_gradients
 from lead.train.step import Encoded, Prepared, Step
 
 CPU = torch.device("cpu")
@@ -189,6 +189,15 @@ def test_finite_gradients_with_squares_that_overflow_are_clipped_and_not_skipped
     (small, a), (large, b) = ended.values()
     assert large == pytest.approx(small * 1e18, rel=1e-3) and large**2 > torch.finfo(torch.float32).max
     assert a.abs().max() > 0 and torch.allclose(a, b, rtol=1e-3)
+
+
+def test_a_norm_that_float32_does_not_hold_is_clipped_and_what_is_not_finite_is_left() -> None:
+    model = torch.nn.Linear(4, 4, bias=False)
+    model.weight.grad = torch.full((4, 4), 3e38)
+    assert clip_gradients(model, 1.0) == pytest.approx(1.2e39)
+    assert torch.allclose(model.weight.grad, torch.full((4, 4), 0.25))
+    model.weight.grad[0, 0] = torch.inf
+    assert clip_gradients(model, 1.0) == torch.inf and model.weight.grad[0, 0] == torch.inf
 
 
 def test_emulated_fp16_gives_nearly_the_gradients_of_fp32(

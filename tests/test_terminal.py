@@ -334,6 +334,8 @@ def test_what_config_lacks_is_the_shipped_one_s(tmp_path: Path, monkeypatch: pyt
     assert set(plan.rows) == {*shipped.rows, "mine"} and plan.rows["rd_cb"].start == "mine"
     monkeypatch.chdir("/")  # from another folder, by its path
     assert set(load(tmp_path / "config/config.yaml").datasets) == set(plan.datasets)
+    with pytest.raises(LeadError, match="config.yaml"):
+        load(tmp_path / "config.yaml")  # a slip: it is in config/
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config/config.yaml").write_text("results: r\n", encoding="utf-8")  # it stands alone
     assert "no preset" not in refusal(lambda: load("config/nothing.yaml"))

@@ -143,7 +143,7 @@ def load(path: str | Path, overrides: Tree | None = None) -> Loaded:
     """
     path = Path(path)
     folders = [path.parent]
-    own = path == DEFAULT_CONFIG or (path.name == DEFAULT_CONFIG.name and path.parent.is_dir())
+    own = path == DEFAULT_CONFIG or (path.parts[-2:] == DEFAULT_CONFIG.parts and path.parent.is_dir())
     if own and not path.exists():
         folders.append(shipped("config"))
     tree, text = read_yaml(_first(folders, path.name))

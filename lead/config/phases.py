@@ -77,7 +77,7 @@ class PhaseTrain(Strict):
     )
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
     aligned: dict[str, Any] = Field(
-        {}, description="overrides `distil` in runs that start from an aligned student, which has seen no label yet"
+        {}, description="overrides `distil` in runs that start from an aligned student"
     )
     cross: dict[str, Any] = Field(
         {}, description="overrides the others in runs that train a cross encoder or learn from one"

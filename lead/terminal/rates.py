@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping
@@ -146,6 +147,15 @@ def _seconds(file: Path) -> float | None:
         return None
 
 
+def _quota() -> float:
+    """Cores that a container may use at a time (cgroup v2); infinity where nothing says so."""
+    try:
+        microseconds, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+        return int(microseconds) / int(period)
+    except (OSError, ValueError):  # "max": no limit
+        return math.inf
+
+
 def measured_tokens(reference: str, length: int, train: Any, gpu: int) -> float:
     """Tokens a second of a whole training, a third of which is the forward pass, times three.
 
@@ -162,7 +172,7 @@ def measured_tokens(reference: str, length: int, train: Any, gpu: int) -> float:
     known = int(encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     n = max(1, min(train.batch_size * (1 + train.negatives), 4096 // length))
     ids = torch.randint(min(1000, known - 1), known, (n, length), generator=torch.Generator().manual_seed(0)).to(on)
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), _quota())
     clock = time.monotonic if on.type == "cuda" else lambda: time.process_time() / threads
     times = []
     for _ in range(1 + STEPS):

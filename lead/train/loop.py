@@ -65,14 +65,18 @@ def clip_gradients(model: nn.Module, most: float) -> float:
     """Scale a model's gradients down to a norm of at most `most`; return the norm before.
 
     It is finite exactly if all gradients are: where their squares overflow in float32, they are summed in float64.
+    Gradients that are not finite are left as they are.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     total = nn.utils.get_total_norm(gradients)
     norm = float(total)
-    if not math.isfinite(norm):
-        norm = float(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm())
-        total = torch.full_like(total, norm)  # inf again above 3e38
-    nn.utils.clip_grads_with_norm_(model.parameters(), most, total)
+    if math.isfinite(norm):
+        nn.utils.clip_grads_with_norm_(model.parameters(), most, total)
+        return norm
+    norm = float(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients]).norm())
+    if math.isfinite(norm):
+        for g in gradients:
+            g.mul_(most / norm)
     return norm
 
 
