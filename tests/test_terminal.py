@@ -18,6 +18,7 @@ from lead import cli
 from lead.commands import STAGES
 from lead.config.describe import describe
 from lead.config.load import load
+from lead.errors import LeadError
 from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
 from lead.plan.targets import wanted

@@ -76,9 +76,7 @@ class PhaseTrain(Strict):
         "epochs of `train`",
     )
     distil: dict[str, Any] = Field({}, description="distillation and its controls")
-    aligned: dict[str, Any] = Field(
-        {}, description="overrides `distil` in runs that start from an aligned student"
-    )
+    aligned: dict[str, Any] = Field({}, description="overrides `distil` in runs that start from an aligned student")
     cross: dict[str, Any] = Field(
         {}, description="overrides the others in runs that train a cross encoder or learn from one"
     )
