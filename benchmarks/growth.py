@@ -1,6 +1,6 @@
 """How the cost of exact search grows with the corpus: processor time of a query, and memory, up to 8.8 million vectors.
 
-    python benchmarks/growth.py --out docs/figures            # about 8 minutes on one core, 2.5 GB
+    python benchmarks/growth.py --out docs/figures            # about 5 minutes on one core, 2.3 GB
 
 Random vectors of 32 dimensions, 256 queries, one thread. Writes growth.json and growth.svg. Each size runs in a process
 of its own, since the most memory of a process never falls again.

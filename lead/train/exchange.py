@@ -29,7 +29,7 @@ from lead.imports import import_transformers, importing
 from lead.models.features import Features
 from lead.train.signals import STOPPING, heeded, stopped
 
-PATIENCE = timedelta(hours=3)  # NCCL's own is 10 minutes
+PATIENCE = timedelta(hours=3)  # of a rank with another; NCCL's own is 10 minutes, gloo's 30
 OF_AGENT = (*STOPPING, "SIGQUIT")  # signals that end torchrun's agent, which passes them on to the ranks
 
 
