@@ -43,7 +43,11 @@ def different(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
 def test_presets_that_differ_from_another_in_what_they_say(loaded: Loaded) -> None:
     raw = {"scoring.cb.normalise": "none", "scoring.cb.layer_normalise": "none"}
     assert different(with_preset(loaded, "paper"), with_preset(loaded, "paper_raw")) == raw
-    assert different(with_preset(loaded, "tuned"), with_preset(loaded, "best")) == {"align.between": [3000, 20000]}
+    assert different(with_preset(loaded, "tuned"), with_preset(loaded, "best")) == {
+        "align.between": [3000, 20000],
+        "lengths.passage": 128,
+        "models.student.layers": [2, 4, 6],
+    }
 
 
 def test_defaults_are_the_papers(loaded: Loaded) -> None:
