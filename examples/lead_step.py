@@ -24,7 +24,7 @@ PASSAGES = [  # each query's positive, then its hard negative
 ]
 scoring = {"normalise": "unit", "layer_normalise": "standard"}  # unit vectors; layer scores of unit variance
 teacher = LayeredModel.pretrained(ModelRef(reference=MINILM), "cb", Scoring(**scoring), LENGTHS)
-small = ModelRef(reference=MINILM, layers=[1, 3, 5])
+small = ModelRef(reference=MINILM, layers=[2, 4, 6])
 student = LayeredModel.pretrained(small, "de", Scoring(pooling="mean", scale=20.0, **scoring), LENGTHS)
 
 # P+ and P-: every query is scored against all passages of the batch; its positives are passages 0 and 2.

@@ -46,7 +46,6 @@ def test_presets_that_differ_from_another_in_what_they_say(loaded: Loaded) -> No
     assert different(with_preset(loaded, "tuned"), with_preset(loaded, "best")) == {
         "align.between": [3000, 20000],
         "lengths.passage": 128,
-        "models.student.layers": [2, 4, 6],
     }
 
 

@@ -73,7 +73,7 @@ def _our_step(inputs: Path, distil: bool) -> tuple[Any, Any]:
     batch = Batch(queries, passages, relevant.scatter(1, positives, True), positives)
     if not distil:
         return Step(_minilm("de", LENGTHS["passage"]).train(), train, 1), batch
-    student, teacher = _minilm("de", LENGTHS["passage"], [1, 3, 5]).train(), _minilm("cb", LENGTHS["passage"])
+    student, teacher = _minilm("de", LENGTHS["passage"], [2, 4, 6]).train(), _minilm("cb", LENGTHS["passage"])
     return DistilStep(student, teacher, train, Distil(layers=Layers(k=3, strategy="last")), 1, "lead"), batch
 
 
