@@ -21,7 +21,7 @@ EXTRAS     ?= cpu,demo,test
 TORCH_ARGS ?=
 DATASET    ?= demo
 BENCH      ?=
-DEMO_RUNS  ?= bm25 pretrained_teacher student_aligned lead_best student student_more rd_cb lead_cb lead_de teacher_de teacher_cb
+DEMO_RUNS  ?= bm25 pretrained_teacher student_aligned aligned_more lead_best student student_more rd_cb lead_cb teacher_de teacher_cb
 
 # The environment is as old as what it was made from: the stamp's name holds the checksum of that.
 # Every path is relative and no prerequisite holds a blank, so the checkout may stand in a folder with blanks in its name.

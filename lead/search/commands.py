@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
     search.add_argument("target", metavar="DATASET/RUN", help="what searches; or the folder of a model, with --corpus")
     search.add_argument("query", nargs="?", metavar="QUERY", help="default: a prompt, or one query a line from stdin")
     search.add_argument("-k", type=int, default=10, metavar="N", help="passages to show (default: 10)")
-    search.add_argument("--compare", action="store_true", help="also show what BM25 and the run's teacher find")
+    search.add_argument("--compare", action="store_true", help="also show what BM25 and the teacher find")
     search.add_argument("--json", action="store_true", help="one line of JSON for each query, with whole texts")
     search.add_argument("--corpus", type=Path, metavar="PATH", help="passages of your own instead: JSONL, TSV, ..")
     search.set_defaults(call=_search)

@@ -170,12 +170,19 @@ class Collection:
 
     def against(self, run: str) -> System:
         """What the run is compared with. If that is its teacher and a reranker, it reranks the run's first passages."""
-        return self.system(run, self.system() if run == self.job.row.teacher else None)
+        return self.system(run, self.system() if run == self.teacher else None)
+
+    @cached_property
+    def teacher(self) -> str | None:
+        """The run's teacher; of a run without one that of the run it started from."""
+        job = self.job
+        while job.row.teacher is None and job.row.start is not None:
+            job = job.other(job.row.start)
+        return job.row.teacher
 
     def compared(self) -> list[Callable[[], System]]:
         """BM25 and the run's teacher, or the model of its passages; each made when it is called."""
-        row = self.job.row
-        names = ["bm25", row.passages if self.job.searches_another else row.teacher]
+        names = ["bm25", self.job.row.passages if self.job.searches_another else self.teacher]
         return [partial(self.against, name) for name in names if name is not None and name != self.job.run]
 
     # --- judgements --------------------------------------------------------------------------------------------------
