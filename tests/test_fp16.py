@@ -255,5 +255,6 @@ def overflow_on_one(rank: int, port: int, folder: Path, data: TrainingData, out:
 def test_ranks_skip_the_same_steps(tiny_model: Path, data: TrainingData, tmp_path: Path) -> None:
     run_ranks(overflow_on_one, (free_port(), tiny_model, data, tmp_path), 2)
     (a, scale, left), (b, other, right) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert a == b and [norm["model"] is None for norm in a] == [False, True, False]
-    assert scale == other and scale["scale"] == 32768.0 and equal(left, right)
+    skipped = [norm["model"] is None for norm in a]
+    assert a == b and skipped[1:] == [True, False]  # the first scale, 65536, is too large on some CPUs
+    assert scale == other and scale["scale"] == 65536.0 / 2 ** sum(skipped) and equal(left, right)

@@ -30,7 +30,6 @@ from lead.search.light import light_encoder
 from lead.search.model import Model
 from lead.search.passages import Vectors
 from lead.search.snippet import Marker, one_line
-from lead.search.systems import Collection
 from lead.store.vectors import read_vectors
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -267,13 +266,6 @@ def test_beside_bm25_and_the_teacher(run: Run, searchable: Searchable) -> None:
         np.testing.assert_allclose([h["score"] for h in answer["results"]], [s for _, s in expected], rtol=1e-4)
     status, out, _ = run("tiny/lead_cb", query, "-k", "2", "--compare")
     assert re.findall(r"^(\w+): (?:dual|BM25|ColBERT)", out, re.M) == ["lead_cb", "bm25", "teacher_cb"]
-
-
-@pytest.mark.parametrize(
-    ("run", "teacher"), [("best", "pretrained_teacher"), ("lead_best", "teacher_cb"), ("student_more", None)]
-)
-def test_the_teacher_of_a_run_or_of_what_it_started_from(run: str, teacher: str | None) -> None:
-    assert Collection.find(f"pydocs/{run}").teacher == teacher
 
 
 def test_json_is_whole_on_a_terminal_that_shows_few_letters(

@@ -18,6 +18,7 @@ from searchable import HOSTILE, HOSTILE_ID, HOSTILE_QUERY, Searchable
 
 from lead import cli
 from lead.search.server import HEADERS, is_here, make_server
+from lead.search.systems import Collection
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +234,10 @@ def test_an_answer_that_does_not_come_is_said(chromium: Any, searchable: Searcha
     chromium.execute_script("go('array')")
     until(chromium, "return document.querySelector('#status').className == 'error'")
     assert "is `lead serve` still running?" in texts(chromium, "#status")[0]
+
+
+@pytest.mark.parametrize(
+    ("run", "teacher"), [("best", "pretrained_teacher"), ("lead_best", "teacher_cb"), ("student_more", None)]
+)
+def test_the_teacher_of_a_run_or_of_what_it_started_from(run: str, teacher: str | None) -> None:
+    assert Collection.find(f"pydocs/{run}").teacher == teacher

