@@ -2,8 +2,8 @@
 
     python benchmarks/flops.py
 
-An estimate, not a measurement: no GPU was at hand. A token in a layer costs 24 d^2 + 4 L d operations forward (matrix
-products and attention over L tokens), training three times that. Utilisation is the assumption to doubt first.
+An estimate from the speeds of a LEAD step and of encoding on one H200 (docs/gpu.md). A token in a layer costs
+24 d^2 + 4 L d operations forward (matrix products and attention over L tokens), training three times that.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from lead.plan.targets import sensible
 
 WIDTH = 768
 TEACHER, STUDENT = 12, 6
-# bf16
-GPUS = {"A100 (312 TFLOP/s, 35 % used)": 312e12 * 0.35, "H100 (990 TFLOP/s, 35 % used)": 990e12 * 0.35}
+# operations a second in training, and in encoding and reranking: 13 and 24 % of the H200's 989 TFLOP/s in bf16, as
+# measured. Memory bounds both, and an A100's is 2.4 times slower: not measured
+GPUS = {"A100": (56e12, 100e12), "H200": (134e12, 239e12)}
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,8 @@ def main() -> None:
         rows["lead_cb and all it is made from"] = sum(training(plan, run, c) for run in chain)
         print(f"\n{c.name}: a LEAD step from ColBERT {rows['lead_cb'] / c.steps / 1e12:.0f} TFLOP")
         for name, flops in rows.items():
-            hours = "  ".join(f"{flops / speed / 3600:9.1f} h on a {gpu}" for gpu, speed in GPUS.items())
+            inference = name.startswith(("encoding", "reranking", "denoising"))
+            hours = "  ".join(f"{flops / speeds[inference] / 3600:9.1f} h on a {gpu}" for gpu, speeds in GPUS.items())
             print(f"  {name:<42} {flops / 1e18:9.2f} EFLOP {hours}")
 
 

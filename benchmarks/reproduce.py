@@ -6,8 +6,8 @@
     python benchmarks/reproduce.py --tables                                    # those of docs/results.md anew
 
 A file of values has a dataset, a measure, and for each run its mean over queries, the ends of the interval, and how far
-another machine may be from the mean. `--record` writes such a file from results, or adds runs to it. Ends with status 1
-if a value is too far off.
+another machine may be from the mean. `--record` writes such a file from results, or adds runs to it; where there are
+results of other seeds (`RUN-s2`), it has the mean of each. Ends with status 1 if a value is too far off.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,11 @@ def record(values: Path, results: Path, runs: list[str], measure: str, within: f
         documented = json.loads(values.read_text(encoding="utf-8"))
     for run in runs:
         found = read_json(results / f"{run}.json")["metrics"][documented["measure"]]
-        documented["values"][run] = {key: round(found[key], 6) for key in ("mean", "low", "high")} | {"within": within}
+        said = {key: round(found[key], 6) for key in ("mean", "low", "high")} | {"within": within}
+        others = [read_json(path)["metrics"][documented["measure"]] for path in sorted(results.glob(f"{run}-s*.json"))]
+        if others:
+            said["seeds"] = [round(one["mean"], 6) for one in (found, *others)]
+        documented["values"][run] = said
     text = re.sub(r"\{[^{}]*\}", lambda one: " ".join(one[0].split()), json.dumps(documented, indent=2))  # a line a run
     values.write_text(text + "\n", encoding="utf-8")
 
@@ -70,11 +75,14 @@ def table(names: list[str]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _cell(said: dict[str, float] | None) -> str:
+def _cell(said: dict[str, Any] | None) -> str:
     if said is None:
         return "not run"
     mean, low, high = (f"{said[key]:.3f}".removeprefix("0") for key in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    seeds = ""
+    if of := said.get("seeds"):
+        seeds = f"; {len(of)} seeds {statistics.mean(of):.3f} ± {statistics.stdev(of):.3f}".replace(" 0.", " .")
+    return f"{mean} [{low}, {high}]{seeds}"
 
 
 def tables(text: str) -> str:

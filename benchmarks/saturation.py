@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from lead.config.schema import Distil, Layers, Lengths, ModelRef, Scoring, Train
+from lead.device import device
 from lead.models.base import LayeredModel
 from lead.pretrained import resolve
 from lead.store.tables import read_table
@@ -69,7 +70,9 @@ def main() -> None:
     parser.add_argument("--passage", type=int, default=64, help="tokens of a passage")
     parser.add_argument("--lr", type=float, default=5e-5, help="default 5e-5, the paper's")
     parser.add_argument("--kinds", default="de,cb,ce", help="of teachers (default de,cb,ce)")
+    parser.add_argument("--gpu", type=int, default=0, help="GPUs granted (default 0)")
     args = parser.parse_args()
+    on = device(args.gpu)
     torch.manual_seed(1)
     data, lists = args.results / "data", args.results / "negatives" / f"{args.negatives}.parquet"
     corpus = read_table(data / "corpus.parquet", "corpus")
@@ -87,10 +90,10 @@ def main() -> None:
             if layers == "half":
                 ref = ModelRef(reference=reference, layers=list(range(1, model.n_layers + 1, 2)))
                 model = LayeredModel.pretrained(ref, kind, Scoring(**scoring), lengths)
-            show(f"warm-up, {name}", curve(Step(model, train, 1), streams[0]))
+            show(f"warm-up, {name}", curve(Step(model.to(on), train, 1), streams[0]))
             model.save(made / name)
         for teacher, *features in distillations(args.kinds.split(",")):
-            both = [LayeredModel.load(made / name) for name in ("student raw", teacher)]
+            both = [LayeredModel.load(made / name).to(on) for name in ("student raw", teacher)]
             for model, how in zip(both, features, strict=True):
                 model.set_scoring(layer_normalise=how)
             distil = Distil(layers=Layers(k=both[0].n_layers, strategy="last"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -22,10 +23,13 @@ def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_values_are_recorded_and_compared(tmp_path: Path) -> None:
     """A value too far off, and a missing one, are told by name."""
     (tmp_path / "tiny").mkdir()
-    for run, mean in (("rd_cb", 0.5), ("lead_cb", 0.6)):
+    for run, mean in (("rd_cb", 0.5), ("rd_cb-s2", 0.54), ("lead_cb", 0.6)):
         write_json({"metrics": {"RR@10": {"mean": mean, "low": 0.4, "high": 0.7}}}, tmp_path / f"tiny/{run}.json")
     values = tmp_path / "tiny.json"
     assert call(values, "--results", tmp_path, "--record", "rd_cb", "lead_cb", "--within", "0.02").returncode == 0
+    said = json.loads(values.read_text())["values"]
+    assert said["rd_cb"]["seeds"] == [0.5, 0.54] and "seeds" not in said["lead_cb"]
+    assert runpy.run_path(str(SCRIPT))["_cell"](said["rd_cb"]) == ".500 [.400, .700]; 2 seeds .520 ± .028"
     same = call(values, "--results", tmp_path)
     assert same.returncode == 0 and "2 of 2 as documented" in same.stdout
     write_json({"metrics": {"RR@10": {"mean": 0.519}}}, tmp_path / "tiny/rd_cb.json")

@@ -22,7 +22,7 @@ from lead.terminal.look import Look
 
 PRESET = "best"
 DEPLOY = "best", "best_unlabelled"  # the run to deploy, with judged queries and without
-RUNS = ("bm25", "pretrained_teacher", "student", "rd_cb", "best_unlabelled", "best")
+RUNS = ("bm25", "pretrained_teacher", "student", "best_unlabelled", "best")
 PHASES = ("miner", "teacher", "teacher_ce", "student", "distil")
 EPOCHS = 3  # a small train set is seen at most so often in each training
 ALIGN_STEPS = (1000, 3000), (3000, 60_000)  # of an alignment, fewest and most: without and with a GPU
