@@ -128,7 +128,7 @@ def test_python_of_a_page_runs(
 ) -> None:
     """As it stands, in a folder with a tiny `demo`."""
     tiny_demo(searchable, tmp_path)
-    shutil.copytree(searchable.folder / "models/lead_cb", tmp_path / "lead_cb")
+    shutil.copytree(searchable.folder / "models/lead_cb", tmp_path / "small")
     (tmp_path / "mine.jsonl").write_text(json.dumps({"_id": "a", "text": "the array shape"}) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     found: dict[str, Any] = {}
