@@ -1,4 +1,4 @@
-"""What the paper costs: floating-point operations and GPU-hours of every training run and encoding, from sizes alone.
+"""What the paper costs: floating-point operations and GPU-hours of every training run and encoding.
 
     python benchmarks/flops.py
 

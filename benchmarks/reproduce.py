@@ -2,12 +2,13 @@
 
     python benchmarks/reproduce.py docs/values/demo.json                       # about 8 minutes on two cores
     python benchmarks/reproduce.py docs/values/demo.json --results results     # only compare what is there
-    python benchmarks/reproduce.py docs/values/pydocs.json --results results --record bm25 rd_cb lead_best
+    python benchmarks/reproduce.py docs/values/pydocs.json --results results --record rd_cb lead_best
     python benchmarks/reproduce.py --tables                                    # those of docs/results.md anew
 
 A file of values has a dataset, a measure, and for each run its mean over queries, the ends of the interval, and how far
 another machine may be from the mean. `--record` writes such a file from results, or adds runs to it; where there are
-results of other seeds (`RUN-s2`), it has the mean of each. Ends with status 1 if a value is too far off.
+results of other seeds (`RUN-s2`), it has the mean of each. Only the first seed is compared. Ends with status 1 if a
+value is too far off.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def record(values: Path, results: Path, runs: list[str], measure: str, within: f
     for run in runs:
         found = read_json(results / f"{run}.json")["metrics"][documented["measure"]]
         said = {key: round(found[key], 6) for key in ("mean", "low", "high")} | {"within": within}
-        others = [read_json(path)["metrics"][documented["measure"]] for path in sorted(results.glob(f"{run}-s*.json"))]
+        seeds = [path for path in sorted(results.glob(f"{run}-s*.json")) if path.stem.removeprefix(f"{run}-s").isdigit()]
+        others = [read_json(path)["metrics"][documented["measure"]] for path in seeds]
         if others:
             said["seeds"] = [round(one["mean"], 6) for one in (found, *others)]
         documented["values"][run] = said
