@@ -56,7 +56,8 @@ def record(values: Path, results: Path, runs: list[str], measure: str, within: f
     for run in runs:
         found = read_json(results / f"{run}.json")["metrics"][documented["measure"]]
         said = {key: round(found[key], 6) for key in ("mean", "low", "high")} | {"within": within}
-        seeds = [path for path in sorted(results.glob(f"{run}-s*.json")) if path.stem.removeprefix(f"{run}-s").isdigit()]
+        paths = sorted(results.glob(f"{run}-s*.json"))
+        seeds = [path for path in paths if path.stem.removeprefix(f"{run}-s").isdigit()]
         others = [read_json(path)["metrics"][documented["measure"]] for path in seeds]
         if others:
             said["seeds"] = [round(one["mean"], 6) for one in (found, *others)]
