@@ -28,7 +28,9 @@ MEASURES = ["RR@10", "AP@100", "R@100"]  # demo's
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In a folder of its own: labels name the layers of models in results/, which `make demo` leaves in a checkout."""
+    monkeypatch.chdir(tmp_path)
     return tmp_path / "results" / "demo"
 
 
