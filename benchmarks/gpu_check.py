@@ -1,4 +1,4 @@
-"""Everything that only a GPU can tell, in at most 8 minutes: `make gpu-check`.
+"""Everything that only a GPU can tell, in about 8 minutes: `make gpu-check`.
 
     python benchmarks/gpu_check.py [--out DIR] [--minutes 8]
     python benchmarks/gpu_check.py --device cpu --tiny     # the same code with tiny sizes, on any machine
