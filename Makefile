@@ -47,7 +47,7 @@ demo: $(STAMP) ## distil on the built-in collection, end to end, and print the t
 	echo 'error: this directory is locked; if no other Snakemake works in it: $(BIN)/snakemake --unlock && make demo' >&2; exit $$s; }
 	@$(IN_VENV) lead table $(DEMO_RUNS:%=results/demo/%.json)
 
-reproduce: $(STAMP) ## make the documented values of the demo again from nothing, and compare each (DATASET=pydocs: another)
+reproduce: $(STAMP) ## make the documented values of the demo again, in 8 minutes, and compare each (DATASET=pydocs: another)
 	@$(IN_VENV) python benchmarks/reproduce.py docs/values/$(DATASET).json --cores $(CORES)
 
 # With the python at hand (GPU_PYTHON), whatever torch it holds: nothing is installed.
@@ -82,8 +82,8 @@ lint: $(STAMP) ## style, types and workflow; the findings of `snakemake --lint` 
 docs: $(STAMP) ## the documentation as a site, in build/site; warnings are errors
 	@$(IN_VENV) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict
 
-clean: ## remove the demo's results, logs, caches and build files; keep .venv and all other results
-	@rm -rf results/demo logs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
+clean: ## remove results of demo and reproduce, logs, caches and build files; keep .venv and all other results
+	@rm -rf results/demo results/reproduced logs build dist .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
 	@find . -name $(VENV) -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 setup: $(STAMP) ## only make .venv
