@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     plan = Plan(load(args.config))
     job = plan[args.dataset, args.run]
-    uncached = {"train": {"cache_above": 2**40}}
+    uncached = {"train": {"cache_above": 2**31 - 1}}
     settings = DistilSettings.model_validate(merge(stage_settings(job, "distil"), uncached))
     data = Path(plan.results) / args.dataset / "data"
     corpus = read_table(data / "corpus.parquet", "corpus")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,17 @@ def test_what_is_there_is_kept_unless_forced(here: Path) -> None:
     call(force=True)
     steps = Plan(load("config/config.yaml"))["mine", "student"].settings.phases
     assert steps.miner == {"steps": 2} and steps.distil == {"steps": 7}
+
+
+def test_an_aligned_student_sees_a_large_train_set_once(here: Path) -> None:
+    many = range(20_000)
+    (here / "many.tsv").write_text("".join(f"q{i}\twhat is number {i}\n" for i in many), encoding="utf-8")
+    (here / "many.qrels").write_text("".join(f"q{i}\t0\t{i % 90}\t1\n" for i in many), encoding="utf-8")
+    call(queries="many.tsv", qrels="many.qrels")
+    plan = Plan(load("config/config.yaml"))
+    steps = {run: plan["mine", run].settings.train.steps for run in ("best", "lead_best", "lead_cb")}
+    train = 20_000 - 1_000  # a thousand are held out
+    assert steps == {"best": math.ceil(train / 16), "lead_best": math.ceil(train / 16), "lead_cb": 500}
 
 
 def test_a_corpus_alone_is_aligned_on_queries_drawn_from_it(here: Path) -> None:
