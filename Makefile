@@ -47,7 +47,7 @@ demo: $(STAMP) ## distil on the built-in collection, end to end, and print the t
 	echo 'error: this directory is locked; if no other Snakemake works in it: $(BIN)/snakemake --unlock && make demo' >&2; exit $$s; }
 	@$(IN_VENV) lead table $(DEMO_RUNS:%=results/demo/%.json)
 
-reproduce: $(STAMP) ## make the documented values of the demo again, in 8 minutes, and compare each (DATASET=pydocs: another)
+reproduce: $(STAMP) ## make the documented values of the demo again (8 minutes with bf16), and compare each (DATASET=pydocs: another)
 	@$(IN_VENV) python benchmarks/reproduce.py docs/values/$(DATASET).json --cores $(CORES)
 
 # With the python at hand (GPU_PYTHON), whatever torch it holds: nothing is installed.

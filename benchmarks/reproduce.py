@@ -72,7 +72,8 @@ def table(names: list[str]) -> str:
     about = {name: row.about for name, row in load("config/config.yaml").experiments.runs.items()}
     (measure,) = {file["measure"] for file in files}
     lines = [f"| {measure} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for run in dict.fromkeys(run for file in files for run in file["values"]):
+    longest_first = sorted(files, key=lambda file: -len(file["values"]))  # its order is the table's
+    for run in dict.fromkeys(run for file in longest_first for run in file["values"]):
         cells = [_cell(file["values"].get(run)) for file in files]
         lines.append(f"| `{run}`: {about[run]} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])

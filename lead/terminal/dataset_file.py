@@ -18,6 +18,7 @@ from lead.config.phases import ALIGN, Align, align_steps
 from lead.config.schema import Settings
 from lead.config.shipped import shipped
 from lead.data.collection import Split
+from lead.plan.settings import LENGTH
 from lead.terminal.look import Look
 
 PRESET = "best"
@@ -25,7 +26,7 @@ DEPLOY = "best", "best_unlabelled"  # the run to deploy, with judged queries and
 RUNS = ("bm25", "pretrained_teacher", "student", "best_unlabelled", "best")
 PHASES = ("miner", "teacher", "teacher_ce", "student", "distil")
 EPOCHS = 3  # a small train set is seen at most so often in each training
-ONE_PASS = 2000  # from an aligned student a large train set is seen once; without a GPU for at most so many steps
+ONE_PASS = 2000  # without a GPU: steps of the pass over a large train set from an aligned student, at most
 ALIGN_STEPS = (1000, 3000), (3000, 60_000)  # of an alignment, fewest and most: without and with a GPU
 ALIGN_EPOCHS = 50  # a small collection is seen at most so often
 DRAWN = 20_000  # queries that are drawn from a corpus, at most
@@ -115,7 +116,9 @@ def _trainings(found: Found, preset: dict[str, Any], gpus: int, machine: str) ->
     given = {phase: getattr(settings.phases, phase).get("steps", most) for phase in PHASES}
     steps = {phase: _steps(phase, n, train, batch, gpus) for phase, n in given.items()}
     once = min(math.ceil(train / batch), ONE_PASS)
-    aligned = [f"    aligned: {{steps: {once}}} # from an aligned student: a pass, or {ONE_PASS:,} steps"]
+    own = next((f"{key}: {n}" for key, n in settings.phases.aligned.items() if key in LENGTH), None)
+    longer = f"steps: {once}" if once > steps["distil"] else None
+    aligned = [f"    aligned: {{{own or longer}}} # labels or a teacher after an alignment"] if own or longer else []
     epochs = steps["distil"] * batch / max(1, train)
     align, few_texts = _alignment(found.corpus.count + train, gpus, machine)
     few = [f"  # the batch is below the preset's {usual}: there are few training queries"] if batch < usual else []
@@ -127,7 +130,7 @@ def _trainings(found: Found, preset: dict[str, Any], gpus: int, machine: str) ->
         f"  phases: # at most {EPOCHS} epochs each; distillation: {epochs:.1f}",
         *few_texts,
         *(f"    {phase}: {{steps: {n}}}" for phase, n in steps.items()),
-        *(aligned if once > steps["distil"] else []),
+        *aligned,
     ]
 
 
