@@ -1,4 +1,4 @@
-"""Make documented values again from nothing, and compare each with the documented one.
+"""Make documented values again, and compare each with the documented one.
 
     python benchmarks/reproduce.py docs/values/demo.json                       # about 8 minutes on two cores
     python benchmarks/reproduce.py docs/values/demo.json --results results     # only compare what is there
@@ -29,7 +29,7 @@ from lead.store.tables import read_json
 
 DOCS = Path("docs")
 TABLE = re.compile(r"(?<=<!-- values: )([\w ]+)( -->\n).*?(?=<!-- end -->)", re.S)
-FRESH = Path("results/reproduced")  # what was made before is no reproduction
+FRESH = Path("results/reproduced")  # apart from other results; `make clean` removes it
 
 
 def compare(documented: dict[str, Any], results: Path) -> list[str]:

@@ -118,7 +118,7 @@ def _trainings(found: Found, preset: dict[str, Any], gpus: int, machine: str) ->
     once = min(math.ceil(train / batch), ONE_PASS)
     own = next((f"{key}: {n}" for key, n in settings.phases.aligned.items() if key in LENGTH), None)
     longer = f"steps: {once}" if once > steps["distil"] else None
-    aligned = [f"    aligned: {{{own or longer}}} # labels or a teacher after an alignment"] if own or longer else []
+    aligned = [f"    aligned: {{{own or longer}}} # of trainings from an aligned student"] if own or longer else []
     epochs = steps["distil"] * batch / max(1, train)
     align, few_texts = _alignment(found.corpus.count + train, gpus, machine)
     few = [f"  # the batch is below the preset's {usual}: there are few training queries"] if batch < usual else []
