@@ -3,12 +3,14 @@
     python benchmarks/reproduce.py docs/values/demo.json                       # about 8 minutes on two cores
     python benchmarks/reproduce.py docs/values/demo.json --results results     # only compare what is there
     python benchmarks/reproduce.py docs/values/pydocs.json --results results --record rd_cb lead_best
+    python benchmarks/reproduce.py docs/values/pydocs.json --results results --against aligned_more rd_cb lead_best
     python benchmarks/reproduce.py --tables                                    # those of docs/results.md anew
 
 A file of values has a dataset, a measure, and for each run its mean over queries, the ends of the interval, and how far
 another machine may be from the mean. `--record` writes such a file from results, or adds runs to it; where there are
 results of other seeds (`RUN-s2`), it has the mean of each. Only the first seed is compared. Ends with status 1 if a
-value is too far off.
+value is too far off. `--against` adds how far the first run is above each of the others, over all seeds that each has,
+and p of a paired t-test over queries. A table of them corrects p (Holm) for the tests of each column.
 """
 
 from __future__ import annotations
@@ -24,11 +26,16 @@ from typing import Any
 
 from lead.config.load import load
 from lead.errors import LeadError
+from lead.evaluation.stats import holm, paired_test
+from lead.plan.plan import Plan
 from lead.plan.rows import SEED
+from lead.report.seeds import Runs, check_queries
 from lead.store.tables import read_json
 
 DOCS = Path("docs")
+CONFIG = "config/config.yaml"
 TABLE = re.compile(r"(?<=<!-- values: )([\w ]+)( -->\n).*?(?=<!-- end -->)", re.S)
+DIFFERENCES = re.compile(r"(?<=<!-- differences: )([\w/ ]+) against ([\w ]+)( -->\n).*?(?=<!-- end -->)", re.S)
 FRESH = Path("results/reproduced")  # apart from other results; `make clean` removes it
 
 
@@ -51,7 +58,7 @@ def compare(documented: dict[str, Any], results: Path) -> list[str]:
 
 def record(values: Path, results: Path, runs: list[str], measure: str, within: float) -> None:
     """Write the file `values`, or add to it: runs of the folder `results`."""
-    documented = {"dataset": values.stem, "measure": measure, "values": {}}
+    documented: dict[str, Any] = {"dataset": values.stem, "measure": measure, "values": {}}
     if values.exists():
         documented = json.loads(values.read_text(encoding="utf-8"))
     for run in runs:
@@ -62,14 +69,37 @@ def record(values: Path, results: Path, runs: list[str], measure: str, within: f
             means = (read_json(path)["metrics"][documented["measure"]]["mean"] for path in seeds)
             said["seeds"] = [said["mean"], *(round(mean, 6) for mean in means)]
         documented["values"][run] = said
-    text = re.sub(r"\{[^{}]*\}", lambda one: " ".join(one[0].split()), json.dumps(documented, indent=2))  # a line a run
-    values.write_text(text + "\n", encoding="utf-8")
+    write(documented, values)
+
+
+def record_differences(values: Path, results: Path, base: str, others: list[str]) -> None:
+    """Add to the file `values`: by how much `base` is above each of `others`, and p, not corrected."""
+    documented = json.loads(values.read_text(encoding="utf-8"))
+    runs, measure = Runs(results, Plan(load(CONFIG)).rows), documented["measure"]
+    best, said = runs[base], documented.setdefault("differences", {}).setdefault(base, {})
+    for other in others:
+        check_queries(results, best, runs[other])
+        a, b = best.per_query(measure), runs[other].per_query(measure)
+        said[other] = {"mean": round(float((a - b).mean()), 6), "p": float(f"{paired_test(a, b):.3g}")}
+    write(documented, values)
+
+
+def write(documented: dict[str, Any], path: Path) -> None:
+    """Write a file of values, a line a run."""
+    text = re.sub(r"\{[^{}]*\}", lambda one: " ".join(one[0].split()), json.dumps(documented, indent=2))
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def read_values(dataset: str) -> dict[str, Any]:
+    """A file of values of docs/."""
+    file: dict[str, Any] = json.loads((DOCS / f"values/{dataset}.json").read_text(encoding="utf-8"))
+    return file
 
 
 def table(names: list[str]) -> str:
     """A table in Markdown: a row a run, a column a dataset, each value with its interval."""
-    files = [json.loads((DOCS / f"values/{name}.json").read_text(encoding="utf-8")) for name in names]
-    about = {name: row.about for name, row in load("config/config.yaml").experiments.runs.items()}
+    files = [read_values(name) for name in names]
+    about = {name: row.about for name, row in load(CONFIG).experiments.runs.items()}
     (measure,) = {file["measure"] for file in files}
     lines = [f"| {measure} | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     longest_first = sorted(files, key=lambda file: -len(file["values"]))  # its order is the table's
@@ -89,9 +119,37 @@ def _cell(said: dict[str, Any] | None) -> str:
     return f"{mean} [{low}, {high}]{seeds}"
 
 
+def table_of_differences(columns: list[str], runs: list[str]) -> str:
+    """A table in Markdown: a row a run, a column a DATASET/BASE; by how much BASE is above the run, and Holm's p."""
+    about = {name: row.about for name, row in load(CONFIG).experiments.runs.items()}
+    bases = [column.split("/") for column in columns]
+    lines = ["| RR@10 above that of | " + " | ".join(f"{dataset}: `{base}`" for dataset, base in bases) + " |"]
+    lines.append("|---" * (len(bases) + 1) + "|")
+    cells = []
+    for dataset, base in bases:
+        said = read_values(dataset)["differences"][base]
+        found = [run for run in runs if run in said]
+        p = dict(zip(found, holm([said[run]["p"] for run in found]), strict=True))
+        cells.append({run: f"{said[run]['mean']:+.3f} ({_p(p[run])})".replace("0.", ".", 1) for run in found})
+    for run in runs:
+        lines.append(f"| `{run}`: {about[run]} | " + " | ".join(column.get(run, "not run") for column in cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _p(p: float) -> str:
+    return "< .001" if p < 0.001 else f"{p:.{3 if p < 0.0095 else 2}f}".removeprefix("0")
+
+
 def tables(text: str) -> str:
-    """The text of a page with its tables made anew: those between `<!-- values: DATASET .. -->` and `<!-- end -->`."""
-    return TABLE.sub(lambda found: found[1] + found[2] + table(found[1].split()), text)
+    """The text of a page with its tables made anew.
+
+    A table starts with `<!-- values: DATASET .. -->` or `<!-- differences: DATASET/BASE .. against RUN .. -->`, and ends
+    with `<!-- end -->`.
+    """
+    text = TABLE.sub(lambda found: found[1] + found[2] + table(found[1].split()), text)
+    return DIFFERENCES.sub(
+        lambda f: f"{f[1]} against {f[2]}{f[3]}" + table_of_differences(f[1].split(), f[2].split()), text
+    )
 
 
 def main() -> int:
@@ -101,6 +159,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help=f"compare what is there; without it all is made in {FRESH}")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--record", nargs="+", metavar="RUN", help="write the file from these runs of --results")
+    parser.add_argument("--against", nargs="+", metavar="RUN", help="add the first run's differences to the others")
     parser.add_argument("--measure", default="RR@10", help="of --record (default RR@10)")
     parser.add_argument("--within", type=float, default=0.035, help="tolerance of --record (default .035)")
     parser.add_argument("--tables", action="store_true", help="write the tables of docs/results.md anew")
@@ -111,8 +170,12 @@ def main() -> int:
         return 0
     if args.values is None:
         parser.error("give a file of values, or --tables")
+    folder = (args.results or FRESH) / args.values.stem
     if args.record:
-        record(args.values, (args.results or FRESH) / args.values.stem, args.record, args.measure, args.within)
+        record(args.values, folder, args.record, args.measure, args.within)
+    if args.against:
+        record_differences(args.values, folder, args.against[0], args.against[1:])
+    if args.record or args.against:
         return 0
     documented = json.loads(args.values.read_text(encoding="utf-8"))
     if args.results is None:

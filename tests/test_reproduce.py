@@ -9,6 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+from test_table import result
+
+from lead.evaluation.stats import holm, paired_test
 from lead.store.tables import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -45,3 +50,29 @@ def test_the_tables_of_the_page_are_those_of_the_values() -> None:
     made = runpy.run_path(str(SCRIPT))
     assert "| `lead_cb`: " in text.partition("<!-- values: demo -->")[2] and made["tables"](text) == text
     assert made["tables"](text.replace("<!-- end -->", "| old |\n<!-- end -->")) == text
+
+
+def test_differences_are_those_of_all_seeds_and_corrected_in_each_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run has the mean of its own seeds. p in the file is not corrected, p in the table is Holm's."""
+    rng = np.random.default_rng(0)
+    one, two, rd, student = (rng.random(50) for _ in range(4))
+    for run, values in (("aligned_more", one), ("aligned_more-s2", two), ("rd_cb", rd), ("student", student)):
+        result(tmp_path / "tiny", run, values, ["RR@10"])
+    values, both = tmp_path / "values/tiny.json", (one + two) / 2
+    values.parent.mkdir()
+    added = ["--record", "rd_cb", "--against", "aligned_more", "rd_cb", "student"]
+    assert call(values, "--results", tmp_path, *added).returncode == 0
+    said, others = json.loads(values.read_text())["differences"]["aligned_more"], {"rd_cb": rd, "student": student}
+    for run, other in others.items():
+        expected = {"mean": (both - other).mean(), "p": paired_test(both, other)}
+        assert said[run] == {key: pytest.approx(value, abs=1e-6, rel=1e-2) for key, value in expected.items()}
+    made = runpy.run_path(str(SCRIPT))
+    monkeypatch.setitem(made["tables"].__globals__, "DOCS", tmp_path)
+    page = made["tables"]("<!-- differences: tiny/aligned_more against student rd_cb fd_cb -->\nold\n<!-- end -->\n")
+    p = holm([said[run]["p"] for run in ("student", "rd_cb")])
+    for run, corrected in zip(("student", "rd_cb"), p, strict=True):
+        cell = f"{said[run]['mean']:+.3f} ({made['_p'](corrected)})".replace("0.", ".", 1)
+        assert re.search(rf"^\| `{run}`: .* \| {re.escape(cell)} \|$", page, re.M)
+    assert re.search(r"^\| `fd_cb`: .* \| not run \|$", page, re.M) and "old" not in page
