@@ -143,7 +143,7 @@ def _p(p: float) -> str:
 def tables(text: str) -> str:
     """The text of a page with its tables made anew.
 
-    A table starts with `<!-- values: DATASET .. -->` or `<!-- differences: DATASET/BASE .. against RUN .. -->`, and ends
+    A table starts with `<!-- values: DATASET .. -->` or `<!-- differences: DATASET/BASE .. against RUN .. -->`. It ends
     with `<!-- end -->`.
     """
     text = TABLE.sub(lambda found: found[1] + found[2] + table(found[1].split()), text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,28 @@ def test_differences_are_those_of_all_seeds_and_corrected_in_each_column(
         cell = f"{said[run]['mean']:+.3f} ({made['_p'](corrected)})".replace("0.", ".", 1)
         assert re.search(rf"^\| `{run}`: .* \| {re.escape(cell)} \|$", page, re.M)
     assert re.search(r"^\| `fd_cb`: .* \| not run \|$", page, re.M) and "old" not in page
+
+
+def test_the_readme_has_these_values() -> None:
+    """Its table of the demo, and the means of its table of three collections."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    demo, *others = (
+        json.loads((ROOT / f"docs/values/{name}.json").read_text())["values"]
+        for name in ("demo", "pydocs", "pydocs_wide", "medquad")
+    )
+    rows = re.findall(r"^\| \**`(\w+)`\** \|.*?\| \**(\.\d+)\** \| (\.\d+) to (\.\d+) \|$", readme, re.M)
+    keys = ("mean", "low", "high")
+    assert {run: shown for run, *shown in rows} == {r: [f"{v[k]:.3f}"[1:] for k in keys] for r, v in demo.items()}
+    runs = {
+        "BM25": "bm25",
+        "the teacher, untrained": "pretrained_teacher",
+        "student without judgements": "student_aligned",
+        "labels only": "student",
+        "student, then labels": "aligned_more",
+    }
+    for label, run in runs.items():
+        of = [run, "aligned_long" if run == "aligned_more" else run, run]
+        said = [file[name] for file, name in zip(others, of, strict=True)]
+        means = [f"{statistics.mean(one.get('seeds', [one['mean']])):.3f}"[1:] for one in said]
+        (row,) = re.findall(rf"^\| \**{label}\b.*?((?: \| \**\.\d+\**){{3}}) \|$", readme, re.M)
+        assert re.findall(r"\.\d+", row) == means, label
