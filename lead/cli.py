@@ -144,9 +144,12 @@ def _tables(args: argparse.Namespace) -> None:
     from lead.config.parse import parse_yaml
     from lead.report.paper_tables import tables
 
+    started = time.monotonic()
     overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
     written = tables(args.config, args.dataset, args.results, args.out, overrides)
-    logging.getLogger("lead").info("%d files, %s the last", len(written), written[-1])
+    log = logging.getLogger("lead")
+    log.info("%d files, %s the last", len(written), written[-1])
+    log.info("tables done in %.1f s", time.monotonic() - started)
 
 
 def _verify(args: argparse.Namespace) -> None:

@@ -27,6 +27,8 @@ def test_the_page_and_its_parts_are_in_snakemakes_report(made: Path, tmp_path: P
     text = (folder / page).read_text(encoding="utf-8")
     assert all(f">{run}<" in text or f"<th scope='row'>{run}" in text for run in RUNS)
     assert jobs(folder, "--", page) == {}
+    log = (folder / f"{RESULTS}/logs/report.log").read_text(encoding="utf-8")
+    assert re.fullmatch(r"\S+ report done in \S+ s\n", log)  # `lead status` takes this as its end
     succeed(folder, "--report", "all.zip", "--", page)
     with zipfile.ZipFile(folder / "all.zip") as archive:
         index = archive.read("all/report.html").decode()

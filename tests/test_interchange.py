@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_retriever, make_tokenizer, vocabulary
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from numpy.typing import NDArray
 
 from lead.config.schema import Lengths, Linear, ModelRef, Scoring
 from lead.config.stages import PretrainedSettings
 from lead.errors import LeadError
+from lead.export.onnx import FP32, write_onnx
 from lead.models.base import LayeredModel
+from lead.models.card import usage
 from lead.models.ready import ready
 from lead.store.checksums import check_folder
 
@@ -141,6 +143,28 @@ def test_the_code_in_the_card_makes_our_vectors(
     products = made["scores"]
     exec(faiss, made)
     assert np.allclose(made["scores"], -np.sort(-products), atol=1e-4)
+
+
+def test_the_code_of_a_card_on_the_hub_takes_its_files_from_there(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's cache on this machine, whose layout is that of a download."""
+    pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    kept = tmp_path / "hub" / "models--me--small"
+    model: Any = dual_encoder(tiny_model, {"pooling": "mean", "normalise": "unit"}, 12).eval()
+    model.save(kept / "snapshots" / "abc")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("abc")
+    (kept / "snapshots" / "abc" / "onnx").mkdir()
+    write_onnx(model, kept / "snapshots" / "abc" / FP32)
+    text = "\n".join(usage("me/small", model.interchange().facts, FP32, on_hub=True))
+    _, transformers, _, onnx = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for code in (transformers, onnx):
+        made: dict[str, Any] = {}
+        exec(code, made)
+        assert np.allclose(made["queries"], ours(model, "query", ["a question"]), atol=1e-5)
 
 
 def test_a_card_may_be_edited_and_files_added_but_a_changed_weight_is_seen(tiny_model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -50,6 +51,10 @@ def test_a_training_that_still_runs_has_its_steps_so_far(project: Searchable, tm
     state.mkdir(parents=True)
     skipped = {"step": 1, "loss": {"total": 2.5}, "gradient_norm": {"model": None}, "loss_scale": 32768.0}
     (state / "metrics.jsonl").write_text(json.dumps(skipped) + '\n{"step": 2, "lo', encoding="utf-8")
+    old = state.with_name("4567") / "metrics.jsonl"  # of other settings
+    old.parent.mkdir()
+    old.write_text(json.dumps({"step": 9, "loss": {"total": 1.0}}), encoding="utf-8")
+    os.utime(old, (0, 0))
     assert cli.main(["tensorboard", "tiny", "--out", str(tmp_path / "events"), *project.options]) == 0
     assert read(tmp_path / "events" / "student") == {"loss/total": [(1, 2.5)], "loss_scale": [(1, 32768.0)]}
     assert {path.name for path in (tmp_path / "events").iterdir()} >= {"student", "lead_cb"}

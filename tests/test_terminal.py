@@ -18,6 +18,7 @@ from lead import cli
 from lead.commands import STAGES
 from lead.config.describe import describe
 from lead.config.load import load
+from lead.config.phases import ALIGN
 from lead.errors import LeadError
 from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
@@ -90,24 +91,43 @@ def test_results_elsewhere_are_what_short_names_mean(plan: Plan) -> None:
 
 # --- show ------------------------------------------------------------------------------------------------------------
 def test_every_setting_has_the_value_of_the_place_that_it_is_said_to_come_from(plan: Plan) -> None:
-    job = plan["tiny", "lead_cb-s2"]
-    settings = job.settings.model_dump(mode="json")
-    parts = {part.where: part.tree for part in plan.loaded.parts("tiny", split_seed(job.run)[0])}
-    found = origins(job)
+    with Path("config/experiments.yaml").open("a") as rows:
+        rows.write("  ready: {method: pretrained, init: teacher}\n")
+        rows.write("  aligned: {method: align, init: student, teacher: ready}\n")
+        rows.write("  teacher_more: {method: contrastive, start: teacher_cb}\n")
+    overrides = {"settings": {"bm25": {"k1": 3.0}, "phases": {"distil": {"teacher_lr": 1e-3}}}}
+    plan = Plan(load("config/config.yaml", overrides))
+    for run in ("lead_cb-s2", "aligned", "teacher_more"):
+        job = plan["tiny", run]
+        settings = job.settings.model_dump(mode="json")
+        parts = {part.where: part.tree for part in plan.loaded.parts("tiny", split_seed(job.run)[0])}
+        parts["--config"] = overrides
+        found = origins(job)
+        for key, where in found.items():
+            now: Any = settings
+            for part in key.split("."):
+                now = now[part]
+            if key == "seed" or key.startswith("phases."):
+                continue
+            if where == "default of an alignment":
+                assert now == ALIGN[key.removeprefix("train.")]
+                continue
+            file, _, phase = where.removesuffix(" (teacher_lr)").partition(": phases.")
+            tree = parts[file]["settings"] if file == "--config" else parts[file]
+            value: Any = tree["phases"][phase] if phase else tree
+            read = key.replace("train.lr", "train.teacher_lr") if where.endswith(" (teacher_lr)") else key
+            for part in read.split(".")[1 if phase else 0 :]:
+                value = value[part]
+            assert value == now, key
+        assert found["bm25.k1"] == "--config"
+    found = origins(plan["tiny", "lead_cb-s2"])
     assert found["seed"] == "the name lead_cb-s2"
     assert found["train.steps"].endswith("presets/tiny.yaml: phases.distil")
     assert found["train.batch_size"].endswith("presets/tiny.yaml")
-    for key, where in found.items():
-        if key == "seed" or key.startswith("phases."):
-            continue
-        file, _, phase = where.partition(": phases.")
-        value: Any = parts[file]["phases"][phase] if phase else parts[file]
-        now: Any = settings
-        for part in key.split("."):
-            now = now[part]
-        for part in key.split(".")[1 if phase else 0 :]:
-            value = value[part]
-        assert value == now, key
+    assert found["train.teacher_lr"] == "--config: phases.distil"
+    assert origins(plan["tiny", "aligned"])["train.lr"] == "default of an alignment"
+    assert plan["tiny", "teacher_more"].settings.train.lr == 1e-3
+    assert "align." not in show(plan, "tiny/lead_cb", None, True, False)
 
 
 def test_show_is_short_and_all_is_everything(plan: Plan) -> None:

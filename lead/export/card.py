@@ -14,6 +14,7 @@ from lead.export.onnx import FP32, INT8
 from lead.export.quality import MEASURE, Quality
 from lead.models.card import TAGS, usage, vectors
 from lead.models.dual_encoder import DualEncoder
+from lead.models.encoder import depth
 from lead.models.interchange import Interchange
 from lead.plan.job import Job
 from lead.pretrained import shown
@@ -34,8 +35,8 @@ class Extras:
     trec: bool = False
 
 
-def card(job: Job, model: DualEncoder, about: Interchange, extras: Extras, name: str) -> str:
-    """The README.md of an exported run. name: of the folder or repository, for the code in it."""
+def card(job: Job, model: DualEncoder, about: Interchange, extras: Extras, name: str, on_hub: bool = False) -> str:
+    """The README.md of an exported run. name: of the folder, or of the repository on the hub, for the code in it."""
     results = {run: read_result(file) for run in _compared(job) if (file := _result(job, run)).exists()}
     made = _made_by(job, results.get(job.run))
     references = _references(job, made)
@@ -46,7 +47,7 @@ def card(job: Job, model: DualEncoder, about: Interchange, extras: Extras, name:
         "",
         f"# {job.run} ({job.dataset.name})",
         "",
-        f"A dual encoder for retrieval: {model.n_layers} layers, {_millions(model)} million weights, vectors of "
+        f"A dual encoder for retrieval: {depth(model.encoder)} layers, {_millions(model)} million weights, vectors of "
         f"{model.size} numbers.",
         f"{_capital(job.row.about or job.method.about)}. "
         "Made by LEAD, which distils strong retrievers into small ones.",
@@ -58,7 +59,7 @@ def card(job: Job, model: DualEncoder, about: Interchange, extras: Extras, name:
         *vectors(facts),
         "",
         *_extras(job, extras),
-        *usage(name, facts, onnx),
+        *usage(name, facts, onnx, on_hub),
     ]
     return "\n".join(lines)
 

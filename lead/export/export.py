@@ -61,7 +61,8 @@ def export(job: Job, to: Path, wanted: Wanted) -> None:
     with atomic_folder(to) as folder:
         model.write(folder)
         extras = _add(job, model, folder, wanted)
-        (folder / CARD).write_text(card(job, model, about, extras, wanted.push or to.name), encoding="utf-8")
+        text = card(job, model, about, extras, wanted.push or to.name, on_hub=wanted.push is not None)
+        (folder / CARD).write_text(text, encoding="utf-8")
     log.info("%s: %s", to, ", ".join(sorted(path.name for path in to.iterdir())))
     if wanted.push:
         log.info("%s", hub.push(to, wanted.push, wanted.private))

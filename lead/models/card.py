@@ -69,17 +69,22 @@ def vectors(facts: Facts) -> list[str]:
     ]
 
 
-def usage(name: str, facts: Facts, onnx: str | None = None) -> list[str]:
+def usage(name: str, facts: Facts, onnx: str | None = None, on_hub: bool = False) -> list[str]:
     """The section with code for other libraries. name: of the folder or on the hub; onnx: path inside, if there."""
     scoring, lengths, linear = facts.scoring, facts.lengths, facts.linear
+    download = ["from huggingface_hub import hf_hub_download"] if on_hub else []
+
+    def file(path: str) -> str:
+        return f'hf_hub_download("{name}", "{path}")' if on_hub else f'"{name}/{path}"'
+
     encoded = [
         f"queries = encode({_texts(facts.prompts.query, 1)}, {lengths.query})",
         f"passages = encode({_texts(facts.prompts.passage, 2)}, {lengths.passage})",
     ]
-    head = f'head = load_file("{name}/2_Dense/model.safetensors")  # the linear layer'
+    head = f"head = load_file({file('2_Dense/model.safetensors')})  # the linear layer"
     transformers = [
         "import torch",
-        *(["from safetensors.torch import load_file"] if linear else []),
+        *([*download, "from safetensors.torch import load_file"] if linear else []),
         "from transformers import AutoModel, AutoTokenizer",
         "",
         f'tokenizer, encoder = AutoTokenizer.from_pretrained("{name}"), AutoModel.from_pretrained("{name}").eval()',
@@ -113,10 +118,11 @@ def usage(name: str, facts: Facts, onnx: str | None = None) -> list[str]:
     ]
     session = [
         "import onnxruntime",
+        *download,
         "from transformers import AutoTokenizer",
         "",
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-        f'session = onnxruntime.InferenceSession("{name}/{onnx}")',
+        f"session = onnxruntime.InferenceSession({file(str(onnx))})",
         "",
         "def encode(texts, length):",
         '    batch = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="np")',

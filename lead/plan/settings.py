@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lead.config.load import Loaded, merge, validate
 from lead.config.phases import ALIGN
-from lead.config.schema import Settings, Train
+from lead.config.schema import Settings
 from lead.errors import LeadError
 from lead.plan.rows import Rows, seeded, split_seed
 
@@ -29,31 +30,40 @@ def run_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> Settings
     the rate of a jointly trained one. Alignment has rate, batch and steps of its own: those of `train` are read in its
     row only.
     """
-    row = rows[run]
     tree: dict[str, Any] = {}
-    aligned, parts = rows.method(run).stage == "align", loaded.parts(dataset, split_seed(run)[0])
-    train: dict[str, Any] = dict(ALIGN) if aligned else {}
-    for part in parts:
+    for part in loaded.parts(dataset, split_seed(run)[0]):
         tree = merge(tree, part.tree)
+    train = {key: value for key, (value, _) in train_settings(loaded, rows, dataset, run).items()}
+    return _checked(loaded, dataset, seeded(tree, run) | {"train": train})
+
+
+def train_settings(loaded: Loaded, rows: Rows, dataset: str, run: str) -> dict[str, tuple[Any, str]]:
+    """The keys of `train` of a run that are no defaults: the value, and where it stands."""
+    row, parts = rows[run], loaded.parts(dataset, split_seed(run)[0])
+    aligned = rows.method(run).stage == "align"
+    train: dict[str, tuple[Any, str]] = {}
+    _lay(train, ALIGN if aligned else {}, "default of an alignment")
+    for part in parts:
         given = part.tree.get("train", {})
         if aligned and part is not parts[-1]:
             given = {key: value for key, value in given.items() if key not in (*ALIGN, *LENGTH)}
-        train = _later(train, given)
+        _lay(train, given, part.where)
         for phase in rows.phases(run):
-            train = _later(train, part.tree.get("phases", {}).get(phase, {}))
-    tree = seeded(tree, run)
+            _lay(train, part.tree.get("phases", {}).get(phase, {}), f"{part.where}: phases.{phase}")
     own = row.settings.get("train", {}).get("lr")
     alone = rows.method(run).stage == "train" and row.phase == "distil" and _grew_from_teacher(rows, run)
     if alone and own is None:  # the control of a jointly trained teacher: its rate, the contrastive loss only
-        train["lr"] = train.get("teacher_lr") or train.get("lr", Train().lr)
-    return _checked(loaded, dataset, tree | {"train": train})
+        rate, where = train.get("teacher_lr", (None, ""))
+        train |= {} if rate is None else {"lr": (rate, f"{where} (teacher_lr)")}
+    return train
 
 
-def _later(train: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`train` with what is given later: of `steps` and `epochs`, the later one says how long a training is."""
+def _lay(train: dict[str, tuple[Any, str]], given: Mapping[str, Any], where: str) -> None:
+    """Lay later keys over `train`: of `steps` and `epochs`, the later one says how long a training is."""
     if given.get("epochs") is not None or "steps" in given:
-        train = {key: value for key, value in train.items() if key not in LENGTH}
-    return merge(train, given)
+        for key in LENGTH:
+            train.pop(key, None)
+    train |= {key: (value, where) for key, value in given.items()}
 
 
 def _grew_from_teacher(rows: Rows, run: str) -> bool:

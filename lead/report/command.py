@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,9 @@ def _report(args: argparse.Namespace) -> None:
     from lead.report.report import report
 
     overrides = None if args.overrides is None else parse_yaml(args.overrides, "--overrides")
+    started = time.monotonic()
     print(report(args.config, args.dataset, args.out, overrides, args.baseline))
+    logging.getLogger("lead").info("report done in %.1f s", time.monotonic() - started)
 
 
 def _tensorboard(args: argparse.Namespace) -> None:

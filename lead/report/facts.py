@@ -80,6 +80,12 @@ class ModelFacts:
     parameters: int | None = None
     size: int | None = None
     cut: tuple[int, int] | None = None
+    linear: bool = False
+
+    @property
+    def aligned(self) -> int | None:
+        """Layers as pairs of layers count them: a linear layer is the last of them."""
+        return None if self.layers is None else self.layers + self.linear
 
 
 def model_facts(folder: Path) -> ModelFacts:
@@ -90,9 +96,10 @@ def model_facts(folder: Path) -> ModelFacts:
     except (OSError, ValueError):
         return ModelFacts()
     size, lengths = own.get("linear", {}).get("size") or config.get("hidden_size"), own.get("lengths", {})
+    linear = "linear" in own
     cut = (lengths["query"], lengths["passage"]) if {"query", "passage"} <= lengths.keys() else None
     layers = next((config[key] for key in LAYERS if key in config), None)
-    return ModelFacts(layers, _parameters(folder), size, cut)
+    return ModelFacts(layers, _parameters(folder), size, cut, linear)
 
 
 def _parameters(folder: Path) -> int | None:

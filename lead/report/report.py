@@ -201,9 +201,8 @@ def _quality(results: Results) -> Chapter:
 def _trainings(results: Results) -> Chapter:
     """Figures of every training that the results grew from, and of those that have no result yet."""
     rows = results.plan.rows
-    files = {
-        split_seed(path.stem)[0]: path for path in sorted((results.folder / "metrics").glob("*.jsonl"), reverse=True)
-    }
+    found = sorted((results.folder / "metrics").glob("*.jsonl"), key=lambda path: split_seed(path.stem), reverse=True)
+    files = {split_seed(path.stem)[0]: path for path in found}  # the first seed's is the last
     names = [name for name in trainings(results) if name in files]
     alone, grouped = [], []  # of runs with one figure, and with several
     for name in names:
@@ -214,7 +213,7 @@ def _trainings(results: Results) -> Chapter:
         if read.entropies and all(len(values) == len(read.steps) for values in read.entropies.values()):
             figures.append(training.entropies_figure(name, read))
         if read.weights and len(read.weights) == len(read.steps):
-            n, m = (model_facts(Path(folder)).layers for folder in (job.teacher, job.model))
+            n, m = (model_facts(Path(folder)).aligned for folder in (job.teacher, job.model))
             n = n or max(a for pairs in read.weights for a, _, _ in pairs)
             m = m or max(b for pairs in read.weights for _, b, _ in pairs)
             figures += [training.weights_figure(name, read, n, m), training.pairs_figure(name, read, n, m)]
@@ -245,7 +244,7 @@ def _costs(results: Results) -> Chapter:
 def appendix(results: Results) -> list[Table]:
     """The paper's tables with what exists of them here, without tests: the main table has these."""
     plan, name, found = results.plan, results.dataset.name, []
-    measures, reported = results.dataset.settings.evaluation.measures, plan.paper.measures.get(name, [])
+    measures, reported = results.measures, plan.paper.measures.get(name, [])
     for table in plan.paper.tables.values():
         rows = [row for row in table.rows if made_row(row, name, results.runs, plan).run in results.runs]
         if len(rows) > 1 and (table.datasets is None or name in table.datasets):

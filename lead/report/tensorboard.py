@@ -25,7 +25,8 @@ def tensorboard(config: Path, target: str, out: Path | None, overrides: dict[str
         raise LeadError("TensorBoard is not installed: pip install 'lead-distil[tensorboard]'") from e
     dataset, _, run = target.partition("/")
     folder = Path(Plan(load(config, overrides)).datasets[dataset].folder)
-    logs = {path.parents[1].name: path for path in sorted(folder.glob(f"state/{run or '*'}/*/metrics.jsonl"))}
+    unfinished = sorted(folder.glob(f"state/{run or '*'}/*/metrics.jsonl"), key=lambda path: path.stat().st_mtime)
+    logs = {path.parents[1].name: path for path in unfinished}
     logs |= {path.stem: path for path in sorted(folder.glob(f"metrics/{run or '*'}.jsonl"))}
     if not logs:
         raise LeadError(f"{folder} holds no metrics of {run or 'a training'}; make some with: lead run {target}")

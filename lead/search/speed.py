@@ -38,7 +38,8 @@ def speed(
     dataset, _, run = target.partition("/")
     found = Collection.find(f"{dataset}/{run or 'bm25'}", config, overrides)
     folder = Path(found.job.dataset.folder)
-    names = [run] if run else sorted(path.stem for path in folder.glob("*.json") if path.stem in found.plan.rows)
+    made = {*(path.stem for path in folder.glob("*.json")), *(path.name for path in folder.glob("models/*"))}
+    names = [run] if run else sorted(name for name in made if name in found.plan.rows)
     written = []
     for name in names:
         try:

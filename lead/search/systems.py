@@ -57,7 +57,7 @@ class Bm25Ranking:
     """BM25, over an index that is made now."""
 
     def __init__(self, name: str, corpus: Path, settings: Settings) -> None:
-        """`settings`: those of the dataset."""
+        """`settings`: those of the row of BM25."""
         from lead.retrieval.bm25 import Bm25Index
 
         self.name, self.index = name, Bm25Index(corpus, settings.bm25)
@@ -149,7 +149,7 @@ class Collection:
         if job.kind is None:
             if job.method.stage != "bm25":
                 raise LeadError(f"run '{job.run}' is a list that came from elsewhere; it answers no new query")
-            return Bm25Ranking(job.run, self.made_file(job.dataset.corpus, job), job.dataset.settings)
+            return Bm25Ranking(job.run, self.made_file(job.dataset.corpus, job), job.settings)
         folder = self.made_file(job.model, job)
         if job.kind.ranks_by == "rerank":
             return Reranked(job.run, job.kind.title, folder, first or self.system(job.reranked), self.passages)

@@ -12,7 +12,7 @@ from lead.terminal.cost import aligned_texts, shape, steps_of
 from lead.terminal.disk import disk
 from lead.terminal.format import duration, size
 from lead.terminal.rates import Cost, Rates
-from lead.terminal.run import DRY, Job, grouped, jobs_of, last_words
+from lead.terminal.run import Job, grouped, jobs_of, last_words
 from lead.terminal.workflow import option, planned, snakemake_words
 
 
@@ -22,7 +22,7 @@ def plan(words: list[str]) -> int:
     Raises LeadError for a mistake in the words or the configuration.
     """
     made = planned(words)
-    jobs, code, said = jobs_of([word for word in snakemake_words(made, words) if word not in DRY])
+    jobs, code, said = jobs_of(snakemake_words(made, words))
     if code:
         last_words(said)
         return code

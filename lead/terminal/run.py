@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -23,7 +24,7 @@ OWN = """--help -h --version -v --lint --unlock --report --dag --rulegraph --fil
 --detailed-summary -D --list-rules --list -l --list-target-rules --lt --list-changes --list-input-changes
 --list-params-changes --list-untracked --delete-all-output --delete-temp-output --cleanup-metadata --cleanup-shadow
 --archive --debug-dag --print-compilation --quiet -q --verbose""".split()
-DRY = ("-n", "--dry-run", "--dryrun")
+DRY = re.compile(r"--dry-?run|-[kfFpa]*n[kfFpa]*")  # also among other short options without a value: -np
 LOGS = Path(".snakemake/log")
 NOTE = 30.0  # seconds between lines of progress where there is no terminal
 
@@ -103,8 +104,8 @@ def run(words: list[str]) -> int:
     if any(word.partition("=")[0] in OWN for word in options):
         given = [word for word in given if word != "--verbose"]
         os.execv(sys.executable, [sys.executable, "-m", "snakemake", *given])
-    if any(word in DRY for word in options):
-        return _dry([word for word in given if word not in DRY])
+    if any(DRY.fullmatch(word) for word in options):
+        return _dry(given)
     jobs, code, said = jobs_of(given)
     if code or not jobs:
         print("everything is there; nothing to do") if not code else last_words(said)

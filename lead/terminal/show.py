@@ -10,6 +10,7 @@ from lead.errors import LeadError
 from lead.plan.job import Job
 from lead.plan.plan import Plan
 from lead.plan.rows import split_seed
+from lead.plan.settings import train_settings
 from lead.plan.stage_settings import execution_of, recipe_of, stage_settings
 from lead.plan.targets import wanted
 
@@ -84,6 +85,8 @@ def _read(job: Job, key: str) -> bool:
         return False
     if first in ("models", "lengths"):
         return job.method.has_model
+    if first == "align":
+        return job.method.stage == "align"
     if first == "denoise":
         return job.row.denoise is not None
     if key in ("retrieval.rerank_depth", "retrieval.cross_depth", "retrieval.rerank_from"):
@@ -99,16 +102,17 @@ def _kind_of_teacher(job: Job) -> str:
 
 
 def origins(job: Job) -> dict[str, str]:
-    """Where each key that is no default comes from: file and phase, laid as `lead.plan.settings` lays them."""
-    loaded, rows = job.jobs.loaded, job.jobs.rows
-    found: dict[str, str] = {}
+    """Where each key that is no default comes from: the file, and the phase."""
+    loaded, found = job.jobs.loaded, dict[str, str]()
     for part in loaded.parts(job.dataset.name, split_seed(job.run)[0]):
-        found |= dict.fromkeys(flat(part.tree), part.where)
-        for phase in rows.phases(job.run):
-            keys = flat(part.tree.get("phases", {}).get(phase, {}))
-            found |= {f"train.{key}": f"{part.where}: phases.{phase}" for key in keys}
-    overridden = flat(loaded.overrides.get("settings", {}))
-    found |= dict.fromkeys(overridden, "--config")
+        found |= {key: part.where for key in flat(part.tree) if not key.startswith("train.")}
+    train = train_settings(loaded, job.jobs.rows, job.dataset.name, job.run)
+    found |= {f"train.{key}": where for key, (_, where) in train.items()}
+    overridden, file = flat(loaded.overrides.get("settings", {})), str(loaded.path)
+    for key, where in found.items():
+        phase = where.removeprefix(f"{file}: ") + key.removeprefix("train")
+        if (where == file and key in overridden) or phase in overridden:
+            found[key] = where.replace(file, "--config", 1)
     if split_seed(job.run)[1] != 1:
         found["seed"] = f"the name {job.run}"
     return found
