@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,17 @@ def test_both_separators_survive_and_both_texts_are_cut_as_a_dual_encoder_cuts_t
         assert [pair.ids[i] for i in pair.query] == dual.tokenize("query", [q])[0][1:-1]
         assert [pair.ids[i] for i in pair.passage] == dual.tokenize("passage", [p])[0][1:-1]
         assert all(pair.types[i] == 0 for i in pair.query) and all(pair.types[i] == 1 for i in pair.passage)
+
+
+def test_where_the_tokenizer_keeps_the_end_of_a_text_both_models_do(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({**config, "truncation_side": "left"}))
+    cross, dual = (make_retriever(tmp_path / "m", kind) for kind in ("ce", "de"))
+    text = "array " * 20 + "shape " * 20
+    (pair,) = cross.tokenize(["a"], [text])
+    (own,) = dual.tokenize("passage", [text])
+    assert len(own) == dual.lengths.passage and [pair.ids[i] for i in pair.passage] == own[1:-1]
 
 
 def test_a_length_that_the_positions_do_not_allow_is_refused(tiny_model: Path) -> None:

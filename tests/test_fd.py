@@ -14,10 +14,11 @@ from steps import SCORING, TRAIN, compare, gradients, naive_candidates, naive_sc
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
-from lead.config.schema import Distil, LossWeights, Train
+from lead.config.schema import Distil, Lengths, Linear, LossWeights, ModelRef, Scoring, Train
 from lead.errors import LeadError
 from lead.methods.fd import map_loss
 from lead.models.base import LayeredModel
+from lead.models.bi_encoder import BiEncoder
 from lead.models.cross_encoder import CrossEncoder
 from lead.models.maps import Maps, virtual_maps
 from lead.models.microbatch import MicroBatchEncoder
@@ -35,12 +36,29 @@ def softmax(row: list[float]) -> list[float]:
 
 
 @torch.no_grad()
+def test_a_wider_linear_layer_does_not_change_the_maps_of_the_layers_below(tiny_model: Path) -> None:
+    scoring, lengths = Scoring(pooling="cls", normalise="none"), Lengths(query=8, passage=24)
+    maps = []
+    for linear in (None, Linear(size=48)):
+        ref = ModelRef(reference=f"path:{tiny_model}", linear=linear)
+        model = LayeredModel.pretrained(ref, "de", scoring, lengths).eval()
+        assert isinstance(model, BiEncoder)
+        encode, view = MicroBatchEncoder(64, "fp32"), model.map_view()
+        encoded = tuple(
+            encode(view, model.tokenize(s, t), (2, 4), s) for s, t in (("query", QUERIES), ("passage", PASSAGES))
+        )
+        maps.append(view.maps(encoded, INDEX))
+    assert torch.allclose(maps[0].to_passage, maps[1].to_passage, atol=1e-6)
+    assert torch.allclose(maps[0].to_query, maps[1].to_query, atol=1e-6)
+
+
+@torch.no_grad()
 def test_virtual_maps_are_the_loops_over_content_tokens(tiny_model: Path) -> None:
     model = make_retriever(tiny_model).eval()
     encode, view = MicroBatchEncoder(12, "fp32"), model.map_view()
     q = encode(view, model.tokenize("query", QUERIES), (2, 4), "q")
     p = encode(view, model.tokenize("passage", PASSAGES), (2, 4), "p")
-    maps = virtual_maps(q, p, INDEX)
+    maps = virtual_maps(q, p, INDEX, [32] * len(q.x))
     stock = AutoModel.from_pretrained(tiny_model).eval()
 
     def vectors(text: str, side: str, layer: int) -> torch.Tensor:
@@ -94,7 +112,7 @@ def test_teacher_and_student_see_the_same_tokens_of_every_pair(tiny_model: Path)
     q = encode(view, dual.tokenize("query", ["a long " * 9, "graph"]), (4,), "q")
     p = encode(view, dual.tokenize("passage", long), (4,), "p")
     pairs = cross.tokenize(["a long " * 9] * 2 + ["graph"] * 2, long)
-    assert torch.equal(cross.map_view().encode(pairs, (4,)).keep, virtual_maps(q, p, INDEX).keep)
+    assert torch.equal(cross.map_view().encode(pairs, (4,)).keep, virtual_maps(q, p, INDEX, [32] * len(q.x)).keep)
 
 
 def test_the_map_loss_by_hand() -> None:
@@ -214,7 +232,7 @@ def test_a_literal_separator_in_a_text_is_a_token_like_any_other(tiny_model: Pat
     p = encode(view, dual.tokenize("passage", texts), (4,), "p")
     pairs = cross.tokenize(["a [SEP] token"] * 2 + ["graph"] * 2, texts)
     keep = cross.map_view().encode(pairs, (4,)).keep
-    assert torch.equal(keep, virtual_maps(q, p, INDEX).keep) and bool(keep[2, 0, 0])
+    assert torch.equal(keep, virtual_maps(q, p, INDEX, [32] * len(q.x)).keep) and bool(keep[2, 0, 0])
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,8 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path, left: bytes) -> 
     assert metrics.path.read_bytes() == good + b'{"step": 3}\n'
     metrics.resume(0)
     assert metrics.path.read_bytes() == good.splitlines(keepends=True)[0]
+    metrics.resume(-1)  # no checkpoint: all is written again
+    assert metrics.path.read_bytes() == b""
     metrics.close()
 
 

@@ -202,6 +202,8 @@ def test_two_ranks_train_what_one_does(tiny_model: Path, tiny_collection: Path, 
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in names]
     losses = [[json.loads(x)["loss"]["total"] for x in part if "loss" in json.loads(x)] for part in lines]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[1] == pytest.approx(losses[2], rel=1e-6)
+    watched = [[e for x in part for e in json.loads(x).get("student_entropy", [])] for part in lines]
+    assert watched[0] and watched[0] == pytest.approx(watched[1], rel=1e-3)  # of all queries, not of the first rank's
 
 
 def test_a_mistake_under_ranks_is_one_line(tiny_model: Path, tiny_collection: Path, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ EVALUATED = of("evaluate", *DE, *CB)
         ({"distil": {"layer_weights": "uniform"}}, of("distil", "lead_cb")),
         ({"retrieval": {"depth": 50}}, {"bm25"} | of("retrieve", *DE)),
         ({"retrieval": {"mine_depth": 5}}, {"bm25", "miner.mine"}),
+        ({"retrieval": {"ignore_identical_ids": True}}, {"bm25", "miner.mine"} | of("retrieve", *DE) | EVALUATED),
         ({"retrieval": {"rerank_depth": 5}}, of("rerank", *CB)),
         ({"retrieval": {"fp16": True}}, of("encode", *DE)),
         ({"retrieval": {"batch_tokens": 64}}, of("encode", *DE) | of("rerank", *CB)),
@@ -90,6 +91,11 @@ def test_the_recipe_does_not_hold_how_a_run_is_executed(folder: Path) -> None:
             assert recipe_of(stage, old) == recipe_of(stage, new)
     assert execution_of("distil", stage_settings(after["tiny", "lead_cb"], "distil")) == {"train": keys}
     assert all(twin(after["tiny", run]) == run for run in RUNS)
+
+
+def test_lists_are_one_deeper_where_a_querys_own_passage_is_dropped(folder: Path) -> None:
+    made = plan(folder, retrieval={"ignore_identical_ids": True, "depth": 50})
+    assert [stage_settings(made["tiny", "student"], stage)["depth"] for stage in ("bm25", "retrieve")] == [51, 51]
 
 
 def test_how_often_dev_is_evaluated_is_of_the_recipe_where_it_selects(folder: Path) -> None:

@@ -188,6 +188,10 @@ class LayeredModel(nn.Module):
             out[-1] = self.linear(out[-1])
         return [(h if h.shape[-1] == self.wide else pad(h, (0, self.wide - h.shape[-1]))).float() for h in out]
 
+    def width_of(self, layer: int) -> int:
+        """Numbers in an output of this layer, without padding."""
+        return self.width if layer <= depth(self.encoder) else self.size
+
     def padded(self, ids: list[list[int]], fill: int) -> tuple[Tensor, Tensor]:
         """Lists of numbers as a matrix [n, T] on the model's device, and its mask: true where there is a number."""
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))

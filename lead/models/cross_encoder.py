@@ -64,7 +64,7 @@ class CrossEncoder(LayeredModel):
                 for text, encoding in zip(
                     distinct, backend.encode_batch(distinct, add_special_tokens=False), strict=True
                 ):
-                    encoding.truncate(limit)
+                    encoding.truncate(limit, direction=self.tokenizer.truncation_side)
                     cut[text, limit] = encoding
             pairs = []
             for q, p in zip(queries, passages, strict=True):

@@ -98,9 +98,9 @@ class Scores:
 def mask_columns(index: Tensor, relevant: Tensor, positive_column: Tensor) -> Candidates:
     """Candidates from the columns a query sees and which of them are relevant to it.
 
-    index [Q, C] columns; relevant [Q, P] true where a passage of the batch is known to be relevant to the query, by id;
-    positive_column [Q] the column of the drawn positive. Every other relevant passage is masked out: it is neither the
-    answer of this step nor wrong (section 3 of the design; the released code counts it as wrong).
+    index [Q, C] columns; relevant [Q, P] true where a passage of the batch is known to be relevant to the query, by id
+    or by text; positive_column [Q] the column of the drawn positive. Every other relevant passage is masked out: it is
+    neither the answer of this step nor wrong (the released code counts it as wrong).
     """
     positive = index == positive_column[:, None]
     # a passage that occurs twice in the batch is positive at its first column only; `relevant` masks the other

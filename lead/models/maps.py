@@ -11,7 +11,7 @@ divided by sqrt(d), and a cross encoder's attention is softmaxed again and compa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,6 +84,9 @@ class TokenModel(Protocol):
     def states(self, ids: Tensor, mask: Tensor, layers: tuple[int, ...], types: Tensor | None = None) -> list[Tensor]:
         """Outputs [n, T, d] of these layers."""
 
+    def width_of(self, layer: int) -> int:
+        """Numbers in an output of this layer, without padding."""
+
 
 class TokenView:
     """A dual encoder or ColBERT seen as token vectors at every layer."""
@@ -110,20 +113,23 @@ class TokenView:
     def maps(self, encoded: tuple[Any, ...], own: Tensor) -> Maps:
         """Virtual maps, from the token vectors of queries and passages."""
         queries, passages = encoded
-        return virtual_maps(queries, passages, own, scaled=not self.released)
+        widths = None if self.released else [self.model.width_of(layer) for layer in queries.layers]
+        return virtual_maps(queries, passages, own, widths)
 
 
-def virtual_maps(queries: Features, passages: Features, index: Tensor, scaled: bool = True) -> Maps:
+def virtual_maps(queries: Features, passages: Features, index: Tensor, widths: Sequence[int] | None) -> Maps:
     """Virtual interaction of a model that encodes texts apart: softmax of q_x . p_y / sqrt(d), both ways.
 
-    index [Q, C]: the passages of each query; pairs are in its order, row by row. scaled: whether products are divided
-    by sqrt(d). Memory: L Q C X Y numbers.
+    index [Q, C]: the passages of each query; pairs are in its order, row by row. widths: d of each layer, without the
+    zeros that vectors may be padded with; None: products are not divided. Memory: L Q C X Y numbers.
     """
     assert queries.mask is not None and passages.mask is not None
     q, q_mask = _content(queries.x, queries.mask)
     p, p_mask = _content(passages.x, passages.mask)
-    (_, n, x, d), c = q.shape, index.shape[1]
-    logits = torch.einsum("lqxd,lqcyd->lqcxy", q, p[:, index]) / (d**0.5 if scaled else 1.0)
+    (_, n, x, _), c = q.shape, index.shape[1]
+    logits = torch.einsum("lqxd,lqcyd->lqcxy", q, p[:, index])
+    if widths is not None:
+        logits = logits / torch.tensor(widths, device=logits.device).sqrt().view(-1, 1, 1, 1, 1)
     keep = q_mask[:, None, :, None] & p_mask[index][:, :, None, :]
     shape = (n * c, x, p.shape[2])
     logits, keep = logits.reshape(len(q), *shape), keep.reshape(shape)
@@ -203,7 +209,7 @@ class AttentionView:
 
 
 def released_attention(block: Tensor, keep: Tensor, longest: int) -> Maps:
-    """What the released code compares a cross encoder's attention with: it has two errors (pitfalls of its FD).
+    """What the released code compares a cross encoder's attention with: it has two errors (docs/experiments.md).
 
     block [L, n, X, Y]: attention from query to passage; keep [n, X, Y]. The probabilities go through a second softmax.
     They lie in a table that begins at the first token of the texts, and the student's at its [CLS]: row and column i of

@@ -70,7 +70,8 @@ def _prepare(dataset: PlannedDataset, s: Settings) -> Tree:
 def _bm25(dataset: PlannedDataset, s: Settings) -> Tree:
     r = s.retrieval
     relevance, same = s.evaluation.relevance, r.ignore_identical_ids
-    return _json(bm25=s.bm25, depth=r.depth, mine_depth=r.mine_depth, relevance=relevance, ignore_identical_ids=same)
+    depth = r.depth + same  # one more, where a query's own passage is dropped
+    return _json(bm25=s.bm25, depth=depth, mine_depth=r.mine_depth, relevance=relevance, ignore_identical_ids=same)
 
 
 def _external(dataset: PlannedDataset, s: Settings) -> Tree:
@@ -160,7 +161,8 @@ def _score(job: Job) -> Tree:
 
 
 def _retrieve(job: Job) -> Tree:
-    return {"depth": job.settings.retrieval.depth, **_searching(job)}
+    r = job.settings.retrieval
+    return {"depth": r.depth + r.ignore_identical_ids, **_searching(job)}
 
 
 def _rerank(job: Job) -> Tree:

@@ -123,7 +123,7 @@ class Loop:
             keep_freed_memory()
         first = self._restore()
         if self.main:
-            self.metrics.resume(first)
+            self.metrics.resume(first or -1)  # without a checkpoint the line of step 0 is written again
             log.info("metrics, a line a step: %s", self.metrics.path)
         self.exchange.wait()
         for name, model in self.models.items():
@@ -188,6 +188,7 @@ class Loop:
         """Load the weights that were best on dev, and say whose they are where they are not the last."""
         for name, model in self.models.items():
             model.load_state_dict(LayeredModel.load(self.state / "best" / name).state_dict())
+        self.exchange.wait()  # the first rank removes the state next
         (mrr, step), steps = self.best, self.train.steps
         if self.main and step < steps:
             log.log(
@@ -242,7 +243,7 @@ class Loop:
         line = {
             "step": step,
             "loss": {k: round(v, 6) for k, v in zip(parts, values, strict=True)},
-            **{k: _rounded(v) for k, v in loss.watch.items()},
+            **{k: _rounded(self.exchange.mean(v) if v.is_floating_point() else v) for k, v in loss.watch.items()},
             "lr": self.train.lr * schedule(step - 1, self.train.steps, self.train.warmup),
         }
         return line, stop > 0

@@ -30,7 +30,7 @@ class Metrics:
         self._file: IO[bytes] | None = None
 
     def resume(self, step: int) -> None:
-        """Keep the lines up to this step and append after them. Later lines go, and a partial one that a kill left."""
+        """Keep the lines up to this step (-1: none) and append after them. Later lines and a partial one go."""
         self.close()
         with self._one_line():
             self.path.parent.mkdir(parents=True, exist_ok=True)
