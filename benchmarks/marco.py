@@ -7,7 +7,7 @@ its words from its topic (50 passages share one), and a query takes words from i
 the topic and from all words. `NOISE` is set so that BM25 finds about as much as on MS MARCO. What it is good for:
 time, memory and formats at full size, and a pipeline that has something to learn. What not: any conclusion on quality.
 
-The same arguments give the same bytes. Passages are streamed: memory is about 1 GB at full size, most of it the words.
+The same arguments give the same bytes. Passages are streamed: memory is 0.55 GB at full size, most of it the words.
 """
 
 from __future__ import annotations

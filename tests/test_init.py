@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lead.plan.plan import Plan
 from lead.plan.targets import targets
 from lead.store.tables import read_table
 from lead.terminal import look
+from lead.terminal.cost import shape
 from lead.terminal.init import init
 from lead.terminal.workflow import snakemake_words
 
@@ -207,6 +209,55 @@ def test_a_folder_in_mteb_s_layout_without_train_judgements(here: Path, judged: 
     assert plan.datasets["mine"].has_test == judged and plan.datasets["mine"].data.source.kind == "hf"
 
 
+def judged_folder(folder: Path, splits: tuple[str, ...], words: int = 1) -> None:
+    """A folder in BEIR's layout, its 30 queries shared out among the splits; grades are 1, in the first split 2."""
+    (folder / "qrels").mkdir(parents=True)
+    passages = [json.dumps({"_id": f"d{i}", "title": f"t{i}", "text": "a text"}) for i in range(30)]
+    (folder / "corpus.jsonl").write_text("\n".join(passages), encoding="utf-8")
+    queries = [json.dumps({"_id": f"q{i}", "text": f"query {i} " + "w " * (words - 2)}) for i in range(30)]
+    (folder / "queries.jsonl").write_text("\n".join(queries), encoding="utf-8")
+    for n, split in enumerate(splits):
+        rows = [f"q{i}\td{i}\t{2 - bool(n)}\n" for i in range(30) if i % len(splits) == n]
+        (folder / f"qrels/{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
+
+
+@pytest.mark.parametrize("splits", [("dev", "test"), ("train", "dev")])
+def test_dev_judgements_of_a_folder_are_kept(here: Path, splits: tuple[str, ...]) -> None:
+    judged_folder(here / "beir", splits)
+    init("mine", "beir", None, None, (None, None), False)
+    plan = Plan(load("config/config.yaml"))
+    found = locate(plan.datasets["mine"].source)  # type: ignore[arg-type]
+    assert [path.name for path in found.splits["dev"].qrels] == ["dev.tsv"] and "test" in found.splits
+
+
+def test_what_a_split_has_is_its_own(here: Path) -> None:
+    """Grades and queries of one file that serves two splits; the length of test queries where none are trained on."""
+    judged_folder(here / "beir", ("train", "test"))
+    said = init("mine", "beir", None, None, (None, None), False)
+    assert re.search(r"^train judgements: .* 15 for 15 queries, 1.0 each, grades 2 ", said, re.M)
+    assert re.search(r"^test judgements: .* 15 for 15 queries, 1.0 each, grades 1 ", said, re.M)
+    assert shape(Plan(load("config/config.yaml"))["mine", "best"]).queries["train"] == 15
+    judged_folder(here / "measured", ("test",), words=37)
+    init("other", "measured", None, None, (None, None), False)
+    assert Plan(load("config/config.yaml"))["other", "bm25"].settings.lengths.query == 56  # 52 tokens, a multiple of 8
+    (here / "measured/queries.jsonl").unlink()
+    assert "has no queries.jsonl" in refusal(lambda: init("again", "measured", None, None, (None, None), False))
+
+
+@pytest.mark.parametrize("splits", [("validation", "test"), ("test",)])
+def test_a_folder_in_mteb_s_layout_with_other_splits_than_train(here: Path, splits: tuple[str, ...]) -> None:
+    for name in ("corpus", "queries", "qrels"):
+        (here / "hub" / name).mkdir(parents=True)
+    for name in ("corpus", "queries"):
+        texts = "".join(f'{{"_id": "{name[0]}{i}", "title": "", "text": "a text of {i}"}}\n' for i in range(30))
+        (here / "hub" / name / f"{name}.jsonl").write_text(texts, encoding="utf-8")
+    for n, split in enumerate(splits):
+        judged = "".join(f'{{"query-id": "q{i}", "corpus-id": "c{i}", "score": 1}}\n' for i in range(n, 30, 2))
+        (here / "hub" / "qrels" / f"{split}.jsonl").write_text(judged, encoding="utf-8")
+    assert "drawn from the corpus" in init("mine", "hub", None, None, (None, None), False)
+    check(Plan(load("config/config.yaml"))["mine", "best_unlabelled"])
+
+
 @pytest.mark.parametrize("splits", [("train", "test"), ("train",), ("test",)])
 def test_a_folder_in_beir_s_layout(here: Path, splits: tuple[str, ...]) -> None:
     folder = here / "beir"
@@ -237,6 +288,11 @@ def test_a_large_file_is_sampled_and_its_rows_are_estimated(here: Path, monkeypa
     monkeypatch.setattr(look, "SMALL", 1000)
     part = look.look([path], CORPUS)
     assert not part.exact and abs(part.count - 20_000) < 2_000 and len(part.words) == look.SAMPLE
+    rows = [
+        json.dumps({"_id": f"{i:05}", "text": f"passage {i:05}", "metadata": {"url": "u" * 40}}) for i in range(20_000)
+    ]
+    path.with_suffix(".jsonl").write_text("\n".join(rows), encoding="utf-8")
+    assert abs(look.look([path.with_suffix(".jsonl")], CORPUS).count - 20_000) < 200
 
 
 def test_words_of_scripts_without_spaces_are_counted() -> None:

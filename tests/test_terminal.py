@@ -128,6 +128,8 @@ def test_every_setting_has_the_value_of_the_place_that_it_is_said_to_come_from(p
     assert origins(plan["tiny", "aligned"])["train.lr"] == "default of an alignment"
     assert plan["tiny", "teacher_more"].settings.train.lr == 1e-3
     assert "align." not in show(plan, "tiny/lead_cb", None, True, False)
+    ready = show(plan, "tiny/ready", None, True, False)  # a ready model's folder says these
+    assert "lengths." not in ready and "scoring.de.pooling" not in ready and "scoring.de.scale" in ready
 
 
 def test_show_is_short_and_all_is_everything(plan: Plan) -> None:

@@ -9,14 +9,16 @@ import contextlib
 import functools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lead.config.folders import locate
+from lead.config.folders import LocatedSplit, locate
 from lead.config.load import Tree
 from lead.config.phases import align_steps
 from lead.config.schema import Lengths
 from lead.config.sources import BeirSource, FilesSource, HfSource, PydocsSource
+from lead.data.files import read_qrels
 from lead.data.layout import CORPUS, QUERIES
 from lead.data.unlabelled import read_texts
 from lead.errors import LeadError
@@ -86,11 +88,16 @@ def _looked(dataset: PlannedDataset, folder: Path, prepared: bool) -> tuple[Look
     if isinstance(source, FilesSource | BeirSource | HfSource) and source.on_disk:
         try:
             located = locate(source)
-            # a file of queries may serve several splits; this is an upper bound
-            return look(located.corpus, CORPUS), {s: look(f.queries, QUERIES) for s, f in located.splits.items()}
+            return look(located.corpus, CORPUS), {split: _asked(files) for split, files in located.splits.items()}
         except (LeadError, OSError):  # prepare says what is wrong
             pass
     return None, {}
+
+
+def _asked(files: LocatedSplit) -> Look:
+    """The queries of a split: those that are judged, since a file of queries may serve several splits."""
+    found, (qrels, _) = look(files.queries, QUERIES), read_qrels(files.qrels)
+    return replace(found, count=min(found.count, len(qrels["qid"].unique())))
 
 
 def per_token(job: Job) -> float | None:

@@ -41,7 +41,7 @@ class Found:
     """What a collection was found to be, in lines for people, and what its dataset file says of it.
 
     queries: None where there are none to train on. Then train queries are drawn from the corpus, as `drawn` says (the
-    way, and why), and the unjudged queries `asked` are aligned on too.
+    way, and why), and the unjudged queries `asked` are aligned on too; those of the test split are `tested`.
     """
 
     source: dict[str, object]
@@ -53,6 +53,7 @@ class Found:
     carved: dict[str, Split] = field(default_factory=dict)  # train and test, where `lead init` splits them
     drawn: tuple[str, str] | None = None
     asked: Look | None = None
+    tested: Look | None = None
 
 
 def dataset_file(name: str, found: Found, path: Path) -> str:
@@ -127,7 +128,7 @@ def _trainings(found: Found, preset: dict[str, Any], gpus: int, machine: str) ->
         f"  # for {machine}; {train:,} training queries are {math.ceil(train / batch):,} steps an epoch",
         f"  train: {{batch_size: {batch}, checkpoint_every: {max(20, min(100, steps['distil'] // 4))}}}",
         *align,
-        f"  phases: # at most {EPOCHS} epochs each; distillation: {epochs:.1f}",
+        f"  phases: # about {EPOCHS} epochs each at most; distillation: {epochs:.1f}",
         *few_texts,
         *(f"    {phase}: {{steps: {n}}}" for phase, n in steps.items()),
         *aligned,
@@ -137,7 +138,7 @@ def _trainings(found: Found, preset: dict[str, Any], gpus: int, machine: str) ->
 def _unjudged(found: Found, gpus: int, machine: str) -> tuple[int, list[str], list[str]]:
     """Without judged queries: the length of queries in tokens, the runs, and the lines on the alignment."""
     assert found.drawn is not None
-    asked = _length("query", found.asked, gpus) if found.asked else 0
+    asked = max((_length("query", seen, gpus) for seen in (found.asked, found.tested) if seen), default=0)
     runs = ["bm25", "pretrained_teacher", DEPLOY[1]] if "test" in found.judged else [DEPLOY[1]]
     texts = found.corpus.count + min(found.corpus.count, DRAWN) + (found.asked.count if found.asked else 0)
     more = f", queries: [{_quoted(str(found.asked.paths[0]))}]" if found.asked else ""

@@ -102,7 +102,7 @@ def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[st
         )
     if not beir:
         source: dict[str, object] = {"kind": "hf", "folder": name}
-        if set(judged_splits(folder)) <= {"test"}:  # to be measured on, or nothing
+        if "train" not in judged_splits(folder):  # to be measured on, or nothing
             located = locate(HfSource(kind="hf", folder=name, train=None))
             return _unjudged(source, located.corpus, located.splits.get("test"), None)
         return _located(source, locate(HfSource(kind="hf", folder=name)))
@@ -111,15 +111,19 @@ def _folder(folder: Path, queries: str | None, qrels: str | None, test: tuple[st
     if not splits:
         inside = next(iter(glob.glob(f"{glob.escape(name)}/queries.jsonl*")), None)
         return _files(glob.glob(f"{glob.escape(name)}/corpus.jsonl*")[0], queries or inside, qrels, test)
-    if "test" in splits:  # most sets of BEIR: to be measured on, never to be trained on
-        parts = ("corpus.jsonl*", "queries.jsonl*", "qrels/test.tsv*")
-        passages, asked, judged = (glob.glob(f"{glob.escape(name)}/{part}")[0] for part in parts)
-        return _files(passages, None, None, (asked, judged))
-    one = "train" if "train" in splits else splits[0]
-    files = [
-        glob.glob(f"{glob.escape(name)}/{part}")[0] for part in ("corpus.jsonl*", "queries.jsonl*", f"qrels/{one}.tsv*")
-    ]
-    return _files(files[0], files[1], files[2], (None, None))
+    one = next((split for split in ("test", "train") if split in splits), splits[0])
+    located = locate(BeirSource(kind="beir", folder=name, train=None, test=one))
+    (passages,), split = located.corpus, located.splits["test"]
+    asked, judged = str(split.queries[0]), str(split.qrels[0])
+    if one == "test":  # most sets of BEIR: to be measured on, never to be trained on
+        found = _files(str(passages), None, None, (asked, judged))
+    else:
+        found = _files(str(passages), asked, judged, (None, None))
+    if "dev" in located.splits and one != "dev":
+        dev = str(located.splits["dev"].qrels[0])
+        found.source["dev"] = {"queries": asked, "qrels": dev}
+        found.lines.append(f"dev judgements: {dev}")
+    return found
 
 
 def _files(corpus: str, queries: str | None, qrels: str | None, test: tuple[str | None, str | None]) -> Found:
@@ -158,7 +162,7 @@ def _unjudged(
     else:
         seen = look(corpus, CORPUS)
         found = Found(source, seen, None, {}, set(), [_texts("corpus", seen, "passages")])
-    found.queries = None
+    found.tested, found.queries = found.queries, None
     sample = (row for _, row in islice(rows(corpus[0], CORPUS, Layout()), SAMPLE))
     way, why = found.drawn = fitting((str(row.get("title") or ""), str(row.get("text") or "")) for row in sample)
     found.lines.append(f"no judged queries to train on: training queries are drawn from the corpus ({way}: {why})")
@@ -193,12 +197,13 @@ def _located(source: dict[str, object], located: Located, carved: dict[str, Spli
         qrels, _ = read_qrels(split.qrels, layout)
         per_query = Counter(qrels["qid"].to_pylist())
         judged[name] = len(per_query)
-        grades |= set(qrels["rel"].unique().to_pylist())
+        own = set(qrels["rel"].unique().to_pylist())
+        grades |= own
         how = ", ".join(f"{value} from {where}" for value, where in layout["qrels"]["columns"].items())  # type: ignore[attr-defined]
         lines.append(
             f"{'' if carved else f'{name} '}judgements: {split.qrels[0]}: {qrels.num_rows:,} for {len(per_query):,} "
             f"queries, {qrels.num_rows / max(1, len(per_query)):.1f} each, grades "
-            f"{', '.join(map(str, sorted(grades)[:6]))} ({how})"
+            f"{', '.join(map(str, sorted(own)[:6]))} ({how})"
         )
     if carved:
         judged = {name: len(part.queries) for name, part in carved.items()}

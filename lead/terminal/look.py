@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from lead.data.layout import FileKind, Layout, rows
-from lead.data.records import PACKED, format_of
+from lead.data.records import PACKED, format_of, lines
 
 SAMPLE = 2000  # rows of a large file that are looked at
 SMALL = 64 << 20  # bytes of files that are read whole
@@ -70,18 +70,16 @@ def look(paths: Sequence[Path], kind: FileKind) -> Look:
     """
     layout, words, read, titled, letters, other = Layout(), [], 0, False, 0, 0
     whole = sum(path.stat().st_size for path in paths) <= SMALL
-    size = 0
     for path in paths:
         for _, row in rows(path, kind, layout) if whole else islice(rows(path, kind, layout), SAMPLE):
             text = " ".join(str(row[key]) for key in ("title", "text") if row.get(key))
             titled = titled or bool(row.get("title"))
-            size += sum(len(str(value).encode(errors="replace")) for value in row.values())
             letters, other = letters + len(text), other + len(NOT_LATIN.findall(text))
             words.append(words_of(text))
             read += 1
         if not whole:
             break
-    count = read if whole else _count(paths, read, size)
+    count = read if whole else _count(paths, read)
     if len(words) > 20 * SAMPLE:
         words = random.Random(0).sample(words, 20 * SAMPLE)
     return Look(
@@ -95,11 +93,12 @@ def look(paths: Sequence[Path], kind: FileKind) -> Look:
     )
 
 
-def _count(paths: Sequence[Path], read: int, size: int) -> int:
-    """Rows of files, from those of the footer (Parquet), else from the bytes of the rows that were read."""
+def _count(paths: Sequence[Path], read: int) -> int:
+    """Rows of files, from those of the footer (Parquet), else from the bytes of the first lines."""
     if format_of(paths[0]) == "parquet" and paths[0].suffix not in PACKED:
         import pyarrow.parquet as pq
 
         return sum(pq.read_metadata(path).num_rows for path in paths)
     factor = 3.0 if paths[0].suffix in PACKED else 1.0  # of texts, unpacked
+    size = sum(len(line.encode()) + 1 for _, line in islice(lines(paths[0]), read))
     return max(read, round(factor * sum(os.path.getsize(p) for p in paths) / max(1.0, size / max(1, read))))

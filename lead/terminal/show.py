@@ -83,6 +83,8 @@ def _read(job: Job, key: str) -> bool:
         return second in stage_settings(job, str(job.method.stage))["train"]
     if first in ("train", "phases"):
         return False
+    if job.method.has_model and job.is_ready and _of_folder(job, key) and key not in flat(job.origin.row.settings):
+        return False
     if first in ("models", "lengths"):
         return job.method.has_model
     if first == "align":
@@ -94,6 +96,14 @@ def _read(job: Job, key: str) -> bool:
     if first == "scoring":
         return job.kind is not None and second.partition(".")[0] in (job.kind.name, _kind_of_teacher(job))
     return True
+
+
+def _of_folder(job: Job, key: str) -> bool:
+    """Whether a key is one that the folder of a ready model decides (docs/teachers.md)."""
+    own = f"scoring.{job.kind.name}." if job.kind else "-"
+    return key.startswith("lengths.") or (
+        key.startswith(own) and key.rpartition(".")[2] not in ("scale", "layer_scale", "layer_normalise")
+    )
 
 
 def _kind_of_teacher(job: Job) -> str:
