@@ -68,18 +68,19 @@ def look(paths: Sequence[Path], kind: FileKind) -> Look:
     Files below `SMALL` together are read whole. Of others the first `SAMPLE` rows are, which may differ from the rest;
     their number is estimated from bytes.
     """
-    layout, words, read, titled, letters, other = Layout(), [], 0, False, 0, 0
+    layout, words, read, titled, letters, other, size = Layout(), [], 0, False, 0, 0, 0
     whole = sum(path.stat().st_size for path in paths) <= SMALL
     for path in paths:
         for _, row in rows(path, kind, layout) if whole else islice(rows(path, kind, layout), SAMPLE):
             text = " ".join(str(row[key]) for key in ("title", "text") if row.get(key))
             titled = titled or bool(row.get("title"))
+            size += sum(len(str(value).encode(errors="replace")) for value in row.values())
             letters, other = letters + len(text), other + len(NOT_LATIN.findall(text))
             words.append(words_of(text))
             read += 1
         if not whole:
             break
-    count = read if whole else _count(paths, read)
+    count = read if whole else _count(paths, read, size)
     if len(words) > 20 * SAMPLE:
         words = random.Random(0).sample(words, 20 * SAMPLE)
     return Look(
@@ -93,12 +94,16 @@ def look(paths: Sequence[Path], kind: FileKind) -> Look:
     )
 
 
-def _count(paths: Sequence[Path], read: int) -> int:
-    """Rows of files, from those of the footer (Parquet), else from the bytes of the first lines."""
+def _count(paths: Sequence[Path], read: int, size: int) -> int:
+    """Rows of files, from those of the footer (Parquet), else from the bytes of the rows that were read.
+
+    `size`: bytes of the values that were read, for CSV, whose rows may have several lines.
+    """
     if format_of(paths[0]) == "parquet" and paths[0].suffix not in PACKED:
         import pyarrow.parquet as pq
 
         return sum(pq.read_metadata(path).num_rows for path in paths)
     factor = 3.0 if paths[0].suffix in PACKED else 1.0  # of texts, unpacked
-    size = sum(len(line.encode()) + 1 for _, line in islice(lines(paths[0]), read))
+    if format_of(paths[0]) != "csv":
+        size = sum(len(line.encode()) + 1 for _, line in islice(lines(paths[0]), read))
     return max(read, round(factor * sum(os.path.getsize(p) for p in paths) / max(1.0, size / max(1, read))))
