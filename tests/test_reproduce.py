@@ -94,10 +94,10 @@ def test_the_readme_has_these_values() -> None:
         "the teacher, untrained": "pretrained_teacher",
         "student without judgements": "student_aligned",
         "labels only": "student",
-        "student, then labels": "aligned_more",
+        "student, then labels": "aligned_pass",
     }
     for label, run in runs.items():
-        of = [run, "aligned_long" if run == "aligned_more" else run, run]
+        of = [run, "aligned_long" if run == "aligned_pass" else run, run]
         said = [file[name] for file, name in zip(others, of, strict=True)]
         means = [f"{statistics.mean(one.get('seeds', [one['mean']])):.3f}"[1:] for one in said]
         (row,) = re.findall(rf"^\| \**{label}\b.*?((?: \| \**\.\d+\**){{3}}) \|$", readme, re.M)
