@@ -30,7 +30,8 @@ def test_a_dry_run_can_be_read_and_a_plan_has_minutes(project: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("14 jobs would run, in about this order:\n   1  tiny: preparing")
     assert re.search(r"^ +14  tiny: evaluating rd_cb +\S.*$", done.stdout, re.MULTILINE)
-    assert lead(project, "run", "-np", "tiny/rd_cb").stdout == done.stdout
+    again = lead(project, "run", "-np", "tiny/rd_cb").stdout
+    assert again.startswith("14 jobs would run, in about this order:") and "nothing was done" in again
     assert not (project / RESULTS).exists()
     done = lead(project, "plan", "tiny/rd_cb")
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from conftest import make_bert, make_retriever, vocabulary
 from searchable import HOSTILE, HOSTILE_ID, HOSTILE_QUERY, Searchable, environment
 
@@ -31,7 +30,6 @@ from lead.search.light import light_encoder
 from lead.search.model import Model
 from lead.search.passages import Vectors
 from lead.search.snippet import Marker, one_line
-from lead.search.systems import Collection
 from lead.store.vectors import read_vectors
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -268,21 +266,6 @@ def test_beside_bm25_and_the_teacher(run: Run, searchable: Searchable) -> None:
         np.testing.assert_allclose([h["score"] for h in answer["results"]], [s for _, s in expected], rtol=1e-4)
     status, out, _ = run("tiny/lead_cb", query, "-k", "2", "--compare")
     assert re.findall(r"^(\w+): (?:dual|BM25|ColBERT)", out, re.M) == ["lead_cb", "bm25", "teacher_cb"]
-
-
-def test_bm25_has_the_settings_of_its_row(searchable: Searchable, tmp_path: Path) -> None:
-    config = Path(shutil.copytree(searchable.config.parent, tmp_path / "config"))
-    _, query = next(iter(searchable.queries().items()))
-
-    def scores() -> list[float]:
-        system = Collection.find("tiny/bm25", config / "config.yaml", searchable.overrides).system()
-        return [float(score) for score in system.rank(query, 5)[1]]
-
-    before = scores()
-    rows = yaml.safe_load((config / "experiments.yaml").read_text())
-    rows["runs"]["bm25"]["settings"] = {"bm25": {"k1": 3.0}}
-    (config / "experiments.yaml").write_text(yaml.safe_dump(rows))
-    assert scores() != before
 
 
 def test_json_is_whole_on_a_terminal_that_shows_few_letters(
