@@ -213,8 +213,7 @@ def test_a_browser_shows_the_pages_on_a_desk_and_a_phone(chromium: Any, address:
         with dark_phone(chromium):
             wide = chromium.execute_script("return document.documentElement.scrollWidth - innerWidth")
             assert wide <= 0, page
-            dark = chromium.execute_script("return document.body.getAttribute('data-md-color-scheme')")
-            assert dark == "slate"
+            until(chromium, "return document.body.getAttribute('data-md-color-scheme') === 'slate'")  # by an event
         with emulated(chromium, width=1280, height=900):
             assert texts(chromium, "article h1")
     chromium.get(f"{address}/method.html")
