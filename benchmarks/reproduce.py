@@ -30,12 +30,13 @@ from lead.evaluation.stats import holm, paired_test
 from lead.plan.plan import Plan
 from lead.plan.rows import SEED
 from lead.report.seeds import Runs, check_queries
+from lead.report.table import difference
 from lead.store.tables import read_json
 
 DOCS = Path("docs")
 CONFIG = "config/config.yaml"
 TABLE = re.compile(r"(?<=<!-- values: )([\w ]+)( -->\n).*?(?=<!-- end -->)", re.S)
-DIFFERENCES = re.compile(r"(?<=<!-- differences: )([\w/ ]+) against ([\w ]+)( -->\n).*?(?=<!-- end -->)", re.S)
+DIFFERENCES = re.compile(r"(<!-- differences: ([\w/\s]+)\sagainst\s([\w\s]+) -->\n).*?(?=<!-- end -->)", re.S)
 FRESH = Path("results/reproduced")  # apart from other results; `make clean` removes it
 
 
@@ -123,21 +124,18 @@ def table_of_differences(columns: list[str], runs: list[str]) -> str:
     """A table in Markdown: a row a run, a column a DATASET/BASE; by how much BASE is above the run, and Holm's p."""
     about = {name: row.about for name, row in load(CONFIG).experiments.runs.items()}
     bases = [column.split("/") for column in columns]
-    lines = ["| RR@10 above that of | " + " | ".join(f"{dataset}: `{base}`" for dataset, base in bases) + " |"]
+    files = [read_values(dataset) for dataset, _ in bases]
+    (measure,) = {file["measure"] for file in files}
+    lines = [f"| {measure} above that of | " + " | ".join(f"{dataset}: `{base}`" for dataset, base in bases) + " |"]
     lines.append("|---" * (len(bases) + 1) + "|")
     cells = []
-    for dataset, base in bases:
-        said = read_values(dataset)["differences"][base]
-        found = [run for run in runs if run in said]
-        p = dict(zip(found, holm([said[run]["p"] for run in found]), strict=True))
-        cells.append({run: f"{said[run]['mean']:+.3f} ({_p(p[run])})".replace("0.", ".", 1) for run in found})
+    for file, (_, base) in zip(files, bases, strict=True):
+        said = {run: file["differences"][base][run] for run in runs if run in file["differences"][base]}
+        corrected = zip(said.items(), holm([one["p"] for one in said.values()]), strict=True)
+        cells.append({run: difference(one["mean"], p) for (run, one), p in corrected})
     for run in runs:
         lines.append(f"| `{run}`: {about[run]} | " + " | ".join(column.get(run, "not run") for column in cells) + " |")
     return "\n".join([*lines, ""])
-
-
-def _p(p: float) -> str:
-    return "< .001" if p < 0.001 else f"{p:.{3 if p < 0.0095 else 2}f}".removeprefix("0")
 
 
 def tables(text: str) -> str:
@@ -147,9 +145,7 @@ def tables(text: str) -> str:
     with `<!-- end -->`.
     """
     text = TABLE.sub(lambda found: found[1] + found[2] + table(found[1].split()), text)
-    return DIFFERENCES.sub(
-        lambda f: f"{f[1]} against {f[2]}{f[3]}" + table_of_differences(f[1].split(), f[2].split()), text
-    )
+    return DIFFERENCES.sub(lambda found: found[1] + table_of_differences(found[2].split(), found[3].split()), text)
 
 
 def main() -> int:

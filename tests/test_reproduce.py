@@ -15,6 +15,7 @@ import pytest
 from test_table import result
 
 from lead.evaluation.stats import holm, paired_test
+from lead.report.table import difference
 from lead.store.tables import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -71,10 +72,10 @@ def test_differences_are_those_of_all_seeds_and_corrected_in_each_column(
         assert said[run] == {key: pytest.approx(value, abs=1e-6, rel=1e-2) for key, value in expected.items()}
     made = runpy.run_path(str(SCRIPT))
     monkeypatch.setitem(made["tables"].__globals__, "DOCS", tmp_path)
-    page = made["tables"]("<!-- differences: tiny/aligned_more against student rd_cb fd_cb -->\nold\n<!-- end -->\n")
+    page = made["tables"]("<!-- differences: tiny/aligned_more\nagainst student rd_cb fd_cb -->\nold\n<!-- end -->\n")
     p = holm([said[run]["p"] for run in ("student", "rd_cb")])
     for run, corrected in zip(("student", "rd_cb"), p, strict=True):
-        cell = f"{said[run]['mean']:+.3f} ({made['_p'](corrected)})".replace("0.", ".", 1)
+        cell = difference(said[run]["mean"], corrected)
         assert re.search(rf"^\| `{run}`: .* \| {re.escape(cell)} \|$", page, re.M)
     assert re.search(r"^\| `fd_cb`: .* \| not run \|$", page, re.M) and "old" not in page
 

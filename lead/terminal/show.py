@@ -120,8 +120,8 @@ def origins(job: Job) -> dict[str, str]:
     found |= {f"train.{key}": where for key, (_, where) in train.items()}
     overridden, file = flat(loaded.overrides.get("settings", {})), str(loaded.path)
     for key, where in found.items():
-        phase = where.removeprefix(f"{file}: ") + key.removeprefix("train")
-        if (where == file and key in overridden) or phase in overridden:
+        said_in, _, phase = where.partition(": ")  # of the phase `phases.distil`, or of none
+        if said_in == file and (key.replace("train", phase, 1) if phase else key) in overridden:
             found[key] = where.replace(file, "--config", 1)
     if split_seed(job.run)[1] != 1:
         found["seed"] = f"the name {job.run}"
