@@ -4,7 +4,8 @@
 
 At the start of a run, over some batches: the student's mean gradient of each part of the loss, and its cosine with
 the mean gradient of the contrastive loss on dev queries. A part whose cosine is zero teaches the student nothing that
-carries over to new queries; one whose gradient is small beside another's is not heard. `signal` is the norm of the mean
+carries over to new queries; one whose gradient is small beside another's is not heard. Each part has its weight of
+`distil.weights`; batches are those of the run's first steps. `signal` is the norm of the mean
 gradient over what noise alone would leave of it: at 1 there is nothing but noise, and cosines mean nothing.
 
 Needs the models of the run's student and teacher and the mined negatives; results/ is not written to.
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from lead.config.load import load, merge
 from lead.config.stages import DistilSettings
+from lead.data.copies import same_text
 from lead.methods.losses import contrastive_loss
 from lead.models.base import LayeredModel
 from lead.models.bi_encoder import BiEncoder
@@ -74,16 +76,17 @@ def main() -> None:
     settings = DistilSettings.model_validate(merge(stage_settings(job, "distil"), uncached))
     data = Path(plan.results) / args.dataset / "data"
     corpus = read_table(data / "corpus.parquet", "corpus")
-    negatives = Path(job.negatives)
+    negatives, group, depth = Path(job.negatives), same_text(corpus["text"]), settings.train.negatives_depth
     train, dev = (
         TrainingData(
             corpus,
-            Queries(corpus["pid"], data / f"queries.{s}.parquet", data / f"qrels.{s}.parquet", negatives, 1, 100),
+            Queries(corpus["pid"], *files, negatives, settings.relevance, depth, group),
             settings.train.batch_size,
             settings.train.negatives,
             settings.seed,
+            settings.generation,
         )
-        for s in ("train", "dev")
+        for files in ((data / f"queries.{s}.parquet", data / f"qrels.{s}.parquet") for s in ("train", "dev"))
     )
     student = BiEncoder.load(job.start[0])
     step = make_step(settings, student, LayeredModel.load(job.teacher))
@@ -91,8 +94,9 @@ def main() -> None:
     for i in range(args.batches):
         loss, _ = step.loss(step.prepare(train.batch(i)), i)
         for name, part in loss.parts.items():
-            if name != "tch":  # the student has no part in the teacher's contrastive loss
-                parts.setdefault(name, Mean()).add(gradient(part, student))
+            weight = getattr(settings.distil.weights, name)
+            if name != "tch" and weight:  # the student has no part in the teacher's contrastive loss
+                parts.setdefault(name, Mean()).add(gradient(weight * part, student))
     held_out = Mean()
     for i in range(args.batches):
         prepared = step.prepare(dev.batch(i))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import io
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -195,7 +196,7 @@ def _lines(words: list[str], pids: list[int], ends: list[int], documents: bool) 
 
 def _writing(path: Path) -> IO[str]:
     if path.suffix == ".gz":
-        return gzip.open(path, "wt", compresslevel=1, encoding="utf-8")
+        return io.TextIOWrapper(gzip.GzipFile(path, "wb", 1, mtime=0), encoding="utf-8")  # no time in its header
     return path.open("w", encoding="utf-8")
 
 

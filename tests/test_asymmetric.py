@@ -13,6 +13,7 @@ from searchable import HOSTILE, Searchable
 
 import lead
 from lead import cli
+from lead.search.systems import Collection
 from lead.store.vectors import read_vectors
 
 
@@ -24,7 +25,8 @@ def test_queries_of_a_student_search_the_vectors_of_its_teacher(
     with (config.parent / "experiments.yaml").open("a", encoding="utf-8") as file:
         file.write("  aligned: {method: align, init: student, teacher: lead_cb_de}\n"
                    "  lead_cb_de: {method: pretrained, init: teacher}\n"
-                   "  both: {method: asymmetric, start: aligned, passages: lead_cb_de}\n")  # fmt: skip
+                   "  both: {method: asymmetric, start: aligned, passages: lead_cb_de}\n"
+                   "  adore: {method: contrastive, start: lead_cb_de, passages: lead_cb_de}\n")  # fmt: skip
     folder = Path(shutil.copytree(searchable.folder, tmp_path / "made" / "tiny"))
     for kind in ("models", "embeddings"):
         shutil.move(folder / kind / "lead_cb", folder / kind / "lead_cb_de")
@@ -41,3 +43,12 @@ def test_queries_of_a_student_search_the_vectors_of_its_teacher(
     assert found["results"][0]["score"] == pytest.approx(float(scores.max()), abs=1e-5)
     assert found["results"] != found["compare"][1]["results"]
     np.testing.assert_allclose(model.encode_passages([HOSTILE])[0], passages[-1], atol=1e-6)  # by the teacher
+    # so are those of ADORE, which learns queries alone
+    shutil.move(folder / "models" / "aligned", folder / "models" / "adore")
+    model = lead.load("tiny/adore", config, {"results": str(folder.parent)})
+    np.testing.assert_allclose(model.encode_passages([HOSTILE])[0], passages[-1], atol=1e-6)
+    assert (
+        Collection.find("tiny/adore", config, {"results": str(folder.parent)})
+        .system()
+        .about.startswith("queries by adore, passages by lead_cb_de: dual encoder")
+    )

@@ -7,12 +7,14 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from dag.project import ONE_THREAD, RESULTS, RUNS, TARGETS, jobs, snakemake, succeed, without
+from dag.project import ONE_THREAD, RESULTS, ROOT, RUNS, TARGETS, jobs, snakemake, succeed, without
 
 pytestmark = pytest.mark.dag
 
@@ -222,3 +224,29 @@ def test_a_gpu_that_is_not_there_is_one_clear_line(made: Path, tmp_path: Path) -
     assert done.returncode == 1
     assert said and all("--gpu 1" in line and "--resources gpu=0" in line for line in said)
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_variants_are_compared_on_dev_and_one_that_cannot_be_trained_is_named(made: Path, tmp_path: Path) -> None:
+    """`benchmarks/pilot.py`: a run as it is, twice, one with a changed key, one of labels alone; nothing is written."""
+    before = sorted(made.rglob("*"))
+    changed, wrong = 'lead_cb:{"distil": {"joint": false}}', 'rd_cb:{"train": {"batch_size": 100000}}'
+    variants = ["rd_cb", "rd_cb", changed, "student_more", wrong]
+    options = ["--steps", "2", "--seeds", "2", "--out", str(tmp_path / "tried.jsonl")]
+    command = [sys.executable, str(ROOT / "benchmarks/pilot.py"), "tiny", *options, *variants]
+    done = subprocess.run(command, cwd=made, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, again, other, labels, *refused = done.stdout.splitlines()
+    assert first.startswith("rd_cb: ") and "+0.0000 (s.e. 0.0000)" in first and "+0.0000 (s.e. 0.0000)" in again
+    assert other.startswith(f"{changed}: ") and labels.startswith("student_more: ")
+    assert refused == [f"{wrong}: train.batch_size: 100000 is more than the 48 train queries; lower it"] * 2
+    tried = [json.loads(line) for line in (tmp_path / "tried.jsonl").read_text().splitlines()]
+    assert [(t["variant"], t["seed"]) for t in tried] == [(v, s) for v in variants[:4] for s in (1, 2)]
+    assert tried[0]["after"] == tried[2]["after"] and tried[0]["after"] != tried[1]["after"]
+    assert sorted(made.rglob("*")) == before
+    for variant, why in (
+        ("rd_cb:{", "Expecting"),
+        ('rd_cb:{"distil": {"tu": 2}}', "unknown key"),
+        ("miner", "does not"),
+    ):
+        refusal = subprocess.run([*command[:3], variant], cwd=made, capture_output=True, text=True, timeout=100)
+        assert refusal.returncode == 2 and why in refusal.stderr.splitlines()[-1] and "Traceback" not in refusal.stderr

@@ -14,12 +14,13 @@ import pytest
 from conftest import make_bert
 from dag.project import RESULTS, empty_project, refusal
 from huggingface_hub import ModelCard, constants
+from huggingface_hub.utils import filter_repo_objects
 
 from lead import cli
 from lead.config.load import load
 from lead.config.schema import Lengths, ModelRef, Scoring
 from lead.config.stages import AlignSettings, PretrainedSettings
-from lead.export import hub
+from lead.export import hub, quality
 from lead.export.card import _made_by, _references, _training
 from lead.export.export import Wanted, _add, _lists, export
 from lead.export.licences import licence
@@ -93,6 +94,30 @@ def test_onnx_and_int8(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made_there: dict[str, Any] = {}
     exec(code, made_there)
     assert np.allclose(made_there["queries"], fp32.encode(model.tokenize("query", ["a question"])), atol=1e-5)
+
+
+def test_dev_passages_are_relevant_mined_and_others_and_a_query_s_own_may_be_left_out(
+    tiny_collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "PASSAGES", 30)
+    dev = quality.read_dev(tiny_collection, tmp_path / "none.parquet", relevance=1)
+    relevant = {row["pid"] for row in dev.qrels.to_pylist() if row["rel"] >= 1}
+    assert relevant <= set(dev.passages["pid"].to_pylist()) and not dev.whole and 20 < len(dev.passages) <= 30
+    ids = [str(i) for i in range(12)]
+    queries = pa.table({"qid": ids, "text": ids})
+    qrels = pa.table({"qid": ids, "pid": [*ids[1:], "0"], "rel": [2] * 12}, schema=SCHEMAS["qrels"])
+    vectors = np.eye(12, dtype=np.float32)
+    near = vectors + 0.5 * np.roll(vectors, 1, axis=1)  # itself first, then what is relevant
+    pool = pa.table({"pid": ids, "text": ids}, schema=SCHEMAS["corpus"])
+    for relevance, same, expected in ((2, False, 0.5), (2, True, 1.0)):
+        values = quality._values(near, vectors, quality.Dev(queries, qrels, pool, True, relevance), same)
+        assert values.tolist() == [expected] * 12
+
+
+def test_what_one_export_has_and_the_next_has_not_goes_from_the_hub() -> None:
+    ours = ["model.safetensors", "config.json", "README.md", "SHA256SUMS", "modules.json", "tokenizer.json"]
+    optional = ["onnx/model.onnx", "vectors/passages-0.parquet", "trec/run.txt", "2_Dense/model.safetensors"]
+    assert list(filter_repo_objects(ours + optional, allow_patterns=hub.OPTIONAL)) == optional
 
 
 @pytest.mark.slow

@@ -23,13 +23,11 @@ from searchable import HOSTILE, HOSTILE_ID, HOSTILE_QUERY, Searchable, environme
 
 import lead
 from lead import cli
-from lead.config.lists import Bm25
 from lead.errors import LeadError
 from lead.retrieval import engine
 from lead.search.light import light_encoder
 from lead.search.model import Model
 from lead.search.passages import Vectors
-from lead.search.snippet import Marker, one_line
 from lead.store.vectors import read_vectors
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -110,6 +108,16 @@ def test_passages_of_ones_own(searchable: Searchable, tmp_path: Path) -> None:
     assert found["a"].score == pytest.approx(float(whole[0, 0]), abs=1e-6)
     with pytest.raises(LeadError, match="no file of passages"):
         mine.index(tmp_path / "other.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(LeadError, match="holds no passage"):
+        mine.index(tmp_path / "empty.jsonl")
+    np.testing.assert_array_equal(mine.encode_queries(np.array(["array"])), mine.encode_queries(["array"]))  # type: ignore[arg-type]
+    for wrong in ("one text", ["a", None], [1]):
+        with pytest.raises(LeadError, match="give a list of texts"):
+            mine.encode_passages(wrong)  # type: ignore[arg-type]
+        if not isinstance(wrong, str):
+            with pytest.raises(LeadError, match="not a text"):
+                mine.index(wrong)  # type: ignore[arg-type]
 
 
 def test_faiss_is_needed_for_a_large_corpus_only_and_the_remedy_is_one_line(
@@ -204,29 +212,6 @@ def test_other_architectures_are_searched_with_torch(tmp_path: Path, tiny_model:
     made.save(tmp_path / "split")
     query = Model(tmp_path / "split")._query("[MASK] array")
     np.testing.assert_allclose(query, Model(tmp_path / "split").encode_queries(["[MASK] array"])[0], atol=2e-6)
-
-
-# --- snippets --------------------------------------------------------------------------------------------------------
-def test_a_snippet_shows_the_words_of_the_query() -> None:
-    marker = Marker(Bm25())
-    text = "nothing here. " * 50 + "It reads\n\ta CSV-file, quickly." + " nothing there." * 50
-    found = marker.snippet("reading the csv files", text, 80)
-    assert [part for part, hit in found.parts() if hit] == ["reads", "CSV", "file"]
-    assert "".join(part for part, _ in found.parts()) == found.text and len(found.text) <= 84
-    assert found.text.startswith("… ") and found.text.endswith(" …") and not found.whole
-    whole = marker.snippet("the", "the end")  # a stop word is not marked
-    assert whole.whole and whole.parts() == [("the end", False)]
-    assert Marker(Bm25(analyser="unicode")).snippet("東京", "京都と東京").parts()[-1] == ("京", True)
-    assert marker.snippet("x", "").parts() == []
-    assert marker.snippet("x", "y" * 1000, 50).text == "y" * 50 + " …"
-
-
-def test_a_snippet_cannot_speak_to_a_terminal() -> None:
-    assert one_line("a\x1b[31mb\r\x07\u202ec\u2028d") == "a [31mb c d"
-    assert (
-        one_line("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645")
-        == "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
-    )
 
 
 # --- the terminal ----------------------------------------------------------------------------------------------------

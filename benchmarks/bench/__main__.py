@@ -12,6 +12,7 @@ cannot be installed, or does not run, is named and skipped. Results: a Markdown 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -93,16 +94,20 @@ class Process:
         return json.loads(line) if line else {"skipped": "its process ended"}  # type: ignore[no-any-return]
 
     def ask(self) -> dict[str, float]:
-        """Seconds of one request."""
+        """Seconds of one request; `skipped` says why there are none."""
         assert self.process.stdin
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        return self._answer()
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
+        answer = self._answer()
+        self.skipped = answer.get("skipped")
+        return answer
 
     def end(self) -> None:
         """Close its input, at which it ends."""
         assert self.process.stdin
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -117,14 +122,15 @@ def compare(comparison: Comparison, python: str, inputs: Path, rounds: int) -> d
         name: Process(python, function, comparison.arguments, inputs)
         for name, function in comparison.contestants.items()
     }
-    taking = {name: process for name, process in processes.items() if process.skipped is None}
-    times: dict[str, list[dict[str, float]]] = {name: [] for name in taking}
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in processes}
     for _ in range(rounds):
-        for name, process in taking.items():
-            times[name].append(process.ask())
+        for name, process in processes.items():
+            if process.skipped is None:
+                times[name].append(process.ask())
     for process in processes.values():
         process.end()
     skipped = {name: process.skipped for name, process in processes.items() if process.skipped}
+    times = {name: of for name, of in times.items() if name not in skipped}
     return {"key": comparison.key, "title": comparison.title, "times": times, "skipped": skipped}
 
 
@@ -152,8 +158,13 @@ def environment(folder: Path) -> str:
                               check=True, text=True, capture_output=True).stdout.strip()  # fmt: skip
         parent = sysconfig.get_path("purelib")
         (Path(site) / "parent.pth").write_text(f"import site; site.addsitedir({parent!r})\n")
-        for peer in PEERS:
-            subprocess.run([str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", peer])
+    installed = folder / "installed"
+    missing = [peer for peer in PEERS if peer not in (installed.read_text().split() if installed.exists() else [])]
+    for peer in missing:
+        pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check", peer]
+        if subprocess.run(pip).returncode == 0:
+            with installed.open("a") as file:
+                file.write(f"{peer}\n")
     return str(python)
 
 

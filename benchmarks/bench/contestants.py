@@ -290,5 +290,5 @@ def bm25s_search(inputs: Path, k: int) -> Request:
     """The same by bm25s compiled by numba."""
     texts = _texts(inputs, "queries.test")[:500]
     made, tokenize = _bm25s(_texts(inputs, "corpus"), "numba")
-    ids = np.array(_texts(inputs, "corpus", "pid"))
+    ids = np.array(_texts(inputs, "corpus", "pid"), dtype=object)  # of str, each as wide as the longest, are slow
     return lambda: int(np.size(ids[made.retrieve(tokenize(texts), k=k, n_threads=1, show_progress=False)[0]]))

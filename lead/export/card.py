@@ -128,8 +128,7 @@ def _header(job: Job, result: Result | None, references: dict[str, list[str]]) -
 def _results(job: Job, results: dict[str, Result]) -> list[str]:
     if job.run not in results:
         return ["## Results", "", "It has not been evaluated.", ""]
-    own = results[job.run]
-    rows = []
+    own, other, rows = results[job.run], job.row.passages, []
     for run, result in results.items():
         cells = [_cell(result.metrics.get(measure)) for measure in own.measures]
         bold = "**" if run == job.run else ""
@@ -139,6 +138,7 @@ def _results(job: Job, results: dict[str, Result]) -> list[str]:
         "",
         f"On the {own.queries:,} judged test queries of {job.dataset.name}; means with {own.confidence:.0%} bootstrap "
         "intervals over queries.",
+        *([f"**{job.run} searched vectors of passages by `{job.row.passages}`, not by this model.**"] if other else []),
         "",
         f"| run | what it is | {' | '.join(own.measures)} |",
         "|---|---|" + "---|" * len(own.measures),
@@ -228,7 +228,7 @@ def _extras(job: Job, extras: Extras) -> list[str]:
             f"passages a second, fp32 {q.speed[0]:.0f}",
             f"  ({q.speed[1] / q.speed[0]:.1f} times as many; threads: {q.threads}; it depends on the CPU).",
         ]
-    by = f" by `{job.row.passages}`, which this model's queries search" if job.searches_another else ""
+    by = f" by `{job.row.passages}`" if job.row.passages else ""
     lines += [f"- `vectors/`: the passages' vectors{by} (Parquet: id, vector)."] if extras.vectors else []
     lines += (
         ["- `trec/`: the run's lists on the test queries (run.txt) and their judgements (qrels.txt)."]

@@ -103,6 +103,7 @@ def _add_onnx(job: Job, model: DualEncoder, folder: Path, int8: bool) -> tuple[f
     if not int8:
         return difference, None
     write_int8(folder / FP32, folder / INT8)
-    relevance = job.settings.evaluation.relevance
-    dev = read_dev(data, Path(job.negatives), relevance)
-    return difference, compare(model, (encoder, OnnxEncoder(folder / INT8, pad)), dev, relevance)
+    trained = job.jobs[job.dataset.collection.name, job.run]  # an evaluation set has no dev queries of its own
+    dev = read_dev(data, Path(trained.negatives), trained.settings.evaluation.relevance)
+    same = trained.settings.retrieval.ignore_identical_ids
+    return difference, compare(model, (encoder, OnnxEncoder(folder / INT8, pad)), dev, same)

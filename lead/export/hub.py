@@ -6,6 +6,9 @@ from pathlib import Path
 
 from lead.errors import LeadError
 
+# what one export has and another has not: the hub keeps what it is not told to delete
+OPTIONAL = ["onnx/*", "vectors/*", "trec/*", "[0-9]_*/*"]
+
 
 def check_login(name: str) -> None:
     """Refuse what is no name of a repository, and an upload without a token. Raises LeadError."""
@@ -25,6 +28,7 @@ def check_login(name: str) -> None:
 def push(folder: Path, name: str, private: bool) -> str:
     """Upload a folder to the repository `name`, which is made if it is not there; return its address.
 
+    What an earlier export had beside the model, and this one has not, is deleted there.
     Raises LeadError for whatever the hub refuses.
     """
     from huggingface_hub import HfApi
@@ -32,7 +36,9 @@ def push(folder: Path, name: str, private: bool) -> str:
     try:
         api = HfApi()
         url = api.create_repo(name, private=private, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="lead export")
+        api.upload_folder(
+            repo_id=url.repo_id, folder_path=folder, commit_message="lead export", delete_patterns=OPTIONAL
+        )
     except Exception as e:  # the library promises no exceptions
         reason = " ".join(str(e).split())[:200] or type(e).__name__
         raise LeadError(f"--push-to-hub {name}: {reason}; the folder {folder} is complete") from e

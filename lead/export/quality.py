@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import torch
 from tqdm import tqdm
 
-from lead.evaluation.evaluate import query_values
+from lead.data.texts import take_texts
+from lead.evaluation.evaluate import drop_own_ids, query_values
 from lead.evaluation.measures import parse_measures
 from lead.evaluation.stats import bootstrap_interval
 from lead.export.onnx import OnnxEncoder
@@ -50,6 +51,7 @@ class Dev:
     qrels: pa.Table
     passages: pa.Table
     whole: bool
+    relevance: int  # from which a judgement counts
 
 
 def read_dev(folder: Path, negatives: Path, relevance: int) -> Dev:
@@ -66,7 +68,7 @@ def read_dev(folder: Path, negatives: Path, relevance: int) -> Dev:
     qrels = read_table(folder / "qrels.dev.parquet", "qrels")
     qrels = qrels.filter(pc.is_in(qrels["qid"], value_set=queries["qid"].combine_chunks()))
     if len(corpus) <= PASSAGES:
-        return Dev(queries, qrels, corpus, True)
+        return Dev(queries, qrels, corpus, True, relevance)
     wanted = [qrels.filter(pc.greater_equal(qrels["rel"], relevance))["pid"]]
     if negatives.exists():
         mined = read_table(negatives, "ranked")
@@ -76,12 +78,20 @@ def read_dev(folder: Path, negatives: Path, relevance: int) -> Dev:
         wanted.append(mined.filter(near)["pid"])
     near = np.flatnonzero(pc.is_in(corpus["pid"], value_set=pa.chunked_array([c for w in wanted for c in w.chunks])))
     others = np.linspace(0, len(corpus) - 1, max(0, PASSAGES - len(near))).astype(int)
-    return Dev(queries, qrels, corpus.take(pa.array(np.union1d(near, others))), False)
+    rows = np.union1d(near, others)
+    found = {"pid": corpus["pid"].take(pa.array(rows)), "text": take_texts(corpus["text"], rows)}
+    return Dev(queries, qrels, pa.table(found, schema=corpus.schema), False, relevance)
 
 
-def compare(model: DualEncoder, encoders: tuple[OnnxEncoder, OnnxEncoder], dev: Dev, relevance: int) -> Quality:
-    """Quality of both encoders of a model. Memory: the passages' vectors of both."""
+def compare(model: DualEncoder, encoders: tuple[OnnxEncoder, OnnxEncoder], dev: Dev, same: bool) -> Quality:
+    """Quality of both encoders of a model. Memory: the passages' vectors of both.
+
+    same: whether a passage with the query's id is left out of its list.
+    """
     ids = model.tokenize("passage", dev.passages["text"].to_pylist())
+    for encoder in encoders:  # the first texts of a session take longer, and are not measured
+        encoder.encode(ids[:CHUNK])
+        encoder.seconds = 0.0
     parts: tuple[list[Any], list[Any]] = ([], [])
     for start in tqdm(range(0, len(ids), CHUNK), desc="dev passages", unit="chunk", disable=None):
         for encoder, found in zip(encoders, parts, strict=True):
@@ -89,7 +99,7 @@ def compare(model: DualEncoder, encoders: tuple[OnnxEncoder, OnnxEncoder], dev: 
     speed = tuple(len(ids) / encoder.seconds for encoder in encoders)
     asked = model.tokenize("query", dev.queries["text"].to_pylist())
     values = [
-        _values(encoder.encode(asked), np.concatenate(found), dev, relevance)
+        _values(encoder.encode(asked), np.concatenate(found), dev, same)
         for encoder, found in zip(encoders, parts, strict=True)
     ]
     difference = values[1] - values[0]
@@ -105,12 +115,12 @@ def compare(model: DualEncoder, encoders: tuple[OnnxEncoder, OnnxEncoder], dev: 
     )
 
 
-def _values(queries: Any, passages: Any, dev: Dev, relevance: int) -> Any:
+def _values(queries: Any, passages: Any, dev: Dev, same: bool) -> Any:
     """RR@10 of each judged query, from vectors."""
     qids, pids = dev.queries["qid"].combine_chunks(), dev.passages["pid"].combine_chunks()
-    measures: Mapping[str, Any] = parse_measures([MEASURE], relevance)
-    lists = [
+    measures: Mapping[str, Any] = parse_measures([MEASURE], dev.relevance)
+    lists = pa.concat_tables(
         ranked_table(qids, pids, np.repeat(rows, found.shape[1]), found.ravel(), scores.ravel())
-        for rows, found, scores in search(queries, passages, 10, alphabetical(pids))
-    ]
-    return query_values(pa.concat_tables(lists), dev.qrels, [measures[MEASURE]])[1][:, 0]
+        for rows, found, scores in search(queries, passages, 10 + same, alphabetical(pids))
+    )
+    return query_values(drop_own_ids(lists) if same else lists, dev.qrels, [measures[MEASURE]])[1][:, 0]

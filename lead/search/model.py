@@ -12,7 +12,7 @@ import numpy as np
 from lead.errors import LeadError
 from lead.lists import Floats, Ints
 from lead.search.light import light_encoder
-from lead.search.passages import Hit, Passages, Vectors
+from lead.search.passages import Hit, Passages, Vectors, checked
 
 if TYPE_CHECKING:
     from lead.models.bi_encoder import BiEncoder
@@ -24,7 +24,8 @@ class Model:
     """A dual encoder, and the passages that it searches.
 
     folder: where it was loaded from. passages: what `search` searches, None before `index` where a folder was loaded.
-    of_passages: the model that encodes passages: itself, but of a run of method asymmetric the teacher.
+    of_passages: the model that encodes passages: itself, or that of the run whose passages this run searches (methods
+    asymmetric and, with `passages`, contrastive: ADORE).
     """
 
     def __init__(
@@ -98,10 +99,9 @@ class Model:
     def _encode(self, side: Literal["query", "passage"], texts: Sequence[str]) -> Floats:
         from lead.retrieval.encode import encode_ids
 
-        if isinstance(texts, str):
-            raise LeadError("give a list of texts, not one text")
+        texts = checked(texts)
         vectors = np.empty((len(texts), self.encoder.size), np.float32)
-        ids = self.encoder.tokenize(side, list(texts)) if texts else []
+        ids = self.encoder.tokenize(side, texts) if texts else []
         for rows, x in encode_ids(self.encoder, ids, BATCH_TOKENS, "fp32", f"{side} vectors"):
             vectors[rows] = x.cpu().numpy()
         return vectors

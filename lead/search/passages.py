@@ -16,6 +16,7 @@ from lead.errors import LeadError
 from lead.lists import Floats, Ints, alphabetical
 from lead.retrieval.engine import Engine, approximate_engine, exact_engine
 from lead.retrieval.search import search
+from lead.store.tables import SCHEMAS
 from lead.store.vectors import read_vectors
 
 
@@ -32,6 +33,17 @@ class Hit:
     score: float
     title: str
     text: str
+
+
+def checked(texts: Sequence[str]) -> list[str]:
+    """Texts as a list. Raises LeadError for one text, and for what holds anything else."""
+    if isinstance(texts, str):
+        raise LeadError("give a list of texts, not one text")
+    found = list(texts)
+    for at, text in enumerate(found):
+        if not isinstance(text, str):
+            raise LeadError(f"give a list of texts; number {at} is {text!r:.60}, not a text")
+    return found
 
 
 class Passages:
@@ -60,14 +72,19 @@ class Passages:
 
         if not file.is_file() or format_of(file) is None:
             raise LeadError(f"{file} is no file of passages; give .jsonl, .tsv, .csv or .parquet with ids and texts")
-        titles, texts = (pa.Table.from_batches(read_corpus([file], [field])) for field in ("title", "text"))
+        titles, texts = (
+            pa.Table.from_batches(read_corpus([file], [field]), SCHEMAS["corpus"]) for field in ("title", "text")
+        )
+        if not len(texts):
+            raise LeadError(f"{file} holds no passage")
         return cls(texts["pid"].combine_chunks(), texts["text"], titles["text"])
 
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> Passages:
         """Texts, with their positions as ids."""
+        texts = checked(texts)
         ids = pa.array([str(i) for i in range(len(texts))], pa.string())
-        return cls(ids, pa.chunked_array([pa.array(list(texts), pa.string())]))
+        return cls(ids, pa.chunked_array([pa.array(texts, pa.string())]))
 
     def read(self, rows: Sequence[int] | Ints) -> list[str]:
         """What a model reads of these rows: title and text."""

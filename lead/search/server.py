@@ -58,7 +58,7 @@ class Answers:
 
     def about(self) -> dict[str, Any]:
         """The dataset, the systems, and queries to try."""
-        known = list(self.collection.queries)
+        known = [query for query in self.collection.queries if len(query) <= QUERY]
         return {
             "dataset": self.collection.name,
             "systems": [{"name": system.name, "about": system.about} for system in self.systems],

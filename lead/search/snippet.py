@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cache
 
 import regex
 
@@ -23,7 +24,7 @@ JOINERS = "\u200c\u200d"  # of Persian words, Indic letters and emoji
 class Snippet:
     """A part of a passage on one line. marks: where the query's words are, [start, end) in `text`, ascending.
 
-    whole: whether it is all of the passage.
+    whole: whether it is all of the passage, but for line breaks and blanks.
     """
 
     text: str
@@ -50,7 +51,8 @@ class Marker:
         """About `size` characters of a passage, those with most of the query's different words."""
         line = one_line(RULE.sub(" ", text[:READ]))
         wanted = self._numbers(query)
-        found = [(m.start(), m.end(), n) for m in WORD.finditer(line) if (n := self._numbers(m[0]) & wanted)][:MATCHES]
+        numbers = cache(self._numbers)
+        found = [(m.start(), m.end(), n) for m in WORD.finditer(line) if (n := numbers(m[0]) & wanted)][:MATCHES]
         start, end = _window([s for s, _, _ in found], [n for _, _, n in found], len(line), size)
         if start:  # whole words only
             start = line.find(" ", start, start + BEFORE) + 1 or start
@@ -60,7 +62,7 @@ class Marker:
         before, after = "… " if start else "", " …" if end < len(line) or len(text) > READ else ""
         shift = len(before) - start
         marks = [(s + shift, min(e, end) + shift) for s, e, _ in found if start <= s < end]
-        return Snippet(before + line[start:end] + after, marks, not before and not after)
+        return Snippet(before + line[start:end] + after, marks, not before and not after and line == one_line(text))
 
     def _numbers(self, text: str) -> set[int]:
         return set(self.words.read([text])[0].tolist())

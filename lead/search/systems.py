@@ -153,7 +153,8 @@ class Collection:
         folder = self.made_file(job.model, job)
         if job.kind.ranks_by == "rerank":
             return Reranked(job.run, job.kind.title, folder, first or self.system(job.reranked), self.passages)
-        by = f"queries by {job.row.start}, passages by {job.row.passages}: " if job.searches_another else ""
+        asker = job.row.start if job.searches_another else job.run
+        by = f"queries by {asker}, passages by {job.row.passages}: " if job.row.passages else ""
         return Dense(job.run, f"{by}{job.kind.title}", self.model(job), self.passages)
 
     def model(self, job: Job | None = None) -> Model:
@@ -165,7 +166,7 @@ class Collection:
         folder, files = self.made_file(job.model, job), [self.made_file(path, job) for path in job.vectors()]
         indexes = [self.made_file(path, job) for path in job.indexes()]
         vectors = Vectors.of_files(files, indexes, job.settings.retrieval.index_parameters, self.passages)
-        another = Model(Path(job.other(job.row.passages).model)) if job.searches_another else None
+        another = Model(Path(job.other(job.row.passages).model)) if job.row.passages else None
         return Model(folder, self.passages, vectors, another)
 
     def against(self, run: str) -> System:
@@ -188,7 +189,10 @@ class Collection:
     # --- judgements --------------------------------------------------------------------------------------------------
     @cached_property
     def queries(self) -> dict[str, tuple[str, str]]:
-        """Text of each test and dev query -> its split and id; test queries first, the first of equal texts wins."""
+        """Text of each test and dev query, on one line -> its split and id.
+
+        Test queries come first; the first of equal texts wins.
+        """
         from lead.store.tables import read_table
 
         found: dict[str, tuple[str, str]] = {}
@@ -197,12 +201,12 @@ class Collection:
             if path.exists():
                 table = read_table(path, "queries")
                 for qid, text in zip(table["qid"].to_pylist(), table["text"].to_pylist(), strict=True):
-                    found.setdefault(text.strip(), (split, qid))
+                    found.setdefault(_on_one_line(text), (split, qid))
         return found
 
     def judged(self, query: str) -> dict[str, bool]:
         """Passages judged for a query of the collection, and whether each counts as relevant; empty for any other."""
-        if (known := self.queries.get(query.strip())) is None:
+        if (known := self.queries.get(_on_one_line(query))) is None:
             return {}
         from lead.store.tables import read_table
 
@@ -211,3 +215,8 @@ class Collection:
         table = table.filter(pc.equal(table["qid"], qid))
         least = self.job.dataset.settings.evaluation.relevance
         return {p: r >= least for p, r in zip(table["pid"].to_pylist(), table["rel"].to_pylist(), strict=True)}
+
+
+def _on_one_line(query: str) -> str:
+    """A query as the page's field holds it."""
+    return " ".join(query.split())
