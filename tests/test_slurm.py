@@ -155,3 +155,19 @@ def test_a_job_has_the_resources_that_its_rule_declares_and_sees_all_its_gpus(tm
     assert re.search(r"TresPerNode=gres:gpu:4|TresPerJob=gres:gpu:4|gres/gpu=4", job), job
     assert "TimeLimit=00:07:00" in job and re.search(r"MinMemoryNode=3000M|mem=3000M", job), job
     assert re.search(r"CPUs/Task=3|NumCPUs=[34]", job), job
+    assert "NumNodes=1 " in job and "ReqNodeList=(null)" in job, job
+
+
+def test_a_training_that_fails_runs_once_in_each_of_four_jobs(
+    tmp_path: Path, profile: Path, tiny_model: Path, tiny_collection: Path
+) -> None:
+    """The Snakemake in a job tries nothing again: the next job may have more memory."""
+    project = project_at(tmp_path / "p", tiny_model, tiny_collection)
+    replace(project / "config/presets/tiny.yaml", "batch_size: ", "batch_size: 1000")
+    target = f"{RESULTS}/models/miner"
+    words, environment = command(project, profile, "--set-resources", "train:gpu=0", "--", target)
+    done = subprocess.run(words, env=environment, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 1
+    logs = list((project / ".snakemake/slurm_logs/rule_train").rglob("*.log"))
+    said = [len(re.findall("^[0-9:]+ lead: error: train.batch_size: ", log.read_text(), re.M)) for log in logs]
+    assert said == [1] * 4, [log.read_text()[-2000:] for log in logs]

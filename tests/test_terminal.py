@@ -58,7 +58,7 @@ def test_short_names_become_results_wherever_they_stand(plan: Plan) -> None:
 
 def test_all_cores_are_used_unless_something_says_how_many(plan: Plan) -> None:
     assert snakemake_words(plan, ["tiny/bm25", "-n"])[2:5] == ["-n", "--cores", "all"]
-    for given in (["--cores", "2"], ["-c2"], ["-j", "4"], ["--profile", "slurm"], ["--executor=slurm"]):
+    for given in (["--cores", "2"], ["-c2"], ["-j", "4"], ["--profile", "slurm"], ["--workflow-profile=s"]):
         assert "all" not in snakemake_words(plan, ["tiny/bm25", *given])
 
 
@@ -139,6 +139,9 @@ def test_work_grows_with_steps_models_and_training(plan: Plan) -> None:
     assert job_work(plan, "evaluate", wildcards) == 0
     kept, needed = disk(plan, "distil_joint", wildcards)
     assert kept == 400_000 - 2 * 48 * 32**2 and needed == 6 * kept
+    assert disk(plan, "index", wildcards) == disk(plan, "encode_passages", wildcards)
+    asked = shape(plan["tiny", "lead_cb"]).queries["train"]
+    assert disk(plan, "encode_queries", wildcards | {"split": "train"})[0] == 4 * 32 * asked
 
 
 def test_a_ready_model_reads_as_much_as_its_folder_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,11 @@ def disk(plan: Plan, rule: str, wildcards: Mapping[str, str]) -> tuple[float, fl
         size = _weights(job) + (_weights(job.other(job.row.teacher)) if rule == "distil_joint" else 0)
         taught = 4.0 * _width(job) * (aligned_texts(job) or 0) if rule == "align" else 0.0  # the teacher's vectors
         return size, 3 * size * job.settings.train.checkpoint_keep + taught
-    if rule == "encode_passages":
-        n = shape(job).passages or 0
-        return (2.0 if job.settings.retrieval.fp16 else 4.0) * _width(job) * n / len(job.dataset.shards), 0.0
+    vector = (2.0 if job.settings.retrieval.fp16 else 4.0) * _width(job)
+    if rule in ("encode_passages", "index"):  # an index holds the vectors, or less
+        return vector * (shape(job).passages or 0) / len(job.dataset.shards), 0.0
+    if rule == "encode_queries":
+        return vector * shape(job).queries.get(wildcards["split"], 0) or 1e6, 0.0
     return 1e6, 0.0
 
 

@@ -23,7 +23,8 @@ from lead.plan.targets import runs, wanted
 
 Event = dict[str, Any]
 TARGET = re.compile(f"({NAME[1:-1]})/({NAME[1:-1]})")  # DATASET/RUN
-PARALLEL = ("--cores", "-c", "--jobs", "-j", "--executor", "-e", "--profile")  # one of them says how much at a time
+# one of them says how much at a time
+PARALLEL = ("--cores", "-c", "--jobs", "-j", "--executor", "-e", "--profile", "--workflow-profile")
 
 
 def option(words: Sequence[str], name: str) -> list[str]:

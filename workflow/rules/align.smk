@@ -20,11 +20,11 @@ rule align:
         f"{RESULTS}/{{dataset}}/timings/align.{{run}}.tsv"
     wildcard_constraints:
         run=one_of(plan.rows.of_stage("align")),
-    retries: 3
+    retries: RETRIES
     threads: 8
     resources:
         mem_mb=memory("align"),
-        runtime=lambda w, attempt: 1440 * attempt,
+        runtime=1440,
         gpu=lambda w: plan.datasets[w.dataset].gpus,
     params:
         settings=settings("align"),

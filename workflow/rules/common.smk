@@ -11,6 +11,9 @@ settings = recipes(plan)
 execution = executions(plan)
 memory = memories(plan)
 
+# of a training, which goes on from its checkpoint; the Snakemake inside a cluster's job leaves them to the one outside
+RETRIES = 0 if workflow.remote_exec else 3
+
 RESULTS = plan.results
 DATA = f"{RESULTS}/{{dataset}}/data"
 

@@ -49,11 +49,11 @@ rule distil_scores:
         f"{RESULTS}/{{dataset}}/timings/distil.{{run}}.tsv"
     wildcard_constraints:
         run=one_of(plan.rows.scored()),
-    retries: 3
+    retries: RETRIES
     threads: 8
     resources:
         mem_mb=memory("distil"),
-        runtime=lambda w, attempt: 1440 * attempt,
+        runtime=1440,
         gpu=lambda w: plan.datasets[w.dataset].gpus,
     params:
         settings=settings("distil"),

@@ -44,11 +44,11 @@ rule train:
         f"{RESULTS}/{{dataset}}/timings/train.{{run}}.tsv"
     wildcard_constraints:
         run=one_of(plan.rows.of_stage("train")),
-    retries: 3
+    retries: RETRIES
     threads: 8
     resources:
         mem_mb=memory("train"),
-        runtime=lambda w, attempt: 1440 * attempt,
+        runtime=1440,
         gpu=lambda w: plan.datasets[w.dataset].gpus,
     params:
         settings=settings("train"),
