@@ -170,7 +170,7 @@ def test_threads_rerun_nothing(made: Path) -> None:
 def test_the_execution_reaches_the_command(made: Path) -> None:
     keys = settings(train={"micro_tokens": 99}, retrieval={"batch_tokens": 77})
     said = succeed(made, "--dry-run", "--printshellcmds", *keys, "--forceall", "--", *TARGETS)
-    commands = [shlex.split(line) for line in re.findall(r"^Shell command: (lead .+)$", said, re.MULTILINE)]
+    commands = [shlex.split(line) for line in re.findall(r"^Shell command: (?:exec )?(lead .+)$", said, re.MULTILINE)]
     executions = {c[1]: json.loads(c[c.index("--execution") + 1]) for c in commands if "--execution" in c}
     assert set(executions) == {"train", "distil", "encode", "rerank"}
     assert executions["train"]["train"]["micro_tokens"] == executions["distil"]["train"]["micro_tokens"] == 99

@@ -35,7 +35,7 @@ rule align:
     message:
         "{wildcards.dataset}: aligning {wildcards.run} with its teacher"
     shell:
-        "lead align --corpus {input.corpus:q} --queries {input.queries:q}"
+        "exec lead align --corpus {input.corpus:q} --queries {input.queries:q}"
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} {params.texts} {params.start}"
         " --teacher {input.teacher:q} --passages {input.passages:q} --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"
         " --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"

@@ -13,6 +13,7 @@ memory = memories(plan)
 
 # of a training, which goes on from its checkpoint; the Snakemake inside a cluster's job leaves them to the one outside
 RETRIES = 0 if workflow.remote_exec else 3
+# ..and its command starts with exec: a shell that waits for it would end at a scheduler's SIGTERM, before its checkpoint
 
 RESULTS = plan.results
 DATA = f"{RESULTS}/{{dataset}}/data"

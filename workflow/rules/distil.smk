@@ -32,7 +32,7 @@ rule distil:
     message:
         "{wildcards.dataset}: distilling {wildcards.run} from a frozen teacher"
     shell:
-        "lead distil --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        "exec lead distil --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q}"
         " --start {input.start:q} --teacher {input.teacher:q}"
         " --out {output.model:q} {params.teacher_out} --state {params.state:q} --metrics {output.metrics:q}"

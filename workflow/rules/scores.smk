@@ -62,7 +62,7 @@ rule distil_scores:
     message:
         "{wildcards.dataset}: distilling {wildcards.run} from scores"
     shell:
-        "lead distil --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        "exec lead distil --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q}"
         " --start {input.start:q} --scores {input.scores:q}"
         " --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"

@@ -59,7 +59,7 @@ rule train:
     message:
         "{wildcards.dataset}: training {wildcards.run}"
     shell:
-        "lead train --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
+        "exec lead train --corpus {input.corpus:q} --queries {input.queries:q} --qrels {input.qrels:q}"
         " --dev-queries {input.dev_queries:q} --dev-qrels {input.dev_qrels:q} --negatives {input.negatives:q} {params.start} {params.passages}"
         " --out {output.model:q} --state {params.state:q} --metrics {output.metrics:q}"
         " --settings {params.settings:q} --execution {params.execution:q} --gpu {resources.gpu} --threads {threads} --log {log:q}"
