@@ -113,7 +113,9 @@ def settings_of(args: argparse.Namespace, variant: str, seed: int) -> tuple[Job,
         raise LeadError(f"{run} does not train a model of another run with labels or a teacher's layers")
     length = {} if args.steps is None else {"steps": args.steps, "epochs": None}
     given = {"train": {**length, "dev_queries": 0, "select": "last"}}
-    changed = merge(merge(stage_settings(job, stage), given), json.loads(change or "{}"))
+    if not isinstance(changes := json.loads(change or "{}"), dict):
+        raise LeadError("after the colon: an object of settings")
+    changed = merge(merge(stage_settings(job, stage), given), changes)
     return job, validate(settings_class(stage), merge(changed, {"seed": seed}), variant)
 
 

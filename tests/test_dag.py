@@ -245,6 +245,7 @@ def test_variants_are_compared_on_dev_and_one_that_cannot_be_trained_is_named(ma
     assert sorted(made.rglob("*")) == before
     for variant, why in (
         ("rd_cb:{", "Expecting"),
+        ("rd_cb:[1]", "an object"),
         ('rd_cb:{"distil": {"tu": 2}}', "unknown key"),
         ("miner", "does not"),
     ):

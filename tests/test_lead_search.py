@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import make_bert, make_retriever, vocabulary
 from searchable import HOSTILE, HOSTILE_ID, HOSTILE_QUERY, Searchable, environment
@@ -111,7 +112,8 @@ def test_passages_of_ones_own(searchable: Searchable, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(LeadError, match="holds no passage"):
         mine.index(tmp_path / "empty.jsonl")
-    np.testing.assert_array_equal(mine.encode_queries(np.array(["array"])), mine.encode_queries(["array"]))  # type: ignore[arg-type]
+    for column in (np.array(["array"]), pa.chunked_array([["array"]])):
+        np.testing.assert_array_equal(mine.encode_queries(column), mine.encode_queries(["array"]))  # type: ignore[arg-type]
     for wrong in ("one text", ["a", None], [1]):
         with pytest.raises(LeadError, match="give a list of texts"):
             mine.encode_passages(wrong)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def checked(texts: Sequence[str]) -> list[str]:
     """Texts as a list. Raises LeadError for one text, and for what holds anything else."""
     if isinstance(texts, str):
         raise LeadError("give a list of texts, not one text")
-    found = list(texts)
+    found = texts.to_pylist() if hasattr(texts, "to_pylist") else list(texts)  # an Arrow column
     for at, text in enumerate(found):
         if not isinstance(text, str):
             raise LeadError(f"give a list of texts; number {at} is {text!r:.60}, not a text")
