@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
@@ -30,7 +31,11 @@ def test_the_table_is_the_same_takes_no_memory_and_leaves_no_file(tmp_path: Path
     path = corpus(tmp_path / "corpus.parquet")
     before = pa.total_allocated_bytes()
     table = mapped(path, tmp_path / "deep" / "texts.arrow")
-    assert table.nbytes > 20e6 and pa.total_allocated_bytes() - before < 1e6
+    assert table.nbytes > 20e6
+    deadline = time.monotonic() + 10  # a thread of Arrow's may still hold the last batch for a moment
+    while pa.total_allocated_bytes() - before > 1e6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert pa.total_allocated_bytes() - before < 1e6
     assert list((tmp_path / "deep").iterdir()) == []
     assert table.equals(read_table(path, "corpus"))
     assert take_texts(table["text"], [2999, 0]) == ["2999 é " * 1000, "0 é " * 1000]
