@@ -5,8 +5,8 @@
 At the start of a run, over some batches: the student's mean gradient of each part of the loss, and its cosine with
 the mean gradient of the contrastive loss on dev queries. A part whose cosine is zero teaches the student nothing that
 carries over to new queries; one whose gradient is small beside another's is not heard. Each part has its weight of
-`distil.weights`; batches are those of the run's first steps. `signal` is the norm of the mean
-gradient over what noise alone would leave of it: at 1 there is nothing but noise, and cosines mean nothing.
+`distil.weights`; batches are those of the run's first steps. `signal` is the norm of the mean gradient over what noise
+alone would leave of it: at 1 there is nothing but noise, and cosines mean nothing.
 
 Needs the models of the run's student and teacher and the mined negatives; results/ is not written to.
 """

@@ -88,7 +88,10 @@ def points() -> list[dict[str, Any]]:
     asked += [(encoding_cost, "passages", n, n) for n in ENCODED]  # type: ignore[list-item, misc]
     rows: list[dict[str, Any]] = []
     known: dict[Any, dict[str, float]] = {}
-    for function, argument in ((step_cost, BASE), (encoding_cost, ENCODED[0])):  # make the models, whose memory counts
+    for function, argument in (
+        (step_cost, BASE),
+        (encoding_cost, ENCODED[0]),
+    ):  # these make the models, which takes memory too
         with multiprocessing.get_context("fork").Pool(1) as pool:
             pool.apply(function, (argument,))
     for function, key, value, argument in asked:

@@ -117,6 +117,7 @@ def test_dev_passages_are_relevant_mined_and_others_and_a_query_s_own_may_be_lef
 def test_what_one_export_has_and_the_next_has_not_goes_from_the_hub() -> None:
     ours = ["model.safetensors", "config.json", "README.md", "SHA256SUMS", "modules.json", "tokenizer.json"]
     optional = ["onnx/model.onnx", "vectors/passages-0.parquet", "trec/run.txt", "2_Dense/model.safetensors"]
+    optional.append("head.safetensors")
     assert list(filter_repo_objects(ours + optional, allow_patterns=hub.OPTIONAL)) == optional
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lead.config.lists import Bm25
 from lead.search.snippet import Marker, one_line
 
@@ -17,13 +19,21 @@ def test_a_snippet_shows_the_words_of_the_query() -> None:
     assert whole.whole and whole.parts() == [("the end", False)]
     assert Marker(Bm25(analyser="unicode")).snippet("東京", "京都と東京").parts()[-1] == ("京", True)
     assert marker.snippet("x", "").parts() == []
-    shown = {
-        text: marker.snippet("load", text) for text in ("load ... wait", "load\nwait", "title\n=====\nload", "----")
-    }
-    assert [(s.text, s.whole) for s in shown.values()] == [
-        ("load wait", False), ("load wait", True), ("title load", False), ("", False)
-    ]  # fmt: skip
     assert marker.snippet("x", "y" * 1000, 50).text == "y" * 50 + " …"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "whole"),
+    [
+        ("load ... wait", "load wait", False),
+        ("load\nwait", "load wait", True),
+        ("title\n=====\nload", "title load", False),
+        ("----", "", False),
+    ],
+)
+def test_a_snippet_is_whole_if_only_line_breaks_are_lost(text: str, shown: str, whole: bool) -> None:
+    found = Marker(Bm25()).snippet("load", text)
+    assert (found.text, found.whole) == (shown, whole)
 
 
 def test_a_snippet_cannot_speak_to_a_terminal() -> None:

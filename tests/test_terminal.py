@@ -58,7 +58,15 @@ def test_short_names_become_results_wherever_they_stand(plan: Plan) -> None:
 
 def test_all_cores_are_used_unless_something_says_how_many(plan: Plan) -> None:
     assert snakemake_words(plan, ["tiny/bm25", "-n"])[2:5] == ["-n", "--cores", "all"]
-    for given in (["--cores", "2"], ["-c2"], ["-j", "4"], ["--profile", "slurm"], ["--workflow-profile=s"]):
+    for given in (
+        ["--cores", "2"],
+        ["-c2"],
+        ["-j", "4"],
+        ["--profile", "slurm"],
+        ["--workflow-profile=s"],
+        ["-e", "slurm"],
+        ["--executor=slurm"],
+    ):
         assert "all" not in snakemake_words(plan, ["tiny/bm25", *given])
 
 

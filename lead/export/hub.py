@@ -6,8 +6,8 @@ from pathlib import Path
 
 from lead.errors import LeadError
 
-# what one export has and another has not: the hub keeps what it is not told to delete
-OPTIONAL = ["onnx/*", "vectors/*", "trec/*", "[0-9]_*/*"]
+# files that not every export has: the hub keeps those of an earlier one unless it is told to delete them
+OPTIONAL = ["onnx/*", "vectors/*", "trec/*", "[0-9]_*/*", "head.safetensors"]
 
 
 def check_login(name: str) -> None:

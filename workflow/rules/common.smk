@@ -11,9 +11,9 @@ settings = recipes(plan)
 execution = executions(plan)
 memory = memories(plan)
 
-# of a training, which goes on from its checkpoint; the Snakemake inside a cluster's job leaves them to the one outside
+# How often a training is tried again, from its checkpoint. Only the Snakemake that submits jobs does so, not the one inside a job.
+# A training's command starts with exec: at a scheduler's SIGTERM a shell would end before the checkpoint is written.
 RETRIES = 0 if workflow.remote_exec else 3
-# ..and its command starts with exec: a shell that waits for it would end at a scheduler's SIGTERM, before its checkpoint
 
 RESULTS = plan.results
 DATA = f"{RESULTS}/{{dataset}}/data"
